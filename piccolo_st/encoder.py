@@ -1,0 +1,121 @@
+"""The encoder of a run: loaded from a checkpoint, or built small from the run's own text.
+
+(1) learn a WordPiece vocabulary from the texts (``tokenizers``; each Chinese character stands alone, as in BERT);
+(2) write it and a random BERT of the asked size to a directory, once, by the first rank;
+(3) load that directory as any other checkpoint: stock Transformer, pooling, prompts and the two lengths.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from piccolo_st.errors import InputError
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """Size of an encoder to build.
+
+    Args:
+        vocab_size: most entries of the WordPiece vocabulary.
+        min_frequency: a piece seen less often is left out.
+        hidden_size: width, in units; a multiple of ``heads``.
+        layers: transformer layers.
+        heads: attention heads.
+        intermediate_size: width of the feed-forward layers.
+        max_positions: longest input, in tokens.
+        dropout: probability in [0, 1), hidden and attention alike.
+        seed: of the random weights.
+    """
+
+    vocab_size: int = 8000
+    min_frequency: int = 2
+    hidden_size: int = 256
+    layers: int = 4
+    heads: int = 4
+    intermediate_size: int = 1024
+    max_positions: int = 512
+    dropout: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden_size", "layers", "heads", "intermediate_size", "max_positions"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"model.build.{name} must be a whole number from 1 up, but is {value!r}")
+        if self.hidden_size % self.heads:
+            raise InputError(
+                f"model.build.hidden_size must be a multiple of model.build.heads, but {self.hidden_size} is not "
+                f"a multiple of {self.heads}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"model.build.dropout must lie in [0, 1), but is {self.dropout!r}")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> EncoderSettings:
+        """Settings from a YAML mapping; an unknown key raises InputError with the known ones."""
+        known = [item.name for item in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise InputError(f"unknown key 'model.build.{key}'; known are {', '.join(known)}")
+        return cls(**values)
+
+
+def build_encoder(settings: EncoderSettings, texts: Iterable[str], path: Path, always: Sequence[str] = ()) -> Path:
+    """Learn a vocabulary from ``texts`` and write tokenizer and random BERT weights to ``path``.
+
+    Args:
+        settings: the size.
+        texts: any text of the run; the more it resembles what will be encoded, the better the vocabulary.
+        path: a directory, made here.
+        always: strings whose characters enter the vocabulary whatever their frequency (the instructions).
+
+    Returns:
+        ``path``, which ``load_encoder`` and transformers' AutoModel read.
+    """
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    wordpiece = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    wordpiece.normalizer = normalizers.BertNormalizer(lowercase=True)
+    wordpiece.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    wordpiece.train_from_iterator(
+        texts,
+        trainers.WordPieceTrainer(
+            vocab_size=settings.vocab_size,
+            min_frequency=settings.min_frequency,
+            limit_alphabet=settings.vocab_size,
+            initial_alphabet=sorted(set("".join(always)) - {" "}),
+            special_tokens=specials,
+            continuing_subword_prefix="##",
+            show_progress=False,
+        ),
+    )
+    ends = [(token, specials.index(token)) for token in ("[CLS]", "[SEP]")]
+    wordpiece.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    tokenizer = BertTokenizerFast(tokenizer_object=wordpiece, model_max_length=settings.max_positions)
+    path.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(path)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        intermediate_size=settings.intermediate_size,
+        max_position_embeddings=settings.max_positions,
+        hidden_dropout_prob=settings.dropout,
+        attention_probs_dropout_prob=settings.dropout,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        BertModel(config, add_pooling_layer=False).save_pretrained(path)
+    return path

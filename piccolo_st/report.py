@@ -1,0 +1,147 @@
+"""What a run shows and leaves behind: the plan before it, the table, the picture and the record after it.
+
+Pure text and files; nothing here trains or loads a model.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from unicodedata import east_asian_width
+
+import yaml
+
+# Metric of the table -> the ending of its key in the trainer's log history.
+METRICS = {"nDCG@10": "_ndcg@10", "recall@10": "_recall@10", "MRR@10": "_mrr@10"}
+
+_PACKAGES = (
+    "piccolo_st",
+    "sentence-transformers",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "torch",
+    "deepspeed",
+    "mteb",
+    "numpy",
+)
+
+
+def _width(text: str) -> int:
+    return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.2f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A plain text table, columns padded to the display width (a Chinese character takes two places).
+
+    Numbers stand right, everything else left; floats get two decimals.
+    """
+    columns = range(len(header))
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(_width(row[column]) for row in [list(header), *cells]) for column in columns]
+    numeric = [bool(rows) and all(isinstance(row[column], (int, float)) for row in rows) for column in columns]
+
+    def line(row: Sequence[str]) -> str:
+        padded = [
+            " " * (width - _width(cell)) + cell if right else cell + " " * (width - _width(cell))
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        ]
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, cells)])
+
+
+def evaluations(history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """The retrieval evaluations of a trainer's log history, in order.
+
+    Args:
+        history: ``trainer.state.log_history``.
+
+    Returns:
+        One dictionary per evaluation: "step", and each metric of ``METRICS`` in percent. When several sets were
+        searched, a metric is the mean over them.
+    """
+    found: list[dict[str, float]] = []
+    for entry in history:
+        values: dict[str, float] = {}
+        for name, ending in METRICS.items():
+            scores = [100.0 * float(value) for key, value in entry.items() if key.endswith(ending)]
+            if scores:
+                values[name] = sum(scores) / len(scores)
+        if values:
+            found.append({"step": float(entry.get("step", 0)), **values})
+    return found
+
+
+def comparison(history: Sequence[Mapping[str, Any]]) -> str:
+    """The table of the first evaluation against the last one, in percent; empty text when there are not two."""
+    points = evaluations(history)
+    if len(points) < 2:
+        return ""
+    first, last = points[0], points[-1]
+    rows = [[name, first[name], last[name], last[name] - first[name]] for name in METRICS]
+    return table(["held-out search", "before", "after", "gain"], rows)
+
+
+def plot_curves(history: Sequence[Mapping[str, Any]], path: Path, title: str = "") -> Path:
+    """Draw the logged loss and the search metrics over steps into one PNG.
+
+    Raises:
+        ImportError: matplotlib is missing; the message says what to install.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('drawing the curves needs matplotlib: pip install "piccolo_st[quickstart]"') from error
+
+    losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    points = evaluations(history)
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    if losses:
+        left.plot(*zip(*losses, strict=True), linewidth=1.2)
+    left.set(title="training loss", xlabel="step", ylabel="loss")
+    for name in METRICS if points else ():
+        right.plot([point["step"] for point in points], [point[name] for point in points], marker="o", label=name)
+    right.set(title="search over held-out queries", xlabel="step", ylabel="percent", ylim=(0, 100))
+    if points:
+        right.legend(loc="lower right")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    if title:
+        figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def versions() -> dict[str, str]:
+    """The installed version of every package that decides a run's numbers, and of Python."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write_record(folder: Path, resolved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Write ``config.yaml`` (the run's configuration with every override) and ``run.json`` (versions and facts)."""
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump(dict(resolved), allow_unicode=True, sort_keys=False), encoding="utf-8"
+    )
+    record = {"versions": versions(), **facts}
+    (folder / "run.json").write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

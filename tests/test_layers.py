@@ -1,0 +1,114 @@
+"""The house: imports point one way, nothing heavy is imported for its sake, importing has no side effects."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "piccolo_st"
+
+# Ground first: a module may import only from layers before its own; modules of one layer do not import each other,
+# but a package (losses, data, evaluation) may import within itself.
+LAYERS = [
+    {"_version", "errors"},
+    {"distributed", "instructions", "benchmarks", "report"},
+    {"batching"},
+    {"losses", "pooling", "data", "positions"},
+    {"portable", "onnx_export"},
+    {"checkpoint", "encoder", "evaluation", "arguments"},
+    {"model_card", "trainer"},
+    {"hub", "run"},
+]
+LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
+
+# Packages that only some users install: imported inside the function that needs them.
+OPTIONAL = {"mteb", "faiss", "matplotlib", "jionlp", "deepspeed", "datasketch", "bm25s", "opencc", "onnx",
+            "onnxruntime", "datatrove", "gradio", "pandas"}  # fmt: skip
+
+
+def _modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def _imports(path: Path, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import; write the whole name"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def _layer_name(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_to_the_ground(path: Path) -> None:
+    own = _layer_name(path)
+    if own == "__init__":
+        return
+    assert own in LEVEL, f"{path.name} has no layer; give it one in LAYERS and in the package's docstring"
+    for name in _imports(path):
+        if not name.startswith("piccolo_st."):
+            continue
+        other = name.split(".")[1]
+        if other == own or other not in LEVEL:
+            continue
+        assert LEVEL[other] < LEVEL[own], f"{path.relative_to(PACKAGE)} imports {name}: not below its own layer"
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_optional_packages_are_imported_where_they_are_used(path: Path) -> None:
+    found = {name.split(".")[0] for name in _imports(path, top_level_only=True)} & OPTIONAL
+    assert not found, f"{path.relative_to(PACKAGE)} imports {found} at the top"
+
+
+def test_only_evaluation_imports_mteb() -> None:
+    users = {_layer_name(path) for path in _modules() if any(n.split(".")[0] == "mteb" for n in _imports(path))}
+    assert users <= {"evaluation"}
+
+
+def test_every_layer_exists_or_is_gone() -> None:
+    present = {_layer_name(path) for path in _modules()} - {"__init__"}
+    assert present <= set(LEVEL)
+    assert set(LEVEL) <= present, f"LAYERS names modules that do not exist: {set(LEVEL) - present}"
+
+
+def test_importing_the_package_loads_nothing_and_changes_nothing() -> None:
+    code = (
+        "import sys, os, logging, warnings\n"
+        "before = (dict(os.environ), logging.root.level, list(warnings.filters))\n"
+        "import time; start = time.perf_counter()\n"
+        "import piccolo_st\n"
+        "spent = time.perf_counter() - start\n"
+        "heavy = {'torch', 'transformers', 'sentence_transformers', 'datasets', 'mteb'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "assert before == (dict(os.environ), logging.root.level, list(warnings.filters))\n"
+        "print(spent)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, env=dict(os.environ)
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert float(ran.stdout) < 0.1
+
+
+def test_every_public_name_is_there() -> None:
+    import piccolo_st
+
+    assert len(piccolo_st.__all__) <= 13  # twelve names and the version
+    for name in piccolo_st.__all__:
+        assert getattr(piccolo_st, name) is not None
+    with pytest.raises(AttributeError, match=r"has no attribute 'NoSuchName'; its public names are"):
+        _ = piccolo_st.NoSuchName
