@@ -1,0 +1,94 @@
+"""What came of each dataset of a mixture: rows read, kept and left out, in numbers that add up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from piccolo_st.data.specs import DatasetSpec
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """The account of one dataset.
+
+    ``rows == kept + sum(rejected.values()) + sum(left_out.values()) + held_out - added``.
+
+    Attributes:
+        rows: rows read, faulty ones included.
+        kept: rows of the dataset as it is trained on.
+        rejected: reason -> faulty rows left out.
+        removed: reason -> faulty items left out of lists whose row stayed.
+        left_out: reason -> sound rows that the preset does not use.
+        added: rows gained where one row with several positives became several.
+        held_out: rows that hold a held-out query or positive.
+        rejects_path: rejects.jsonl, one line for each rejected row and removed item.
+        note: the dataset's licence.
+    """
+
+    name: str
+    task: str
+    rows: int
+    kept: int
+    rejected: Mapping[str, int]
+    removed: Mapping[str, int]
+    left_out: Mapping[str, int]
+    added: int
+    held_out: int
+    rejects_path: Path
+    licence: str | None
+
+    @classmethod
+    def of(cls, spec: DatasetSpec, numbers: Mapping[str, Any], rejects_path: Path, held_out: int) -> DatasetReport:
+        """From the numbers a store's entry holds."""
+        return cls(
+            name=spec.name,
+            task=spec.task,
+            rows=numbers["rows"],
+            kept=numbers["kept"] - held_out,
+            rejected=numbers["rejected"],
+            removed=numbers["removed"],
+            left_out=numbers["left_out"],
+            added=numbers["added"],
+            held_out=held_out,
+            rejects_path=rejects_path,
+            licence=spec.licence,
+        )
+
+
+@dataclass(frozen=True)
+class MixtureReport:
+    """The accounts of all datasets, by name."""
+
+    datasets: Mapping[str, DatasetReport]
+
+    def __str__(self) -> str:
+        header = ("dataset", "task", "rows", "kept", "rejected", "unused", "held out")
+        lines = [header]
+        for report in self.datasets.values():
+            numbers = (
+                report.rows,
+                report.kept,
+                sum(report.rejected.values()),
+                sum(report.left_out.values()),
+                report.held_out,
+            )
+            lines.append((report.name, report.task, *(f"{number:,}" for number in numbers)))
+        widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+        text = [
+            "  ".join(
+                cell.ljust(width) if i < 2 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            )
+            for line in lines
+        ]
+        for report in self.datasets.values():
+            for action, counts in (
+                ("rejected", report.rejected),
+                ("items removed", report.removed),
+                ("unused", report.left_out),
+            ):
+                text += [f"  {report.name}: {number:,} {action}: {reason}" for reason, number in counts.items()]
+        return "\n".join(text)

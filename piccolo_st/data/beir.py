@@ -1,0 +1,79 @@
+"""The BEIR layout: corpus.jsonl and queries.jsonl (``_id``, ``text``, perhaps ``title``), and qrels as a TSV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from piccolo_st.data.sources import CHUNK_ROWS, Chunk, Reject, excerpt, read_delimited, read_jsonl
+from piccolo_st.data.specs import MixtureError
+
+
+def read_texts(path: Path) -> tuple[dict[str, str], list[Reject]]:
+    """Id -> text (title and text joined by a space), and the lines that could not be used."""
+    texts: dict[str, str] = {}
+    rejects: list[Reject] = []
+    for chunk in read_jsonl(path):
+        rejects += chunk.rejects
+        assert isinstance(chunk.records, list)
+        for row, record in zip(chunk.rows.tolist(), chunk.records, strict=True):
+            identity, text = record.get("_id"), record.get("text")
+            if not isinstance(identity, str | int) or not isinstance(text, str):
+                rejects.append(Reject(str(path), row, "no _id or text", excerpt(record)))
+            elif str(identity) in texts:
+                rejects.append(Reject(str(path), row, "an _id twice", excerpt(identity)))
+            else:
+                title = record.get("title")
+                texts[str(identity)] = f"{title} {text}" if isinstance(title, str) and title.strip() else text
+    return texts, rejects
+
+
+def read_qrels(path: Path) -> tuple[list[tuple[int, str, str, float]], list[Reject]]:
+    """(row, query id, document id, score) of each judgement, and the lines that could not be used.
+
+    Raises:
+        MixtureError: the header is not query-id, corpus-id, score.
+    """
+    judgements: list[tuple[int, str, str, float]] = []
+    rejects: list[Reject] = []
+    for chunk in read_delimited(path, "\t"):
+        rejects += chunk.rejects
+        assert isinstance(chunk.records, list)
+        for row, record in zip(chunk.rows.tolist(), chunk.records, strict=True):
+            if not {"query-id", "corpus-id", "score"} <= record.keys():
+                raise MixtureError(
+                    f"{path} must begin with the line query-id TAB corpus-id TAB score, but its columns are "
+                    f"{', '.join(record)}"
+                )
+            try:
+                score = float(record["score"])
+            except ValueError:
+                rejects.append(Reject(str(path), row, "score: not a number", excerpt(record["score"])))
+            else:
+                judgements.append((row, record["query-id"], record["corpus-id"], score))
+    return judgements, rejects
+
+
+def read_beir_pairs(files: tuple[Path, ...]) -> Iterator[Chunk]:
+    """A row for each positive judgement; documents judged 0 for the query are its negatives."""
+    corpus, corpus_rejects = read_texts(files[0])
+    queries, query_rejects = read_texts(files[1])
+    judgements, rejects = read_qrels(files[2])
+    negatives: dict[str, list[str]] = {}
+    good = []
+    for row, query, document, score in judgements:
+        if query not in queries or document not in corpus:
+            missing = f"query {query}" if query not in queries else f"document {document}"
+            rejects.append(Reject(str(files[2]), row, "judges an unknown id", missing))
+        elif score > 0:
+            good.append((row, query, document))
+        else:
+            negatives.setdefault(query, []).append(corpus[document])
+    rejects = [*corpus_rejects, *query_rejects, *rejects]
+    for start in range(0, max(len(good), 1), CHUNK_ROWS):
+        part = good[start : start + CHUNK_ROWS]
+        records = [{"query": queries[q], "positive": corpus[d], "negative": negatives.get(q, [])} for _, q, d in part]
+        yield Chunk(str(files[2]), np.array([row for row, _, _ in part], dtype=np.int64), records, rejects)
+        rejects = []

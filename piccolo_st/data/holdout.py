@@ -1,0 +1,144 @@
+"""Held-out retrieval sets: queries kept out of training and searched for among all positives of their dataset.
+
+(1) draw distinct queries by seed; with a query all its rows are held out;
+(2) the corpus is every distinct positive of the dataset, of held-out and training rows alike; relevant are all
+    positives of the query, which several queries may share;
+(3) from the training rows of every dataset goes each that has a held-out query's text or a held-out positive's
+    text in any column; in a list only that item goes. Texts are compared by their key: without case, width,
+    whitespace and punctuation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+
+from piccolo_st.data.roles import flatten
+from piccolo_st.data.specs import DatasetSpec, MixtureError
+
+
+@dataclass(frozen=True)
+class RetrievalHoldout:
+    """Queries, corpus and relevance in the shape that ST's InformationRetrievalEvaluator takes.
+
+    Attributes:
+        queries: query id -> text.
+        corpus: document id -> text; every text once.
+        relevant: query id -> ids of its documents.
+    """
+
+    queries: dict[str, str]
+    corpus: dict[str, str]
+    relevant: dict[str, set[str]]
+
+
+def text_key(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Texts as they are compared: NFKC, lower case, no whitespace, punctuation or symbols.
+
+    A text of nothing else keeps what NFKC makes of it, so that different ones stay different.
+    """
+    texts = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
+    plain = pc.utf8_lower(pc.utf8_normalize(texts, form="NFKC"))
+    bare = pc.replace_substring_regex(plain, pattern=r"[\p{Z}\p{C}\p{P}\p{S}\s]+", replacement="")
+    return pc.if_else(pc.equal(pc.binary_length(bare), 0), plain, bare)
+
+
+def draw(spec: DatasetSpec, dataset: Dataset) -> RetrievalHoldout:
+    """Hold queries of a retrieval dataset out.
+
+    Raises:
+        MixtureError: not a retrieval dataset, too few distinct queries, or a corpus smaller than asked.
+    """
+    holdout = spec.holdout
+    assert holdout is not None
+    if not {"query", "positive"} <= set(dataset.column_names) or isinstance(dataset[0]["positive"], list):
+        raise MixtureError(
+            f"the holdout of dataset {spec.name!r} needs rows of one query and one positive, but its columns are "
+            f"{', '.join(dataset.column_names)}; remove `holdout` or set `positives: all`"
+        )
+    table = dataset.with_format("arrow")[:]
+    queries = table["query"].combine_chunks().dictionary_encode()
+    documents = table["positive"].combine_chunks().dictionary_encode()
+    count, size = len(queries.dictionary), len(documents.dictionary)
+    if holdout.queries >= count:
+        raise MixtureError(
+            f"the holdout of dataset {spec.name!r} asks for {holdout.queries} queries, but the dataset has only "
+            f"{count} distinct ones and some must be left to train on; lower `queries`"
+        )
+    if size < holdout.min_corpus:
+        raise MixtureError(
+            f"the holdout of dataset {spec.name!r} must search among at least {holdout.min_corpus} distinct positives, "
+            f"but the dataset has {size}; lower `min_corpus` or give it more rows"
+        )
+    chosen = np.sort(np.random.default_rng(holdout.seed).permutation(count)[: holdout.queries])
+    query_of, document_of = queries.indices.to_numpy(False), documents.indices.to_numpy(False)
+    relevant: dict[str, set[str]] = {f"q{query}": set() for query in chosen}
+    for row in np.flatnonzero(np.isin(query_of, chosen)):
+        relevant[f"q{query_of[row]}"].add(f"d{document_of[row]}")
+    texts = queries.dictionary.take(pa.array(chosen)).to_pylist()
+    return RetrievalHoldout(
+        queries={f"q{query}": text for query, text in zip(chosen, texts, strict=True)},
+        corpus={f"d{index}": text for index, text in enumerate(documents.dictionary.to_pylist())},
+        relevant=relevant,
+    )
+
+
+@dataclass(frozen=True)
+class Forbidden:
+    """Keys of texts that must not be trained on: ``anywhere`` in a row, or as a ``query`` of the dataset named."""
+
+    anywhere: pa.Array
+    queries: dict[str, pa.Array]
+
+
+def forbidden(holdouts: dict[str, RetrievalHoldout]) -> Forbidden:
+    """What the holdouts keep out of training."""
+    documents = [h.corpus[d] for h in holdouts.values() for found in h.relevant.values() for d in sorted(found)]
+    return Forbidden(
+        pc.unique(text_key(pa.array(documents, type=pa.string()))),
+        {name: pc.unique(text_key(pa.array(list(h.queries.values())))) for name, h in holdouts.items()},
+    )
+
+
+def clean(name: str, tables: Iterable[pa.Table], keys: Forbidden) -> Iterator[pa.Table]:
+    """The training rows of dataset ``name`` that hold no forbidden text; lists lose only such items."""
+    for table in tables:
+        bad = np.zeros(table.num_rows, dtype=bool)
+        for index, column in enumerate(table.schema.names):
+            kind = table.schema.field(column).type
+            if pa.types.is_string(kind):
+                found = text_key(table[column])
+                bad |= pc.is_in(found, keys.anywhere).to_numpy(False)
+                if column == "query" and name in keys.queries:
+                    bad |= pc.is_in(found, keys.queries[name]).to_numpy(False)
+            elif pa.types.is_list(kind):
+                lists = table[column].combine_chunks()
+                texts, owners = flatten(lists)
+                good = ~pc.is_in(text_key(texts), keys.anywhere).to_numpy(False)
+                if good.all():
+                    continue
+                counts = np.bincount(owners[good], minlength=table.num_rows)
+                if column == "positive":
+                    bad |= counts == 0
+                offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+                lists = pa.ListArray.from_arrays(offsets, texts.filter(pa.array(good)))
+                table = table.set_column(index, column, lists)
+        yield table.filter(pa.array(~bad)) if bad.any() else table
+
+
+def read_beir(folder_files: tuple[Path, ...]) -> RetrievalHoldout:
+    """A BEIR folder as a retrieval evaluation: (corpus.jsonl, queries.jsonl, qrels.tsv)."""
+    from piccolo_st.data.beir import read_qrels, read_texts
+
+    corpus, queries = read_texts(folder_files[0])[0], read_texts(folder_files[1])[0]
+    relevant: dict[str, set[str]] = {}
+    for _, query, document, score in read_qrels(folder_files[2])[0]:
+        if score > 0 and query in queries and document in corpus:
+            relevant.setdefault(query, set()).add(document)
+    return RetrievalHoldout({q: queries[q] for q in relevant}, corpus, relevant)

@@ -1,0 +1,221 @@
+"""A data mixture: one YAML that names the datasets, loaded into validated, memory-mapped datasets.
+
+    (1) the YAML becomes frozen dataclasses (``specs``); an unknown key is an error that names the nearest known one;
+    (2) each dataset is read, checked row by row and written once (``sources``, ``roles``, ``validation``,
+        ``presets``, ``store``);
+    (3) held-out queries are drawn, and their texts leave the training rows of every dataset (``holdout``);
+    (4) the result has the columns in sentence-transformers' order: query, positive[, negative...] for retrieval (and
+        for classification after its preset), sentence1, sentence2, label for sts and pair.
+
+A mixture file::
+
+    datasets:
+      words:
+        source: jionlp:words
+        task: retrieval
+        holdout: {queries: 1000, seed: 13}
+      afqmc:
+        source: sts/afqmc.train.jsonl
+        task: pair
+        columns: {label: score}
+        weight: 0.5
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import yaml
+from datasets import Dataset, DatasetDict
+
+from piccolo_st.data import store
+from piccolo_st.data.accounts import DatasetReport, MixtureReport
+from piccolo_st.data.holdout import RetrievalHoldout, clean, draw, forbidden, read_beir
+from piccolo_st.data.sources import locate
+from piccolo_st.data.specs import DatasetSpec, HoldoutSpec, MixtureError, MixtureSpec, PresetSpec, build, unknown_key
+
+__all__ = [
+    "DatasetReport",
+    "DatasetSpec",
+    "HoldoutSpec",
+    "Mixture",
+    "MixtureError",
+    "MixtureReport",
+    "PresetSpec",
+    "RetrievalHoldout",
+    "load_mixture",
+    "parse_mixture",
+]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Datasets to train on, datasets to evaluate on, and where they come from.
+
+    Attributes:
+        train: name -> dataset, columns in sentence-transformers' order.
+        evaluation: name -> dataset of ``use: evaluate``; raw columns (text, label; sentence1, sentence2, label).
+        holdouts: name -> retrieval evaluation: held-out queries, and BEIR folders of ``use: evaluate``.
+        specs: name -> what the mixture file says, of every dataset.
+        report: rows read, kept and left out, with reasons, per dataset.
+        fingerprint: 32 hexadecimal digits; equal if and only if contents and settings are.
+    """
+
+    train: DatasetDict
+    evaluation: DatasetDict
+    holdouts: dict[str, RetrievalHoldout]
+    specs: dict[str, DatasetSpec]
+    report: MixtureReport
+    fingerprint: str
+
+
+def parse_mixture(config: Mapping[str, Any] | str | Path) -> tuple[dict[str, DatasetSpec], Path, str]:
+    """The datasets of a mixture file or mapping, the folder its relative sources start from, and its policy.
+
+    Raises:
+        MixtureError: unreadable file or YAML, unknown key, wrong type, no datasets.
+    """
+    place, folder = "the mixture", Path.cwd()
+    if not isinstance(config, Mapping):
+        path = Path(config)
+        place, folder = str(path), path.resolve().parent
+        config = _read_yaml(path)
+    mixture = build(MixtureSpec, config, place)
+    if not mixture.datasets:
+        raise MixtureError(f"{place} names no datasets; give `datasets` at least one")
+    known = {field.name for field in dataclasses.fields(DatasetSpec)} - {"name"}
+    for key in mixture.defaults:
+        if key not in known:
+            raise unknown_key(key, known, f"defaults of {place}")
+    specs = {}
+    for name, settings in mixture.datasets.items():
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise MixtureError(f"{name!r} in {place} cannot name a dataset; use letters, digits, '_', '-' and '.'")
+        where = f"dataset {name!r} of {place}"
+        if not isinstance(settings, Mapping):
+            build(DatasetSpec, settings, where)  # raises: not a mapping
+        specs[name] = _checked_spec(build(DatasetSpec, {**mixture.defaults, **settings}, where, name=name), where)
+    root = Path(mixture.root).expanduser() if mixture.root else folder
+    return specs, root if root.is_absolute() else folder / root, mixture.policy
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MixtureError(f"the mixture file {path} does not exist; give the path of a YAML file") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        at = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise MixtureError(f"{path}{at} is not YAML: {getattr(error, 'problem', None) or error}; mend it") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise MixtureError(f"the mixture file {path} cannot be read: {error}") from None
+
+
+def _checked_spec(spec: DatasetSpec, place: str) -> DatasetSpec:
+    """The rules that no single field shows."""
+    labelled = spec.task in ("classification", "clustering") and "query" not in spec.columns
+    if labelled and spec.preset is None and spec.use == "train":
+        spec = dataclasses.replace(spec, preset=PresetSpec("classes"))
+    at_least = {"repeats": 1, "max_rows": 1, "min_characters": 0, "max_characters": 1, "query_length": 1}
+    for name, least in {**at_least, "document_length": 1}.items():
+        value = getattr(spec, name)
+        if value is not None and value < least:
+            raise MixtureError(f"{name} of {place} must be at least {least}, got {value}")
+    for name in ("weight", "batch_multiple"):
+        value = getattr(spec, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise MixtureError(f"{name} of {place} must be a positive number, got {value}")
+    if len(spec.score_range) != 2 or not spec.score_range[0] < spec.score_range[1]:
+        raise MixtureError(f"score_range of {place} must be [lowest, highest], got {list(spec.score_range)}")
+    if spec.holdout is not None and (spec.holdout.queries < 1 or spec.use != "train"):
+        raise MixtureError(f"holdout of {place} needs queries of at least 1 and a dataset that is trained on")
+    return spec
+
+
+def load_mixture(config: Mapping[str, Any] | str | Path, *, cache_dir: str | Path | None = None) -> Mixture:
+    """Load, check and hold out: a mixture file, or the mapping it would hold.
+
+    Relative sources start at the mixture's ``root``, by default the folder of its file, or for a mapping the current
+    folder. What has been read and checked before is opened from ``cache_dir``.
+
+    Raises:
+        MixtureError: anything wrong with the file or the data, in one sentence with the place and the remedy.
+    """
+    specs, root, policy = parse_mixture(config)
+    cache = Path(cache_dir) if cache_dir is not None else store.default_cache()
+    folders: dict[str, Path] = {}
+    keys: dict[str, str] = {}
+    evaluation: dict[str, Dataset] = {}
+    holdouts: dict[str, RetrievalHoldout] = {}
+    for name, spec in specs.items():
+        folders[name], keys[name] = store.prepare(spec, root, cache)
+        store.enforce(spec, folders[name], spec.policy or policy)
+        if spec.use == "evaluate":
+            location = locate(spec, root)
+            if location.format == "beir":
+                holdouts[name] = read_beir(location.files)
+            else:
+                evaluation[name] = store.open_arrow(folders[name] / "data.arrow")
+    training = {name: store.open_arrow(folders[name] / "data.arrow") for name in specs if name not in holdouts}
+    training = {name: dataset for name, dataset in training.items() if specs[name].use == "train"}
+    for name, dataset in training.items():
+        if specs[name].holdout is not None:
+            holdouts[name] = draw(specs[name], dataset)
+    held_rows = _hold_out(training, {n: h for n, h in holdouts.items() if specs[n].use == "train"}, keys, specs, cache)
+    reports = {
+        name: DatasetReport.of(
+            spec, store.read_report(folders[name]), folders[name] / "rejects.jsonl", held_rows.get(name, 0)
+        )
+        for name, spec in specs.items()
+    }
+    settings = {
+        name: {k: v for k, v in dataclasses.asdict(spec).items() if k not in ("source", "licence", "note")}
+        for name, spec in specs.items()
+    }
+    return Mixture(
+        train=DatasetDict(training),
+        evaluation=DatasetDict(evaluation),
+        holdouts=holdouts,
+        specs=specs,
+        report=MixtureReport(reports),
+        fingerprint=store.digest([keys, settings]),
+    )
+
+
+def _hold_out(
+    training: dict[str, Dataset],
+    holdouts: dict[str, RetrievalHoldout],
+    keys: dict[str, str],
+    specs: dict[str, DatasetSpec],
+    cache: Path,
+) -> dict[str, int]:
+    """Take the held-out texts out of every training set; returns how many rows each lost."""
+    if not holdouts:
+        return {}
+    drawn = [[name, keys[name], dataclasses.asdict(specs[name].holdout)] for name in holdouts]  # type: ignore[arg-type]
+    lost = {}
+    for name, dataset in training.items():
+        key = store.digest(
+            ["without held-out texts", store.LAYOUT, name if name in holdouts else "", keys[name], drawn]
+        )
+        known = cache / key
+
+        def write(folder: Path, dataset: Dataset = dataset, name: str = name) -> None:
+            tables = (pa.Table.from_batches(t.to_batches()) for t in dataset.with_format("arrow").iter(100_000))
+            rows = store.write_arrow(folder / "data.arrow", clean(name, tables, forbidden(holdouts)))
+            (folder / "report.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
+
+        store.entry(cache, key, write)
+        training[name] = store.open_arrow(known / "data.arrow")
+        lost[name] = len(dataset) - len(training[name])
+        if not len(training[name]):
+            raise MixtureError(f"dataset {name!r} has no row left without the held-out texts; lower `holdout.queries`")
+    return lost

@@ -1,0 +1,126 @@
+"""Rows of one kind turned into rows of another: what the Piccolo recipe does to labelled data.
+
+    scored_pairs   sentence1, sentence2, label    -> query, positive, for pairs at or above the threshold
+    nli            premise, hypothesis, label     -> query (the premise), positive (an entailment),
+                                                     negative (the list of contradictions of that premise)
+    classes        text, label                    -> query, positive (another text of the class), negative (a list of
+                                                     texts of other classes)
+
+``nli`` and ``classes`` look at the whole dataset at once, which they hold in memory.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from piccolo_st.data.specs import DatasetSpec, MixtureError, PresetSpec
+
+# The names of the three NLI relations in use; numbers are those of SNLI and MultiNLI on the Hub.
+_ENTAILMENT = ("entailment", "entailed", "0")
+_NEUTRAL = ("neutral", "1")
+_CONTRADICTION = ("contradiction", "contradictory", "2")
+
+
+def apply_preset(spec: DatasetSpec, preset: PresetSpec, table: pa.Table) -> tuple[pa.Table, dict[str, int]]:
+    """The table of the new kind, and how many rows went for which reason.
+
+    Raises:
+        MixtureError: nothing is left, or a class stands alone.
+    """
+    if preset.name == "scored_pairs":
+        result, left_out = _scored_pairs(table, preset)
+    elif preset.name == "nli":
+        result, left_out = _nli(table, preset)
+    else:
+        result, left_out = _classes(spec, table, preset)
+    if result.num_rows == 0:
+        raise MixtureError(
+            f"the preset {preset.name!r} leaves dataset {spec.name!r} without rows: of {table.num_rows}, {left_out}"
+        )
+    return result, left_out
+
+
+def _scored_pairs(table: pa.Table, preset: PresetSpec) -> tuple[pa.Table, dict[str, int]]:
+    equal = pc.equal(table["sentence1"], table["sentence2"])
+    # Labels are float32: 0.8 written in a file must count as reaching a threshold of 0.8.
+    reached = pc.greater_equal(table["label"], pa.scalar(preset.threshold, pa.float32()))
+    kept = table.filter(pc.and_(reached, pc.invert(equal)))
+    low = int(pc.sum(pc.cast(pc.invert(reached), pa.int64())).as_py() or 0)
+    return (
+        pa.table({"query": kept["sentence1"], "positive": kept["sentence2"]}),
+        {"score below the threshold": low, "positive equal to the query": table.num_rows - low - kept.num_rows},
+    )
+
+
+def _nli(table: pa.Table, preset: PresetSpec) -> tuple[pa.Table, dict[str, int]]:
+    wanted = _CONTRADICTION + (_NEUTRAL if preset.neutral_as_negative else ())
+    label = pc.utf8_lower(table["label"])
+    entailed = table.filter(pc.is_in(label, pa.array(_ENTAILMENT)))
+    entailed = entailed.filter(pc.not_equal(entailed["premise"], entailed["hypothesis"]))
+    against = table.filter(pc.is_in(label, pa.array(wanted)))
+
+    # Number the premises, then lay the contradictions out premise by premise.
+    premises = pa.chunked_array([*entailed["premise"].chunks, *against["premise"].chunks], type=pa.string())
+    codes = premises.combine_chunks().dictionary_encode().indices.to_numpy(False).astype(np.int64)
+    of_entailed, of_against = codes[: entailed.num_rows], codes[entailed.num_rows :]
+    order = np.argsort(of_against, kind="stable")
+    counts = np.bincount(of_against, minlength=int(codes.max(initial=-1)) + 1)
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    hypotheses = against["hypothesis"].combine_chunks()
+    positives = entailed["hypothesis"].to_pylist()
+    premise_texts = entailed["premise"].to_pylist()
+    negatives = []
+    for row, premise in enumerate(of_entailed):
+        texts = hypotheses.take(pa.array(order[starts[premise] : starts[premise + 1]])).to_pylist()
+        negatives.append([t for t in dict.fromkeys(texts) if t not in (positives[row], premise_texts[row])])
+    result = pa.table(
+        {
+            "query": entailed["premise"],
+            "positive": entailed["hypothesis"],
+            "negative": pa.array(negatives, type=pa.list_(pa.string())),
+        }
+    )
+    return result, {
+        "not an entailment (kept as a negative where its premise has one)": table.num_rows - result.num_rows
+    }
+
+
+def _classes(spec: DatasetSpec, table: pa.Table, preset: PresetSpec) -> tuple[pa.Table, dict[str, int]]:
+    texts = table["text"].combine_chunks()
+    encoded = table["label"].combine_chunks().dictionary_encode()
+    codes = encoded.indices.to_numpy(False).astype(np.int64)
+    sizes = np.bincount(codes)
+    if len(sizes) < 2:
+        raise MixtureError(
+            f"dataset {spec.name!r} has the one label {encoded.dictionary.to_pylist()}, but the preset 'classes' needs "
+            "texts of at least two"
+        )
+    generator = np.random.default_rng(preset.seed)
+    order = np.argsort(codes, kind="stable")  # texts, class by class
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    rank = np.empty(len(codes), dtype=np.int64)
+    rank[order] = np.arange(len(codes)) - starts[codes[order]]
+    own = np.flatnonzero(sizes[codes] > 1)  # rows that have a companion
+
+    size, start = sizes[codes[own]], starts[codes[own]]
+    # Another member of the class: 1 to size - 1 places further on, in a circle.
+    shift = 1 + (generator.random(len(own)) * (size - 1)).astype(np.int64)
+    positive = order[start + (rank[own] + shift) % size]
+    # Members of other classes: a place among all that are not of the class, which begins at `start`.
+    count = preset.negatives
+    place = (generator.random((len(own), count)) * (len(codes) - size)[:, None]).astype(np.int64)
+    negative = order[place + np.where(place >= start[:, None], size[:, None], 0)]
+
+    query, positive_texts = texts.take(pa.array(own)), texts.take(pa.array(positive))
+    flat = texts.take(pa.array(negative.reshape(-1)))
+    offsets = pa.array(np.arange(0, len(own) * count + 1, max(count, 1), dtype=np.int32)[: len(own) + 1])
+    columns = {"query": query, "positive": positive_texts, "negative": pa.ListArray.from_arrays(offsets, flat)}
+    result = pa.table(columns)
+    distinct = pc.not_equal(result["query"], result["positive"])
+    kept = result.filter(distinct)
+    return kept, {
+        "alone in its class": len(codes) - len(own),
+        "positive equal to the query": result.num_rows - kept.num_rows,
+    }

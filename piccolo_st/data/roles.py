@@ -1,0 +1,281 @@
+"""Which column of a source plays which role, and its cells as typed Arrow arrays.
+
+Roles of a row, before any preset: ``query, positive[, negative | negative_1..n]`` (retrieval), ``sentence1,
+sentence2, label`` (sts, pair, preset scored_pairs), ``text, label`` (classification, clustering, preset classes),
+``premise, hypothesis, label`` (preset nli).
+
+    (1) ``find_columns`` maps roles to column names: those the mixture names, else the usual names, the peers' own
+        formats among them (FlagEmbedding's query, pos, neg; uniem's and piccolo-embedding's text, text_pos, text_neg,
+        text_pair, label);
+    (2) ``to_table`` turns the cells of a chunk into arrays of one type a role; a cell that does not fit becomes null
+        and its row gets the number of a reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from piccolo_st.data.sources import Chunk
+from piccolo_st.data.specs import DatasetSpec, MixtureError, unknown_key
+
+# Usual column names, by role, in the order in which they are tried.
+ALIASES: dict[str, tuple[str, ...]] = {
+    "query": ("query", "anchor", "question", "text"),
+    "positive": ("positive", "positives", "pos", "text_pos", "answer"),
+    "negative": ("negative", "negatives", "neg", "text_neg"),
+    "sentence1": ("sentence1", "sentence_1", "text1", "text"),
+    "sentence2": ("sentence2", "sentence_2", "text2", "text_pair", "text_pos"),
+    "label": ("label", "score", "similarity_score"),
+    "text": ("text", "sentence"),
+    "premise": ("premise", "sentence1"),
+    "hypothesis": ("hypothesis", "sentence2"),
+}
+
+MISSING, NULL, WRONG_TYPE, NOT_ENCODABLE, NO_NUMBER = (
+    "missing column",
+    "null",
+    "wrong type",
+    "broken encoding",
+    "not a number",
+)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The columns of a source by role.
+
+    Attributes:
+        columns: role -> column name; negatives in several columns are ``negative_1``, ``negative_2``, ...
+        lists: the roles whose cells are lists of texts.
+    """
+
+    columns: Mapping[str, str]
+    lists: frozenset[str]
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The roles that hold text, in column order."""
+        return tuple(role for role in self.columns if role != "label")
+
+
+def required_roles(spec: DatasetSpec) -> tuple[str, ...]:
+    """The roles a source must have before its preset."""
+    if spec.preset is not None:
+        return {
+            "nli": ("premise", "hypothesis", "label"),
+            "classes": ("text", "label"),
+            "scored_pairs": ("sentence1", "sentence2", "label"),
+        }[spec.preset.name]
+    if spec.task in ("sts", "pair"):
+        return ("sentence1", "sentence2", "label")
+    if spec.task == "retrieval" or "query" in spec.columns:  # triplets made elsewhere serve classification as well
+        return ("query", "positive")
+    return ("text", "label")
+
+
+def find_columns(spec: DatasetSpec, chunk: Chunk) -> Roles:
+    """Map roles to the columns of the first chunk.
+
+    Raises:
+        MixtureError: a role named in ``columns`` that the task does not have, a column that the source does not have,
+            or a required role that no column plays.
+    """
+    present = _column_names(chunk)
+    required = required_roles(spec)
+    place = f"columns of dataset {spec.name!r}"
+    triplets = required[0] == "query"
+    for role in spec.columns:
+        if role not in required and not (triplets and role == "negative"):
+            raise unknown_key(role, [*required, *(["negative"] if triplets else [])], place)
+    columns: dict[str, str] = {}
+    for role in (*required, *(("negative",) if triplets else ())):
+        named = spec.columns.get(role)
+        names = [named] if isinstance(named, str) else list(named or [])
+        for name in names:
+            if name not in present:
+                raise MixtureError(
+                    f"{role} of {place} is {name!r}, but {chunk.file} has the columns {', '.join(present) or '(none)'}"
+                )
+        if not names:
+            taken = set(columns.values())
+            names = [name for name in ALIASES[role] if name in present and name not in taken][:1]
+        if not names and role == "negative":
+            names = sorted(
+                (n for n in present if n.startswith("negative_") and n[9:].isdigit()), key=lambda n: int(n[9:])
+            )
+        if not names and role in required:
+            raise MixtureError(
+                f"dataset {spec.name!r} is for {spec.task}"
+                + (f" by the preset {spec.preset.name!r}" if spec.preset else "")
+                + f" and needs a column for {role!r}, but {chunk.file} has the columns "
+                f"{', '.join(present) or '(none)'}; say which with `columns: {{{role}: NAME}}`"
+            )
+        if len(names) == 1:
+            columns[role] = names[0]
+        else:
+            columns.update({f"{role}_{index}": name for index, name in enumerate(names, start=1)})
+    lists = frozenset(
+        role for role in columns if role[:8] in ("positive", "negative") and _is_list(chunk, columns[role])
+    )
+    return Roles(columns, lists)
+
+
+def _column_names(chunk: Chunk) -> list[str]:
+    if isinstance(chunk.records, pa.Table):
+        return list(chunk.records.column_names)
+    return list(dict.fromkeys(key for record in chunk.records for key in record))
+
+
+def _is_list(chunk: Chunk, column: str) -> bool:
+    if isinstance(chunk.records, pa.Table):
+        kind = chunk.records.schema.field(column).type
+        return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return any(isinstance(record.get(column), list) for record in chunk.records)
+
+
+def to_table(spec: DatasetSpec, roles: Roles, chunk: Chunk) -> tuple[pa.Table, np.ndarray]:
+    """The chunk's cells as one array a role, and the first reason against each row.
+
+    Returns:
+        A table of n rows (string, list<string> or, for numeric labels, double) and an (n,) object array that holds
+        None or a reason.
+
+    Raises:
+        MixtureError: a columnar source has a column of a type that cannot play its role.
+    """
+    reasons = np.full(len(chunk.rows), None, dtype=object)
+    numeric = spec.task in ("sts", "pair") or (spec.preset is not None and spec.preset.name == "scored_pairs")
+    arrays = {}
+    for role, column in roles.columns.items():
+        kind = "number" if role == "label" and numeric else "label" if role == "label" else "text"
+        kind = "list" if role in roles.lists else kind
+        if isinstance(chunk.records, pa.Table):
+            arrays[role] = _cast(chunk, column, kind, spec, role)
+            _note(reasons, np.flatnonzero(arrays[role].is_null().to_numpy(False)), f"{role}: {NULL}")
+        else:
+            arrays[role] = _from_records(chunk.records, column, kind, role, reasons)
+    return pa.table(arrays), reasons
+
+
+def _note(reasons: np.ndarray, rows: Iterable[int], reason: str) -> None:
+    for row in rows:
+        if reasons[row] is None:
+            reasons[row] = reason
+
+
+def _cast(chunk: Chunk, column: str, kind: str, spec: DatasetSpec, role: str) -> pa.Array:
+    if column not in chunk.records.column_names:  # a later file of the same source with another schema
+        raise MixtureError(
+            f"{chunk.file} of dataset {spec.name!r} has no column {column!r}, which the files before it have; "
+            f"its columns are {', '.join(chunk.records.column_names)}"
+        )
+    array = chunk.records.column(column).combine_chunks()
+    target = {"text": pa.string(), "label": pa.string(), "number": pa.float64(), "list": pa.list_(pa.string())}[kind]
+    given = array.type
+    fits = {
+        "text": _is_text(given),
+        "label": _is_text(given) or pa.types.is_integer(given),
+        "number": pa.types.is_integer(given) or pa.types.is_floating(given) or pa.types.is_decimal(given),
+        "list": (pa.types.is_list(given) or pa.types.is_large_list(given)) and _is_text(given.value_type),
+    }[kind]
+    if not fits and not pa.types.is_null(given):
+        raise MixtureError(
+            f"column {column!r} of {chunk.file} is of type {given}, but as {role} of dataset {spec.name!r} it must "
+            f"hold {'numbers' if kind == 'number' else 'text' if kind != 'list' else 'lists of text'}"
+        )
+    if pa.types.is_dictionary(given):
+        array = array.dictionary_decode()
+    return array.cast(target)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+_ABSENT = object()
+
+
+def _from_records(
+    records: Sequence[Mapping[str, Any]], column: str, kind: str, role: str, reasons: np.ndarray
+) -> pa.Array:
+    convert, target = _CONVERTERS[kind], {"number": pa.float64(), "list": pa.list_(pa.string())}.get(kind, pa.string())
+    values: list[Any] = []
+    for row, record in enumerate(records):
+        value = record.get(column, _ABSENT)
+        if type(value) is str and kind == "text":  # the common case, kept short
+            values.append(value)
+            continue
+        if value is _ABSENT or value is None:
+            reason: str | None = MISSING if value is _ABSENT else NULL
+            value = None
+        else:
+            value, reason = convert(value)
+        values.append(value)
+        if reason is not None and reasons[row] is None:
+            reasons[row] = f"{role}: {reason}"
+    try:
+        return pa.array(values, type=target)
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell and UTF-8 cannot
+        for row, value in enumerate(values):
+            if value is not None and not _encodable(value):
+                values[row] = None
+                _note(reasons, [row], f"{role}: {NOT_ENCODABLE}")
+        return pa.array(values, type=target)
+
+
+def _encodable(value: str | list[str | None]) -> bool:
+    try:
+        for text in [value] if isinstance(value, str) else value:
+            (text or "").encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _as_text(value: Any) -> tuple[str | None, str | None]:
+    return (value, None) if isinstance(value, str) else (None, WRONG_TYPE)
+
+
+def _as_label(value: Any) -> tuple[str | None, str | None]:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return None, WRONG_TYPE
+    return str(value), None
+
+
+def _as_number(value: Any) -> tuple[float | None, str | None]:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None, WRONG_TYPE
+    try:
+        return float(value), None
+    except (ValueError, OverflowError):
+        return None, NO_NUMBER
+
+
+def _as_list(value: Any) -> tuple[list[str | None] | None, str | None]:
+    if isinstance(value, str):
+        return [value], None
+    if not isinstance(value, list):
+        return None, WRONG_TYPE
+    return [item if isinstance(item, str) else None for item in value], None
+
+
+_CONVERTERS: dict[str, Callable[[Any], tuple[Any, str | None]]] = {
+    "text": _as_text,
+    "label": _as_label,
+    "number": _as_number,
+    "list": _as_list,
+}
+
+
+def flatten(array: pa.ListArray) -> tuple[pa.Array, np.ndarray]:
+    """The texts of a list column, and the (m,) row each belongs to."""
+    array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    return pc.list_flatten(array), pc.list_parent_indices(array).to_numpy(False)

@@ -1,0 +1,334 @@
+"""Readers: whatever a dataset's source is, as a stream of chunks of raw rows that know their file and row number.
+
+    (1) ``locate`` turns the source of a DatasetSpec into a format and the files to read;
+    (2) ``read_chunks`` yields chunks: plain records from text formats, an Arrow table from columnar ones;
+    (3) a row that cannot be read at all (broken JSON, not UTF-8, a wrong number of fields) is a Reject, never an
+        exception, so that one bad line does not hide the others.
+
+Row numbers start at 1. In text files they are line numbers, as an editor shows them; a row that spans several lines
+has the number of its last line. Files compressed with gzip, bzip2 or zstd are read as they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from piccolo_st.data import jionlp
+from piccolo_st.data.specs import DatasetSpec, MixtureError
+
+CHUNK_ROWS = 20_000
+
+_SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+}
+_COMPRESSED = {".gz", ".bz2", ".zst"}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+csv.field_size_limit(1 << 27)  # the default of 128 KiB is less than a long passage
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A row, or a part of one, that was left out: where it stands, why, and the beginning of what it held."""
+
+    file: str
+    row: int
+    reason: str
+    excerpt: str
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some raw rows of one file.
+
+    Attributes:
+        file: the file's name, for messages.
+        rows: (n,) int64, the row numbers of ``records``.
+        records: n dicts, or an Arrow table of n rows.
+        rejects: rows of the same stretch of the file that could not be read at all.
+    """
+
+    file: str
+    rows: np.ndarray
+    records: list[dict[str, Any]] | pa.Table
+    rejects: list[Reject] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Location:
+    """What a source is: its format, the local files it consists of, and (for the Hub) an identity instead of files."""
+
+    format: str
+    files: tuple[Path, ...] = ()
+    identity: str = ""
+
+
+def excerpt(value: object, length: int = 80) -> str:
+    """The beginning of a value, on one line, for a message or rejects.jsonl."""
+    text = value if isinstance(value, str) else repr(value)
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def locate(spec: DatasetSpec, root: Path) -> Location:
+    """Find what ``spec.source`` names; relative paths start at ``root``.
+
+    Raises:
+        MixtureError: nothing there, or no format can be told from it.
+    """
+    place = f"dataset {spec.name!r}"
+    if spec.source.startswith("jionlp:"):
+        return Location("jionlp", (jionlp.archive(spec.source.removeprefix("jionlp:"), place),))
+    path = Path(spec.source).expanduser()
+    path = path if path.is_absolute() else root / path
+    if path.is_dir():
+        return _locate_folder(spec, path, place)
+    files = (path,) if path.is_file() else tuple(Path(name) for name in sorted(glob.glob(str(path), recursive=True)))
+    files = tuple(file for file in files if file.is_file())
+    if files:
+        return Location(spec.format if spec.format != "auto" else _format_of(files[0], place), files)
+    if spec.format == "hub" or (spec.format == "auto" and _HUB_ID.fullmatch(spec.source) and not _suffix(path)):
+        identity = f"{spec.source}@{spec.revision}/{spec.subset or ''}/{spec.split}"
+        return Location("hub", identity=identity)
+    raise MixtureError(
+        f"the source of {place} does not exist: {path}; relative sources start at the mixture's `root`, by default "
+        "the folder of its file"
+    )
+
+
+def _locate_folder(spec: DatasetSpec, path: Path, place: str) -> Location:
+    if spec.format in ("auto", "beir") and (path / "corpus.jsonl").is_file():
+        qrels = next((q for q in (path / "qrels" / f"{spec.split}.tsv", path / "qrels.tsv") if q.is_file()), None)
+        if qrels is None or not (path / "queries.jsonl").is_file():
+            raise MixtureError(
+                f"the BEIR folder of {place} must hold corpus.jsonl, queries.jsonl and qrels/{spec.split}.tsv "
+                f"(or qrels.tsv); {path} has {sorted(p.name for p in path.iterdir())}"
+            )
+        return Location("beir", (path / "corpus.jsonl", path / "queries.jsonl", qrels))
+    state = path / spec.split if (path / spec.split / "state.json").is_file() else path
+    if spec.format in ("auto", "saved") and (state / "state.json").is_file():
+        shards = json.loads((state / "state.json").read_text(encoding="utf-8"))["_data_files"]
+        return Location("saved", tuple(state / shard["filename"] for shard in shards))
+    suffixes = {suffix for suffix, kind in _SUFFIXES.items() if spec.format in ("auto", kind)}
+    files = tuple(sorted(p for p in path.rglob("*") if p.is_file() and _suffix(p) in suffixes))
+    kinds = {_SUFFIXES[_suffix(file)] for file in files}
+    if len(kinds) != 1:
+        raise MixtureError(
+            f"the source of {place} is the folder {path}, which holds {'files of ' + str(len(kinds)) + ' formats'}; "
+            "name a file, a glob such as shards/*.parquet, or the `format`"
+        )
+    return Location(kinds.pop(), files)
+
+
+def _suffix(path: Path) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in _COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes and suffixes[-1] in _SUFFIXES else ""
+
+
+def _format_of(path: Path, place: str) -> str:
+    suffix = _suffix(path)
+    if not suffix:
+        raise MixtureError(
+            f"no format is known for {path.name} of {place}; name one with `format`: {', '.join(_SUFFIXES.values())}"
+        )
+    return _SUFFIXES[suffix]
+
+
+def read_chunks(spec: DatasetSpec, location: Location) -> Iterator[Chunk]:
+    """The raw rows of a source, in order, at most ``CHUNK_ROWS`` at a time.
+
+    Raises:
+        MixtureError: a file as a whole cannot be read (no permission, truncated Parquet, no header).
+    """
+    if location.format == "hub":
+        yield from _read_hub(spec)
+        return
+    if location.format == "beir":
+        from piccolo_st.data.beir import read_beir_pairs
+
+        yield from read_beir_pairs(location.files)
+        return
+    readers: dict[str, Callable[[Path], Iterator[Chunk]]] = {
+        "jsonl": read_jsonl,
+        "json": _read_json,
+        "csv": lambda path: read_delimited(path, ","),
+        "tsv": lambda path: read_delimited(path, "\t"),
+        "parquet": _read_parquet,
+        "arrow": _read_arrow,
+        "saved": _read_arrow,
+        "jionlp": lambda path: _read_jionlp(spec.source.removeprefix("jionlp:"), path),
+    }
+    for path in location.files:
+        try:
+            yield from readers[location.format](path)
+        except (OSError, EOFError, pa.ArrowException) as error:
+            raise MixtureError(
+                f"{path} of dataset {spec.name!r} cannot be read as {location.format}: {excerpt(str(error), 200)}; "
+                "check that it is complete and readable"
+            ) from error
+
+
+def read_jsonl(path: Path) -> Iterator[Chunk]:
+    """One JSON object a line; blank lines are no rows."""
+    records: list[dict[str, Any]] = []
+    rows: list[int] = []
+    rejects: list[Reject] = []
+    with pa.input_stream(path, compression="detect") as stream:
+        for number, line in enumerate(io.BufferedReader(stream), start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except UnicodeDecodeError:
+                rejects.append(Reject(str(path), number, "not UTF-8", excerpt(line.decode("utf-8", "replace"))))
+            except (json.JSONDecodeError, RecursionError):
+                rejects.append(Reject(str(path), number, "not valid JSON", excerpt(line.decode("utf-8").strip())))
+            else:
+                if isinstance(record, dict):
+                    records.append(record)
+                    rows.append(number)
+                else:
+                    rejects.append(Reject(str(path), number, "not a JSON object", excerpt(record)))
+            if len(records) + len(rejects) >= CHUNK_ROWS:
+                yield Chunk(str(path), np.array(rows, dtype=np.int64), records, rejects)
+                records, rows, rejects = [], [], []
+    if records or rejects:
+        yield Chunk(str(path), np.array(rows, dtype=np.int64), records, rejects)
+
+
+def _read_json(path: Path) -> Iterator[Chunk]:
+    """A JSON array of objects; the row number is the position in the array."""
+    with pa.input_stream(path, compression="detect") as stream:
+        try:
+            content = json.loads(stream.read().decode("utf-8-sig"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise OSError(f"{error}") from None
+    if not isinstance(content, list):
+        raise OSError(f"it holds {type(content).__name__}, not a list of objects")
+    for start in range(0, len(content), CHUNK_ROWS):
+        part = list(enumerate(content[start : start + CHUNK_ROWS], start=start + 1))
+        good = [(number, record) for number, record in part if isinstance(record, dict)]
+        yield Chunk(
+            str(path),
+            np.array([number for number, _ in good], dtype=np.int64),
+            [record for _, record in good],
+            [Reject(str(path), n, "not a JSON object", excerpt(r)) for n, r in part if not isinstance(r, dict)],
+        )
+
+
+def read_delimited(path: Path, delimiter: str) -> Iterator[Chunk]:
+    """CSV as RFC 4180 has it, or TSV, in which quotes mean nothing (IANA's text/tab-separated-values)."""
+    quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
+    records: list[dict[str, Any]] = []
+    rows: list[int] = []
+    rejects: list[Reject] = []
+    with pa.input_stream(path, compression="detect") as stream:
+        # Bytes that are not UTF-8 become lone surrogates, which the line's own check below finds again.
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        reader = csv.reader(text, delimiter=delimiter, quoting=quoting)
+        header = next(reader, None)
+        if header is None:
+            return
+        if len(set(header)) != len(header):
+            raise OSError(f"its header names a column twice: {header}")
+        while True:
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                rejects.append(Reject(str(path), reader.line_num, "not valid CSV", excerpt(str(error))))
+                continue
+            if cells is None:
+                break
+            if not cells or (len(cells) == 1 and not cells[0].strip()):
+                continue
+            joined = delimiter.join(cells)
+            if len(cells) != len(header):
+                rejects.append(Reject(str(path), reader.line_num, "wrong number of fields", excerpt(joined)))
+            elif not joined.isascii() and any("\udc80" <= character <= "\udcff" for character in joined):
+                rejects.append(Reject(str(path), reader.line_num, "not UTF-8", excerpt(joined)))
+            else:
+                records.append(dict(zip(header, cells, strict=True)))
+                rows.append(reader.line_num)
+            if len(records) + len(rejects) >= CHUNK_ROWS:
+                yield Chunk(str(path), np.array(rows, dtype=np.int64), records, rejects)
+                records, rows, rejects = [], [], []
+    if records or rejects:
+        yield Chunk(str(path), np.array(rows, dtype=np.int64), records, rejects)
+
+
+def _read_parquet(path: Path) -> Iterator[Chunk]:
+    with pq.ParquetFile(path, memory_map=True) as file:
+        start = 1
+        for batch in file.iter_batches(batch_size=CHUNK_ROWS):
+            yield _columnar(str(path), start, pa.Table.from_batches([batch]))
+            start += batch.num_rows
+
+
+def _read_arrow(path: Path) -> Iterator[Chunk]:
+    """Arrow's streaming format (what ``datasets`` writes) or its file format (Feather)."""
+    with pa.memory_map(str(path)) as source:
+        try:
+            reader: Any = pa.ipc.open_stream(source)
+            batches: Iterator[pa.RecordBatch] = iter(reader)
+        except pa.ArrowInvalid:
+            reader = pa.ipc.open_file(source)
+            batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
+        start = 1
+        for batch in batches:
+            for offset in range(0, batch.num_rows, CHUNK_ROWS):
+                part = batch.slice(offset, CHUNK_ROWS)
+                yield _columnar(str(path), start, pa.Table.from_batches([part]))
+                start += part.num_rows
+
+
+def _read_hub(spec: DatasetSpec) -> Iterator[Chunk]:
+    from datasets import load_dataset
+
+    try:
+        dataset = load_dataset(spec.source, spec.subset, split=spec.split, revision=spec.revision)
+    except Exception as error:
+        raise MixtureError(
+            f"the Hub dataset {spec.source!r} of dataset {spec.name!r} cannot be loaded (revision {spec.revision}, "
+            f"subset {spec.subset}, split {spec.split}): {type(error).__name__}: {excerpt(str(error), 200)}"
+        ) from error
+    name = f"hub://{spec.source}@{spec.revision}/{spec.split}"
+    start = 1
+    for table in dataset.with_format("arrow").iter(CHUNK_ROWS):
+        yield _columnar(name, start, table)
+        start += table.num_rows
+
+
+def _read_jionlp(name: str, path: Path) -> Iterator[Chunk]:
+    records, rows, rejects = [], [], []
+    for number, record, reason in jionlp.read(name, path):
+        if isinstance(record, dict):
+            records.append(record)
+            rows.append(number)
+        else:
+            rejects.append(Reject(str(path), number, reason, excerpt(record)))
+    yield Chunk(str(path), np.array(rows, dtype=np.int64), records, rejects)
+
+
+def _columnar(file: str, start: int, table: pa.Table) -> Chunk:
+    return Chunk(file, np.arange(start, start + table.num_rows, dtype=np.int64), table)

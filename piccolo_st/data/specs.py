@@ -1,0 +1,215 @@
+"""What a mixture file may say: frozen dataclasses, filled from a mapping and checked field by field.
+
+``build(cls, mapping, place)`` fills a dataclass and raises :class:`MixtureError` for an unknown key (naming the nearest
+known one), a missing one, or a value of the wrong type. The annotations are the schema: there is no second list.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from piccolo_st.errors import InputError
+
+T = TypeVar("T")
+
+Task = Literal["retrieval", "sts", "pair", "classification", "clustering"]
+
+
+class MixtureError(InputError):
+    """A mixture file, or the data it names, breaks a rule; the message says which, where, and what to do."""
+
+
+@dataclass(frozen=True)
+class HoldoutSpec:
+    """Queries kept out of training and searched for among all positives of the dataset.
+
+    Attributes:
+        queries: how many distinct queries to hold out.
+        seed: which ones; the same seed and data give the same queries.
+        min_corpus: the least number of distinct positives the search must range over.
+    """
+
+    queries: int = 1000
+    seed: int = 13
+    min_corpus: int = 10_000
+
+
+@dataclass(frozen=True)
+class PresetSpec:
+    """How rows of one kind become rows of another; see ``piccolo_st.data.presets``.
+
+    Attributes:
+        name: ``nli`` (premise, hypothesis, label -> triplets), ``classes`` (text, label -> text, same class, other
+            classes), ``scored_pairs`` (sentence1, sentence2, score -> positives at or above ``threshold``).
+        threshold: the least score, after scaling to 0..1, that makes a pair a positive (``scored_pairs``).
+        negatives: how many texts of other classes a row gets (``classes``).
+        neutral_as_negative: whether neutral hypotheses count as negatives beside contradictions (``nli``).
+        seed: which texts of the same and of other classes are drawn (``classes``).
+    """
+
+    name: Literal["nli", "classes", "scored_pairs"]
+    threshold: float = 0.8
+    negatives: int = 4
+    neutral_as_negative: bool = False
+    seed: int = 13
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One dataset of a mixture.
+
+    Attributes:
+        name: its key in the mixture file.
+        source: a file, a glob of files, a BEIR folder, a folder written by ``save_to_disk``, ``jionlp:words``,
+            ``jionlp:sayings``, ``jionlp:characters``, or a Hub id (``owner/name``).
+        task: what the rows are for; decides the columns and, in a hybrid run, the loss.
+        format: ``auto`` goes by the suffix or the folder's contents.
+        split: of a Hub dataset, a saved DatasetDict, or BEIR's ``qrels/<split>.tsv``.
+        revision: of a Hub dataset; a commit hash makes the mixture reproducible.
+        subset: a Hub dataset's configuration name.
+        columns: role -> column name; roles not named are looked for under the usual names.
+        preset: rows of one kind turned into rows of another.
+        use: ``train``, or ``evaluate`` (kept apart, never trained on).
+        positives: of a row with several: one row for each (``all``), only the ``first``, or the ``list`` as it is.
+        labels: the labels allowed; anything else is a fault. None allows any.
+        score_range: lowest and highest score of ``sts`` and ``pair`` rows; labels are scaled to 0..1.
+        min_characters, max_characters: shorter and longer texts are faults.
+        policy: what a faulty row does: ``drop`` (and write it to rejects.jsonl) or ``error``. None: the mixture's.
+        max_rejected: the largest share of faulty rows before the dataset counts as misread, which is an error.
+        max_rows: read only so many rows.
+        holdout: queries kept for evaluation.
+        mining: settings for hard negatives, as ``piccolo_st.data.mining.MiningSettings`` takes them.
+        instruction: an instruction preset's name for this dataset; None: the run's.
+        weight: the dataset's share where the sampler mixes by weights.
+        repeats: how often an epoch visits each row.
+        batch_multiple: this dataset's per-device batch as a multiple of the run's.
+        query_length, document_length: limits in tokens for this dataset; None: the run's.
+        loss: options of the loss for this dataset.
+        licence, note: for the reader and the model card.
+    """
+
+    name: str
+    source: str
+    task: Task
+    format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "beir", "saved", "hub", "jionlp"] = (
+        "auto"
+    )
+    split: str = "train"
+    revision: str | None = None
+    subset: str | None = None
+    columns: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    preset: PresetSpec | None = None
+    use: Literal["train", "evaluate"] = "train"
+    positives: Literal["all", "first", "list"] = "all"
+    labels: tuple[str, ...] | None = None
+    score_range: tuple[float, ...] = (0.0, 1.0)
+    min_characters: int = 1
+    max_characters: int = 20_000
+    policy: Literal["drop", "error"] | None = None
+    max_rejected: float = 0.5
+    max_rows: int | None = None
+    holdout: HoldoutSpec | None = None
+    mining: Mapping[str, Any] | None = None
+    instruction: str | None = None
+    weight: float | None = None
+    repeats: int = 1
+    batch_multiple: float = 1.0
+    query_length: int | None = None
+    document_length: int | None = None
+    loss: Mapping[str, Any] = field(default_factory=dict)
+    licence: str | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class MixtureSpec:
+    """A mixture file.
+
+    Attributes:
+        datasets: name -> dataset.
+        root: the folder that relative sources start from; None: the mixture file's folder.
+        policy: what a faulty row does where its dataset does not say.
+        defaults: fields given to every dataset that does not set them itself.
+    """
+
+    datasets: Mapping[str, Any]
+    root: str | None = None
+    policy: Literal["drop", "error"] = "drop"
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+def unknown_key(key: object, known: Iterable[str], place: str) -> MixtureError:
+    """The error for a key that no field has, naming the nearest one that there is."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
+    remedy = f"did you mean {near[0]!r}?" if near else f"the known keys are {', '.join(names)}"
+    return MixtureError(f"unknown key {str(key)!r} in {place}; {remedy}")
+
+
+def build(cls: type[T], mapping: object, place: str, **given: Any) -> T:
+    """Fill dataclass ``cls`` from ``mapping``; ``given`` are fields that the mapping may not set.
+
+    Raises:
+        MixtureError: not a mapping, an unknown or missing key, or a value of another type than the annotation.
+    """
+    if not isinstance(mapping, Mapping):
+        raise MixtureError(f"{place} must be a mapping of keys to values, got {_shown(mapping)}")
+    hints = get_type_hints(cls)
+    settable = {f.name: f for f in fields(cls) if f.name not in given}  # type: ignore[arg-type]
+    values = dict(given)
+    for key, value in mapping.items():
+        if key not in settable:
+            raise unknown_key(key, settable, place)
+        values[key] = _convert(hints[key], value, f"{key} of {place}")
+    for name, f in settable.items():
+        if name not in values and f.default is MISSING and f.default_factory is MISSING:
+            raise MixtureError(f"{place} has no {name!r}, which is required; add it")
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, place: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        options = [option for option in arguments if option is not type(None)]
+        for option in options[:-1]:
+            try:
+                return _convert(option, value, place)
+            except MixtureError:
+                continue
+        return _convert(options[-1], value, place)
+    if origin is Literal:
+        if value not in arguments:
+            near = difflib.get_close_matches(str(value), [str(a) for a in arguments], n=1, cutoff=0.5)
+            hope = f"; did you mean {near[0]!r}?" if near else ""
+            raise MixtureError(f"{place} must be one of {', '.join(map(repr, arguments))}, got {value!r}{hope}")
+        return value
+    if is_dataclass(hint):
+        return build(hint, value, place)  # type: ignore[arg-type]
+    if origin is tuple:
+        if isinstance(value, str | bytes) or not isinstance(value, Iterable) or isinstance(value, Mapping):
+            raise MixtureError(f"{place} must be a list, got {_shown(value)}")
+        return tuple(_convert(arguments[0], item, f"an item of {place}") for item in value)
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise MixtureError(f"{place} must be a mapping of keys to values, got {_shown(value)}")
+        return {str(k): _convert(arguments[1], v, f"{k} of {place}") for k, v in value.items()}
+    if hint is Any:
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is str and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # YAML reads an unquoted label such as 0 as a number
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise MixtureError(f"{place} must be of type {hint.__name__}, got {_shown(value)}")
+    return value
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

@@ -1,0 +1,252 @@
+"""Datasets read, checked and written once: a folder of Arrow files named by the fingerprint of what went in.
+
+    (1) the fingerprint covers the contents of the source files and every setting that changes the rows;
+    (2) an entry is written aside and renamed when complete, under a lock, so that two processes or a killed run never
+        leave half of one;
+    (3) a complete entry is opened memory-mapped: loading costs the same for a thousand rows and for a billion.
+
+An entry holds ``data.arrow`` (Arrow's streaming format), ``rejects.jsonl`` (file, row, reason, excerpt; one line each)
+and ``report.json``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import xxhash
+from datasets import Dataset
+from filelock import FileLock
+
+from piccolo_st.data.presets import apply_preset
+from piccolo_st.data.roles import find_columns
+from piccolo_st.data.sources import Location, Reject, locate, read_chunks
+from piccolo_st.data.specs import DatasetSpec, MixtureError
+from piccolo_st.data.validation import Checked, check_chunk
+
+# Raise when the rows that come out of the same input change.
+LAYOUT = 1
+
+# Settings that do not change the rows of a dataset, only what is done with them.
+_NOT_ROWS = (
+    "name", "use", "holdout", "mining", "instruction", "weight", "repeats", "batch_multiple", "query_length",
+    "document_length", "loss", "licence", "note", "policy", "max_rejected", "source",
+)  # fmt: skip
+
+
+def default_cache() -> Path:
+    """Where entries go unless told otherwise: beside the cache of ``datasets`` (HF_DATASETS_CACHE)."""
+    from datasets import config
+
+    return Path(config.HF_DATASETS_CACHE) / "piccolo_st"
+
+
+def digest(value: object) -> str:
+    """32 hexadecimal digits of a value that JSON can write."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:32]
+
+
+def content_digest(paths: Iterable[Path], cache: Path) -> str:
+    """A digest of the files' contents; what a file's size and time say has not changed is not read again."""
+    memory = cache / "contents"
+    memory.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for path in paths:
+        stat = path.stat()
+        known = memory / digest([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
+        if not known.is_file():
+            state = xxhash.xxh3_128()
+            with open(path, "rb") as file:
+                while block := file.read(1 << 22):
+                    state.update(block)
+            _write_text(known, state.hexdigest())
+        parts.append([path.name, known.read_text(encoding="utf-8")])
+    return digest(parts)
+
+
+def _write_text(path: Path, text: str) -> None:
+    aside = path.with_name(f"{path.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def entry(cache: Path, key: str, write: Callable[[Path], None]) -> Path:
+    """The folder of an entry; ``write`` fills a new one where there is none yet."""
+    folder = cache / key
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(cache / f"{key}.lock")):
+        if not folder.is_dir():
+            aside = cache / f"{key}.partial"
+            shutil.rmtree(aside, ignore_errors=True)  # what a killed run left
+            aside.mkdir()
+            try:
+                write(aside)
+            except BaseException:
+                shutil.rmtree(aside, ignore_errors=True)
+                raise
+            os.replace(aside, folder)
+    return folder
+
+
+def write_arrow(path: Path, tables: Iterable[pa.Table]) -> int:
+    """Write tables of one schema as one file that ``Dataset.from_file`` opens memory-mapped; returns the rows."""
+    rows, writer = 0, None
+    with pa.OSFile(str(path), "wb") as sink:
+        for table in tables:
+            if writer is None:
+                writer = pa.ipc.new_stream(sink, table.schema)
+            writer.write_table(table)
+            rows += table.num_rows
+        if writer is not None:
+            writer.close()
+    return rows
+
+
+def open_arrow(path: Path) -> Dataset:
+    """The dataset in a file of ``write_arrow``, memory-mapped."""
+    return Dataset.from_file(str(path))
+
+
+def row_key(spec: DatasetSpec, location: Location, cache: Path) -> str:
+    """The fingerprint of a dataset's rows: contents of its sources, and the settings that change what is kept."""
+    settings = {k: v for k, v in dataclasses.asdict(spec).items() if k not in _NOT_ROWS}
+    if location.format == "jionlp":
+        settings["set"] = spec.source
+    content = location.identity or content_digest(location.files, cache)
+    return digest([LAYOUT, location.format, content, settings])
+
+
+def prepare(spec: DatasetSpec, root: Path, cache: Path) -> tuple[Path, str]:
+    """Read and check a dataset, or find it done; returns its entry's folder and its key.
+
+    Raises:
+        MixtureError: the source or a column is missing, no row is left, a row is faulty under the policy ``error``,
+            or more rows are than ``max_rejected`` allows.
+    """
+    location = locate(spec, root)
+    key = row_key(spec, location, cache)
+    folder = entry(cache, key, lambda aside: _write_entry(spec, location, aside))
+    return folder, key
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The numbers of an entry: rows, rejected (reason -> rows), removed (reason -> items), left_out, kept."""
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
+def _write_entry(spec: DatasetSpec, location: Location, folder: Path) -> None:
+    report: dict[str, Any] = {"rows": 0, "rejected": {}, "removed": {}, "left_out": {}, "added": 0, "kept": 0}
+    with open(folder / "rejects.jsonl", "w", encoding="utf-8") as rejects:
+        tables = (
+            _ordered(_spread_positives(spec, checked.table, report))
+            for checked in _checked(spec, location, report)
+            if _log(rejects, checked, report)
+        )
+        if spec.preset is not None and spec.use == "train":
+            parts = list(tables)
+            if parts:
+                table, left_out = apply_preset(spec, spec.preset, pa.concat_tables(parts))
+                report["left_out"].update({reason: n for reason, n in left_out.items() if n})
+                tables = iter([_ordered(table)])
+        report["kept"] = write_arrow(folder / "data.arrow", tables)
+    (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def _checked(spec: DatasetSpec, location: Location, report: dict[str, Any]) -> Iterator[Checked]:
+    roles = None
+    for chunk in read_chunks(spec, location):
+        if spec.max_rows is not None and report["rows"] >= spec.max_rows:
+            return
+        if roles is None:
+            if not len(chunk.rows):  # nothing readable yet: no columns to go by
+                report["rows"] += len(chunk.rejects)
+                yield Checked(pa.table({}), chunk.rows, chunk.rejects, [])
+                continue
+            roles = find_columns(spec, chunk)
+        report["rows"] += len(chunk.rows) + len(chunk.rejects)
+        yield check_chunk(spec, roles, chunk)
+
+
+def _log(file: Any, checked: Checked, report: dict[str, Any]) -> bool:
+    for kind, rejects in (("rejected", checked.rejects), ("removed", checked.removed)):
+        for reject in rejects:
+            line = {"action": "row " + kind if kind == "rejected" else "item " + kind, **dataclasses.asdict(reject)}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            report[kind][reject.reason] = report[kind].get(reject.reason, 0) + 1
+    return checked.table.num_columns > 0
+
+
+_ORDER = ("query", "positive", "sentence1", "sentence2", "premise", "hypothesis", "text", "negative", "label")
+
+
+def _ordered(table: pa.Table) -> pa.Table:
+    """Columns as sentence-transformers reads them: anchor, positive, negatives, label."""
+    names = sorted(
+        table.column_names,
+        key=lambda name: (_ORDER.index(name.split("_")[0]), int(name.rpartition("_")[2]) if "_" in name else 0),
+    )
+    return table.select(names)
+
+
+def _spread_positives(spec: DatasetSpec, table: pa.Table, report: dict[str, Any]) -> pa.Table:
+    """One row for each listed positive, or the first alone, or the list as it is."""
+    if "positive" not in table.column_names or not pa.types.is_list(table.schema.field("positive").type):
+        return table
+    if spec.positives == "list":
+        return table
+    import pyarrow.compute as pc
+
+    lists = table["positive"].combine_chunks()
+    if spec.positives == "first":
+        return table.set_column(table.column_names.index("positive"), "positive", pc.list_element(lists, 0))
+    spread = table.drop_columns(["positive"]).take(pc.list_parent_indices(lists))
+    report["added"] += spread.num_rows - table.num_rows
+    return spread.append_column("positive", pc.list_flatten(lists))
+
+
+def read_rejects(folder: Path) -> Iterator[Reject]:
+    """The rejects of an entry, rows and items alike."""
+    with open(folder / "rejects.jsonl", encoding="utf-8") as file:
+        for line in file:
+            record = json.loads(line)
+            record.pop("action")
+            yield Reject(**record)
+
+
+def enforce(spec: DatasetSpec, folder: Path, policy: str) -> None:
+    """Apply the dataset's policy to what was found.
+
+    Raises:
+        MixtureError: a row is faulty and the policy is ``error``; too many are; none is left.
+    """
+    report = read_report(folder)
+    rejected = sum(report["rejected"].values())
+    found = ", ".join(
+        f"{n} {reason}" for reason, n in sorted(report["rejected"].items(), key=lambda item: -item[1])[:5]
+    )
+    if report["rows"] == 0:
+        raise MixtureError(f"dataset {spec.name!r} is empty: {spec.source} has no rows; remove it or give it data")
+    if policy == "error" and (rejected or report["removed"]):
+        first = next(read_rejects(folder))
+        more = rejected + sum(report["removed"].values()) - 1
+        raise MixtureError(
+            f"dataset {spec.name!r} has a faulty row and the policy 'error': {first.file}, row {first.row}: "
+            f"{first.reason} ({first.excerpt}); {more} more such faults; mend them or set `policy: drop`"
+        )
+    if rejected > spec.max_rejected * report["rows"]:
+        raise MixtureError(
+            f"{rejected} of the {report['rows']} rows of dataset {spec.name!r} are faulty ({found}), more than "
+            f"max_rejected={spec.max_rejected:g}; look at {folder / 'rejects.jsonl'}, and check `columns` and `task`"
+        )
+    if report["kept"] == 0:
+        raise MixtureError(f"dataset {spec.name!r} has no row left of {report['rows']}: {found or report['left_out']}")

@@ -1,0 +1,222 @@
+"""Every row is checked once: what is broken, in which file and row.
+
+The checks of a chunk are column-wise (Arrow's compute functions), so that good rows cost no Python:
+
+    (1) text: empty, whitespace or invisible characters only, control characters, U+FFFD and other signs of a broken
+        encoding, shorter or longer than the limits;
+    (2) pairs: a positive equal to its query; a negative equal to the positive, to the query or to another negative;
+        equal sentences with a score in the lower half;
+    (3) labels: not finite, out of range, not 0 or 1 for ``pair``, not among the allowed ones.
+
+In a list of positives or negatives only the faulty item is left out, and its row only if no positive remains. The
+text that is kept is the text that came, without the whitespace around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from piccolo_st.data.roles import Roles, flatten, to_table
+from piccolo_st.data.sources import Chunk, Reject, excerpt
+from piccolo_st.data.specs import DatasetSpec
+
+EMPTY, INVISIBLE = "empty", "only whitespace or invisible characters"
+CONTROL, REPLACEMENT, MOJIBAKE = "control character", "replacement character U+FFFD", "mojibake"
+SHORT, LONG = "shorter than min_characters", "longer than max_characters"
+
+# One regular expression (RE2 syntax) finds every suspicious text; only those few are then looked at for the reason.
+_CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x{9f}\x{fdd0}-\x{fdef}\x{fffe}\x{ffff}]"
+# UTF-8 read as Windows-1252 (two or more characters of three bytes), and read as GBK (the commonest results).
+_CP1252 = r"(?:[\x{e3}-\x{e9}\x{ef}][\x{a0}-\x{bf}€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]{2}){2}"
+_GBK = r"锟斤拷|烫烫烫|屯屯屯|锘挎|涓€|銆傚|鐨勪|鈥[溾濇]"
+_MOJIBAKE = f"{_CP1252}|{_GBK}"
+_SUSPICIOUS = f"{_CONTROL}|\\x{{fffd}}|{_MOJIBAKE}"
+_INVISIBLE = r"^[\p{Z}\p{C}\s]*$"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What is left of a chunk.
+
+    Attributes:
+        table: the good rows, one column a role.
+        rows: (n,) int64, their row numbers.
+        rejects: rows left out, one each.
+        removed: items left out of lists whose rows were kept.
+    """
+
+    table: pa.Table
+    rows: np.ndarray
+    rejects: list[Reject]
+    removed: list[Reject]
+
+
+def text_faults(texts: pa.Array, spec: DatasetSpec) -> tuple[pa.Array, np.ndarray]:
+    """The texts without surrounding whitespace, and for each None or the reason against it; nulls have none."""
+    trimmed = pc.utf8_trim_whitespace(texts)
+    length = pc.fill_null(pc.utf8_length(trimmed), spec.min_characters or 1).to_numpy(False)
+    faults = np.full(len(texts), None, dtype=object)
+    faults[length > spec.max_characters] = LONG
+    faults[length < spec.min_characters] = SHORT
+    for row in np.flatnonzero(_matches(trimmed, _SUSPICIOUS)):
+        one = pa.array([trimmed[row].as_py()])
+        patterns = ((_CONTROL, CONTROL), (r"\x{fffd}", REPLACEMENT), (_MOJIBAKE, MOJIBAKE))
+        faults[row] = next(reason for pattern, reason in patterns if _matches(one, pattern)[0])
+    # A text of nothing but zero-width characters is not empty to the trimming above.
+    faults[_matches(trimmed, _INVISIBLE)] = INVISIBLE
+    faults[pc.fill_null(pc.equal(pc.binary_length(texts), 0), False).to_numpy(False)] = EMPTY
+    return trimmed, faults
+
+
+def _matches(texts: pa.Array, pattern: str) -> np.ndarray:
+    return pc.fill_null(pc.match_substring_regex(texts, pattern), False).to_numpy(False)
+
+
+def check_chunk(spec: DatasetSpec, roles: Roles, chunk: Chunk) -> Checked:
+    """Type, check and clean the rows of a chunk; rows in and rows out add up.
+
+    Raises:
+        MixtureError: a columnar source has a column of a type that cannot play its role.
+    """
+    table, reasons = to_table(spec, roles, chunk)
+    columns: dict[str, pa.Array] = {name: table.column(name).combine_chunks() for name in table.column_names}
+    removed: list[tuple[int, str, str]] = []
+    for role in roles.texts:
+        if role in roles.lists:
+            continue
+        columns[role], faults = text_faults(columns[role], spec)
+        _add(reasons, faults, role)
+    for role in roles.texts:
+        if role in roles.lists:
+            columns[role], gone = _clean_list(spec, role, columns)
+            removed += gone
+            if role == "positive":
+                counts = pc.fill_null(pc.list_value_length(columns[role]), 1).to_numpy(False)
+                _add(reasons, np.where(counts == 0, "no text in the list", None).astype(object), role)
+    for role, other, reason in _EQUALITIES:
+        for name in (n for n in columns if n == role or n.startswith(f"{role}_")):
+            if other in columns and name not in roles.lists and other not in roles.lists:
+                equal = pc.fill_null(pc.equal(columns[name], columns[other]), False).to_numpy(False)
+                _add(reasons, np.where(equal, reason, None).astype(object), name)
+    if "label" in columns:
+        columns["label"], faults = _check_label(spec, columns)
+        _add(reasons, faults, "label")
+
+    good = np.array([reason is None for reason in reasons], dtype=bool)
+    rejects = [
+        Reject(chunk.file, int(chunk.rows[row]), reasons[row], _row_excerpt(chunk, roles, row))
+        for row in np.flatnonzero(~good)
+    ]
+    notes = [Reject(chunk.file, int(chunk.rows[row]), reason, text) for row, reason, text in removed if good[row]]
+    kept = pa.table(columns).filter(pa.array(good))
+    return Checked(kept, chunk.rows[good], [*chunk.rejects, *rejects], notes)
+
+
+_EQUALITIES = (
+    ("positive", "query", "equal to the query"),
+    ("negative", "positive", "equal to the positive"),
+    ("negative", "query", "equal to the query"),
+)
+
+
+def _add(reasons: np.ndarray, faults: np.ndarray, role: str) -> None:
+    for row in np.flatnonzero(faults != None):  # noqa: E711  (elementwise)
+        if reasons[row] is None:
+            reasons[row] = f"{role}: {faults[row]}"
+
+
+def _clean_list(
+    spec: DatasetSpec, role: str, columns: dict[str, pa.Array]
+) -> tuple[pa.ListArray, list[tuple[int, str, str]]]:
+    """A list column without its faulty items, and (row, reason, text) of each item left out."""
+    texts, owners = flatten(columns[role])
+    trimmed, faults = text_faults(texts, spec)
+    faults[texts.is_null().to_numpy(False)] = "null or not text"
+    taken = pa.array(owners)
+    against = {"positive": ("query",), "negative": ("positive", "query")}[role]
+    for other in (name for name in against if name in columns):
+        if pa.types.is_list(columns[other].type):
+            equal = _in_own_list(trimmed, owners, columns[other])
+        else:
+            equal = pc.fill_null(pc.equal(trimmed, pc.take(columns[other], taken)), False).to_numpy(False)
+        _set(faults, equal, f"equal to the {other}")
+    _set(faults, _repeated(trimmed, owners), "twice in the list")
+    bad = faults != None  # noqa: E711  (elementwise)
+    gone = [(int(owners[i]), f"{role}: {faults[i]}", excerpt(texts[i].as_py())) for i in np.flatnonzero(bad)]
+    counts = np.bincount(owners[~bad], minlength=len(columns[role]))
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    values = trimmed.filter(pa.array(~bad))
+    return pa.ListArray.from_arrays(pa.array(offsets), values, mask=columns[role].is_null()), gone
+
+
+def _set(faults: np.ndarray, where: np.ndarray, reason: str) -> None:
+    faults[where & (faults == None)] = reason  # noqa: E711  (elementwise)
+
+
+def _codes(texts: pa.Array) -> np.ndarray:
+    """Equal numbers for equal texts; nulls get -1."""
+    return pc.fill_null(texts.dictionary_encode().indices, -1).to_numpy(False).astype(np.int64)
+
+
+def _repeated(texts: pa.Array, owners: np.ndarray) -> np.ndarray:
+    """(m,) bool: the item stands earlier in its own list."""
+    codes = _codes(texts)
+    order = np.lexsort((np.arange(len(codes)), codes, owners))
+    repeated = np.zeros(len(codes), dtype=bool)
+    same = (codes[order][1:] == codes[order][:-1]) & (owners[order][1:] == owners[order][:-1])
+    repeated[order[1:][same]] = True
+    return repeated
+
+
+def _in_own_list(texts: pa.Array, owners: np.ndarray, lists: pa.ListArray) -> np.ndarray:
+    """(m,) bool: the item stands in the other list of its row."""
+    others, other_owners = flatten(lists)
+    codes = _codes(pa.concat_arrays([texts, others]))
+    width = int(codes.max(initial=0)) + 2
+    keys = np.concatenate([owners, other_owners]) * width + codes + 1
+    return np.isin(keys[: len(texts)], keys[len(texts) :])
+
+
+def _check_label(spec: DatasetSpec, columns: dict[str, pa.Array]) -> tuple[pa.Array, np.ndarray]:
+    """The labels, scores scaled to 0..1 as float32, and None or the reason against each."""
+    labels = columns["label"]
+    faults = np.full(len(labels), None, dtype=object)
+    if not pa.types.is_floating(labels.type):
+        labels = pc.utf8_trim_whitespace(labels)
+        if spec.labels is not None:
+            known = pc.is_in(labels, pa.array(spec.labels, type=pa.string())).to_numpy(False)
+            faults[~known] = "unknown label"
+        faults[pc.fill_null(pc.equal(pc.binary_length(labels), 0), False).to_numpy(False)] = EMPTY
+        return labels, faults
+    low, high = spec.score_range
+    values = labels.to_numpy(False)
+    null = labels.is_null().to_numpy(False)
+    _set(faults, ~np.isfinite(values) & ~null, "not finite")
+    with np.errstate(invalid="ignore"):
+        _set(faults, (values < low) | (values > high), f"out of range {low:g}..{high:g}")
+        if spec.task == "pair":
+            _set(faults, (values != low) & (values != high), f"not {low:g} or {high:g}")
+        equal = pc.fill_null(pc.equal(columns["sentence1"], columns["sentence2"]), False).to_numpy(False)
+        _set(faults, equal & (values < (low + high) / 2), "in the lower half for equal sentences")
+    return pa.array((values - low) / (high - low), type=pa.float32(), mask=null), faults
+
+
+def _row_excerpt(chunk: Chunk, roles: Roles, row: int) -> str:
+    if isinstance(chunk.records, pa.Table):
+        record = {role: chunk.records.column(name)[row].as_py() for role, name in roles.columns.items()}
+    else:
+        record = {role: chunk.records[row].get(name) for role, name in roles.columns.items()}
+    return excerpt(" | ".join(f"{role}={value!r}" for role, value in record.items()), 240)
+
+
+def rejected_by_reason(rejects: Sequence[Reject]) -> dict[str, int]:
+    """How many rejects each reason has, commonest first."""
+    counts: dict[str, int] = {}
+    for reject in rejects:
+        counts[reject.reason] = counts.get(reject.reason, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
