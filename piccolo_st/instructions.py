@@ -1,0 +1,229 @@
+"""Instructions: the short text put before a query or a document, and who gets which.
+
+Piccolo puts ``查询：`` before a query and ``结果：`` before a document in retrieval, and nothing before the texts of
+similarity, classification and clustering tasks. This file holds the presets and turns them into what
+sentence-transformers reads:
+
+1. ``set_prompts`` stores them in a model as prompts, so that ``encode_query``, ``encode_document`` and mteb use them.
+   It never sets a default prompt: that one would also go before the texts of every task that has no instruction.
+2. ``column_prompts`` and ``dataset_prompts`` are the trainer's ``args.prompts``, by column and by dataset;
+   ``column_tasks`` and ``dataset_tasks`` are its ``args.router_mapping``, which picks the length limit of a column.
+3. ``instruction_token_ids`` is the row prefix by which a pooling layer recognises an instruction.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from transformers import PreTrainedTokenizerBase
+
+Task: TypeAlias = Literal["query", "document"]
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """What goes before a query and before a document. An empty string is no instruction."""
+
+    query: str = ""
+    document: str = ""
+
+    def __post_init__(self) -> None:
+        for task in ("query", "document"):
+            if not isinstance(text := getattr(self, task), str):
+                raise TypeError(f"the {task} instruction has to be a string, got {text!r}; write '' for none")
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The same as ST prompts: ``{"query": ..., "document": ...}``."""
+        return {"query": self.query, "document": self.document}
+
+
+PRESETS: Mapping[str, Instructions] = MappingProxyType(
+    {
+        # As the usage section of the Piccolo model card types them, with a full-width colon. The default.
+        "piccolo": Instructions("查询：", "结果："),
+        # As the training notes of the same card write them. They tokenize differently.
+        "piccolo-training-notes": Instructions("查询: ", "结果: "),
+        "none": Instructions(),
+    }
+)
+
+InstructionSpec: TypeAlias = str | Instructions | Mapping[str, str]
+
+_QUERY_COLUMNS = frozenset({"query", "anchor"})
+_DOCUMENT_COLUMN = re.compile(r"positives?|negatives?|negative_\d+")
+_NOT_TEXT = frozenset({"label", "labels", "score", "scores", "dataset_name"})
+
+
+def resolve_instructions(spec: InstructionSpec) -> Instructions:
+    """Return the instructions that ``spec`` means.
+
+    Args:
+        spec: the name of a preset, ``Instructions``, or a mapping with the keys "query" and "document" ("passage" is
+            another name of the latter; a missing key means no instruction).
+
+    Raises:
+        ValueError: the name is no preset, or the mapping has other keys.
+        TypeError: ``spec`` is none of the three, or an instruction is not a string.
+    """
+    if isinstance(spec, Instructions):
+        return spec
+    if isinstance(spec, str):
+        if spec not in PRESETS:
+            raise ValueError(
+                f"unknown instruction preset {spec!r}; the presets are {', '.join(map(repr, PRESETS))}. "
+                'For instructions of your own write {"query": "...", "document": "..."}'
+            )
+        return PRESETS[spec]
+    if not isinstance(spec, Mapping):
+        raise TypeError(f"instructions are a preset's name, Instructions or a mapping, got {spec!r}")
+    unknown = sorted(set(spec) - {"query", "document", "passage"})
+    if unknown or {"document", "passage"} <= set(spec):
+        raise ValueError(
+            'instructions of your own have the keys "query" and "document" (or "passage" in its place), '
+            f"got {list(spec)}"
+        )
+    return Instructions(spec.get("query", ""), spec.get("document", spec.get("passage", "")))
+
+
+def set_prompts(
+    model: SentenceTransformer,
+    instructions: InstructionSpec = "piccolo",
+    per_task: Mapping[str, InstructionSpec] | None = None,
+) -> None:
+    """Store the instructions in ``model.prompts``; they are saved with the model.
+
+    ``encode_query`` and ``encode_document`` then use them without being told; ``encode`` adds nothing unless it is
+    asked to. Prompts of other names stay, a default prompt is taken away.
+
+    Args:
+        model: its ``prompts`` and ``default_prompt_name`` change.
+        instructions: for every retrieval task.
+        per_task: instructions of single mteb tasks or task types, by name; stored under mteb's own keys
+            (``T2Retrieval-query``, ``T2Retrieval-document``).
+    """
+    prompts = resolve_instructions(instructions).prompts
+    for task, spec in (per_task or {}).items():
+        prompts |= {f"{task}-{kind}": text for kind, text in resolve_instructions(spec).prompts.items()}
+    model.prompts = {**model.prompts, **prompts}
+    model.default_prompt_name = None
+
+
+def column_tasks(columns: Iterable[str]) -> dict[str, Task]:
+    """Return the task of each column, as ST's ``router_mapping`` of one dataset.
+
+    ``query`` and ``anchor`` are queries; ``positive``, ``negative``, ``negative_1`` and so on, ``positives`` and
+    ``negatives`` are documents. Columns of similarity or classification data (``sentence1``, ``text``) have no task.
+
+    Raises:
+        ValueError: only some of the text columns have a task. Such a dataset would train with an instruction on one
+            side alone, unnoticed.
+    """
+    names = [column for column in columns if column not in _NOT_TEXT]
+    tasks: dict[str, Task] = {}
+    for column in names:
+        if column in _QUERY_COLUMNS:
+            tasks[column] = "query"
+        elif _DOCUMENT_COLUMN.fullmatch(column):
+            tasks[column] = "document"
+    if tasks and (unknown := [column for column in names if column not in tasks]):
+        raise ValueError(
+            f"columns {unknown} are neither queries nor documents, while {list(tasks)} are; a retrieval dataset has "
+            "the columns query, positive and negative (or negative_1, negative_2, ...): rename or remove the others"
+        )
+    return tasks
+
+
+def column_prompts(columns: Iterable[str], instructions: InstructionSpec = "piccolo") -> dict[str, str]:
+    """Return ``{column: instruction}`` for one dataset, the form ST's ``args.prompts`` has for a single dataset.
+
+    Columns without a task or with an empty instruction are left out, so similarity and classification data give {}.
+    """
+    prompts = resolve_instructions(instructions).prompts
+    return {column: prompts[task] for column, task in column_tasks(columns).items() if prompts[task]}
+
+
+def dataset_tasks(columns: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Task]]:
+    """Return ``{dataset: {column: task}}``, the form ST's ``args.router_mapping`` has for a DatasetDict.
+
+    Args:
+        columns: the column names of each dataset, such as ``DatasetDict.column_names``.
+    """
+    return {dataset: column_tasks(names) for dataset, names in columns.items()}
+
+
+def dataset_prompts(
+    columns: Mapping[str, Sequence[str]],
+    instructions: InstructionSpec = "piccolo",
+    per_dataset: Mapping[str, InstructionSpec] | None = None,
+) -> dict[str, dict[str, str]]:
+    """Return ``{dataset: {column: instruction}}``, the form ST's ``args.prompts`` has for a DatasetDict.
+
+    Args:
+        columns: the column names of each dataset, such as ``DatasetDict.column_names``.
+        instructions: for every dataset with query and document columns that ``per_dataset`` does not name.
+        per_dataset: instructions of single datasets.
+
+    Raises:
+        ValueError: ``per_dataset`` names a dataset that is not there, or gives an instruction to one that has no
+            column to put it before.
+    """
+    per_dataset = per_dataset or {}
+    if unknown := sorted(set(per_dataset) - set(columns)):
+        raise ValueError(f"instructions are given for {unknown}, which are not among the datasets {sorted(columns)}")
+    prompts = {}
+    for dataset, names in columns.items():
+        prompts[dataset] = column_prompts(names, per_dataset.get(dataset, instructions))
+        if (
+            dataset in per_dataset
+            and not prompts[dataset]
+            and any(resolve_instructions(per_dataset[dataset]).prompts.values())
+        ):
+            raise ValueError(
+                f"dataset {dataset!r} is given the instructions {per_dataset[dataset]!r}, but none of its columns "
+                f"{list(names)} is a query or a document: rename them, or set its instructions to 'none'"
+            )
+    return prompts
+
+
+def instruction_token_ids(tokenizer: PreTrainedTokenizerBase, instruction: str) -> list[int]:
+    """Return the token ids every row with ``instruction`` begins with, leading special tokens ([CLS]) included.
+
+    A tokenizer may join the end of the instruction with the beginning of the text (``"query" + "ing"``,
+    or the blank at the end of ``"查询: "`` that SentencePiece moves to the next piece). So this takes the tokens that
+    stay the same whatever follows, tried with Chinese, Latin, digits and a blank. A joined blank belongs to the text.
+
+    Raises:
+        ValueError: the instruction is empty; its tokens change with the text that follows it; or it has characters
+            the tokenizer does not know, for which any other unknown character could be taken.
+    """
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer(text, padding=False, truncation=False)["input_ids"])
+
+    alone = encode(instruction)
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    if not set(alone) - special:
+        raise ValueError(f"the instruction {instruction!r} has no tokens: leave it out, or write one with text")
+    if tokenizer.unk_token_id in alone:
+        raise ValueError(
+            f"the instruction {instruction!r} has characters this tokenizer does not know: other unknown characters "
+            "would be taken for it. Write it with characters of the vocabulary"
+        )
+    rows = [alone, *(encode(instruction + text) for text in ("今天", "的", "and", "ing", "s", "7", " a"))]
+    stable = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))]
+    if tokenizer.decode(alone[len(stable) :], skip_special_tokens=True).strip() or not set(stable) - special:
+        raise ValueError(
+            f"the tokens of the instruction {instruction!r} change with the text that follows, so no row can be told "
+            "to begin with it: end it with a punctuation mark such as '：'"
+        )
+    return stable
