@@ -22,6 +22,8 @@ from itertools import takewhile
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from piccolo_st.errors import InputError
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from transformers import PreTrainedTokenizerBase
@@ -72,14 +74,14 @@ def resolve_instructions(spec: InstructionSpec) -> Instructions:
             another name of the latter; a missing key means no instruction).
 
     Raises:
-        ValueError: the name is no preset, or the mapping has other keys.
+        InputError: the name is no preset, or the mapping has other keys.
         TypeError: ``spec`` is none of the three, or an instruction is not a string.
     """
     if isinstance(spec, Instructions):
         return spec
     if isinstance(spec, str):
         if spec not in PRESETS:
-            raise ValueError(
+            raise InputError(
                 f"unknown instruction preset {spec!r}; the presets are {', '.join(map(repr, PRESETS))}. "
                 'For instructions of your own write {"query": "...", "document": "..."}'
             )
@@ -88,7 +90,7 @@ def resolve_instructions(spec: InstructionSpec) -> Instructions:
         raise TypeError(f"instructions are a preset's name, Instructions or a mapping, got {spec!r}")
     unknown = sorted(set(spec) - {"query", "document", "passage"})
     if unknown or {"document", "passage"} <= set(spec):
-        raise ValueError(
+        raise InputError(
             'instructions of your own have the keys "query" and "document" (or "passage" in its place), '
             f"got {list(spec)}"
         )
@@ -125,7 +127,7 @@ def column_tasks(columns: Iterable[str]) -> dict[str, Task]:
     ``negatives`` are documents. Columns of similarity or classification data (``sentence1``, ``text``) have no task.
 
     Raises:
-        ValueError: only some of the text columns have a task. Such a dataset would train with an instruction on one
+        InputError: only some of the text columns have a task. Such a dataset would train with an instruction on one
             side alone, unnoticed.
     """
     names = [column for column in columns if column not in _NOT_TEXT]
@@ -136,7 +138,7 @@ def column_tasks(columns: Iterable[str]) -> dict[str, Task]:
         elif _DOCUMENT_COLUMN.fullmatch(column):
             tasks[column] = "document"
     if tasks and (unknown := [column for column in names if column not in tasks]):
-        raise ValueError(
+        raise InputError(
             f"columns {unknown} are neither queries nor documents, while {list(tasks)} are; a retrieval dataset has "
             "the columns query, positive and negative (or negative_1, negative_2, ...): rename or remove the others"
         )
@@ -174,12 +176,12 @@ def dataset_prompts(
         per_dataset: instructions of single datasets.
 
     Raises:
-        ValueError: ``per_dataset`` names a dataset that is not there, or gives an instruction to one that has no
+        InputError: ``per_dataset`` names a dataset that is not there, or gives an instruction to one that has no
             column to put it before.
     """
     per_dataset = per_dataset or {}
     if unknown := sorted(set(per_dataset) - set(columns)):
-        raise ValueError(f"instructions are given for {unknown}, which are not among the datasets {sorted(columns)}")
+        raise InputError(f"instructions are given for {unknown}, which are not among the datasets {sorted(columns)}")
     prompts = {}
     for dataset, names in columns.items():
         prompts[dataset] = column_prompts(names, per_dataset.get(dataset, instructions))
@@ -188,7 +190,7 @@ def dataset_prompts(
             and not prompts[dataset]
             and any(resolve_instructions(per_dataset[dataset]).prompts.values())
         ):
-            raise ValueError(
+            raise InputError(
                 f"dataset {dataset!r} is given the instructions {per_dataset[dataset]!r}, but none of its columns "
                 f"{list(names)} is a query or a document: rename them, or set its instructions to 'none'"
             )
@@ -203,7 +205,7 @@ def instruction_token_ids(tokenizer: PreTrainedTokenizerBase, instruction: str) 
     stay the same whatever follows, tried with Chinese, Latin, digits and a blank. A joined blank belongs to the text.
 
     Raises:
-        ValueError: the instruction is empty; its tokens change with the text that follows it; or it has characters
+        InputError: the instruction is empty; its tokens change with the text that follows it; or it has characters
             the tokenizer does not know, for which any other unknown character could be taken.
     """
 
@@ -213,16 +215,16 @@ def instruction_token_ids(tokenizer: PreTrainedTokenizerBase, instruction: str) 
     alone = encode(instruction)
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     if not set(alone) - special:
-        raise ValueError(f"the instruction {instruction!r} has no tokens: leave it out, or write one with text")
+        raise InputError(f"the instruction {instruction!r} has no tokens: leave it out, or write one with text")
     if tokenizer.unk_token_id in alone:
-        raise ValueError(
+        raise InputError(
             f"the instruction {instruction!r} has characters this tokenizer does not know: other unknown characters "
             "would be taken for it. Write it with characters of the vocabulary"
         )
     rows = [alone, *(encode(instruction + text) for text in ("今天", "的", "and", "ing", "s", "7", " a"))]
     stable = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))]
     if tokenizer.decode(alone[len(stable) :], skip_special_tokens=True).strip() or not set(stable) - special:
-        raise ValueError(
+        raise InputError(
             f"the tokens of the instruction {instruction!r} change with the text that follows, so no row can be told "
             "to begin with it: end it with a punctuation mark such as '：'"
         )

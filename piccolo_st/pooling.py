@@ -26,6 +26,7 @@ from sentence_transformers.sentence_transformer.modules.pooling import PoolingMo
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from piccolo_st.errors import InputError
 from piccolo_st.instructions import Instructions, InstructionSpec, instruction_token_ids, resolve_instructions
 
 
@@ -43,7 +44,7 @@ class InstructionPooling(Pooling):
             included. One may be the beginning of another: the longest match counts.
 
     Raises:
-        ValueError: a prefix is empty, or instructions are to be excluded and there are none.
+        InputError: a prefix is empty, or instructions are to be excluded and there are none.
     """
 
     config_keys = ["embedding_dimension", "pooling_mode", "include_instruction", "instruction_ids"]  # noqa: RUF012
@@ -58,12 +59,12 @@ class InstructionPooling(Pooling):
         super().__init__(embedding_dimension, pooling_mode, include_prompt=include_instruction)
         self.instruction_ids = sorted({tuple(map(int, ids)) for ids in instruction_ids})
         if not include_instruction and not self.instruction_ids:
-            raise ValueError(
+            raise InputError(
                 "include_instruction=False needs instruction_ids: there is no instruction to exclude. Build the layer "
                 "with InstructionPooling.from_tokenizer, or use stock Pooling"
             )
         if () in self.instruction_ids:
-            raise ValueError(f"instruction_ids has an empty prefix, which every row begins with: {instruction_ids!r}")
+            raise InputError(f"instruction_ids has an empty prefix, which every row begins with: {instruction_ids!r}")
         longest = max(map(len, self.instruction_ids), default=0)
         table = [[*ids, *[-1] * (longest - len(ids))] for ids in self.instruction_ids]
         # Not persistent: the state dict stays the one of a model with stock Pooling.
@@ -82,7 +83,7 @@ class InstructionPooling(Pooling):
         """Build the layer from instruction texts; empty ones (no instruction) are skipped.
 
         Raises:
-            ValueError: the tokenizer cannot tell rows with one of the instructions from others; see
+            InputError: the tokenizer cannot tell rows with one of the instructions from others; see
                 ``instruction_token_ids``.
         """
         ids = [instruction_token_ids(tokenizer, text) for text in instructions if text]
@@ -105,12 +106,12 @@ class InstructionPooling(Pooling):
                 or, flattened, (1, tokens, dimension), (1, tokens) and "cu_seq_lens_q" (rows + 1,).
 
         Raises:
-            ValueError: instructions are to be excluded and there are no input_ids to find them in.
+            InputError: instructions are to be excluded and there are no input_ids to find them in.
         """
         if self.include_prompt or not self.instruction_ids:
             return super().forward(features, **kwargs)
         if "input_ids" not in features:
-            raise ValueError(
+            raise InputError(
                 f"excluding instructions needs input_ids, the features are {sorted(features)}: use "
                 "include_instruction=True for inputs that are not text"
             )
@@ -192,11 +193,11 @@ def set_instruction_pooling(
         include_instruction: pool the instruction's tokens as well.
 
     Raises:
-        ValueError: the model has no Pooling module, or more than one; or as InstructionPooling.
+        InputError: the model has no Pooling module, or more than one; or as InstructionPooling.
     """
     places = [place for place, module in enumerate(model) if isinstance(module, Pooling)]
     if len(places) != 1:
-        raise ValueError(f"the model needs exactly one Pooling module, it has {len(places)}: {model}")
+        raise InputError(f"the model needs exactly one Pooling module, it has {len(places)}: {model}")
     old = model[places[0]]
     texts = (
         resolve_instructions(instructions).prompts.values()
