@@ -1,1 +1,13 @@
-"""Losses for Piccolo training."""
+"""Losses for Piccolo training.
+
+identity.py         which texts are the same: a 64-bit number for each row
+false_negatives.py  which candidates are no negatives of which row
+contrast.py         tensors in, loss and gradients out: the exact contrastive loss, tile by tile
+batch.py            what the ranks must know of a batch beside its embeddings
+piccolo.py          PiccoloLoss: embeds, gathers, masks, calls contrast
+hybrid.py           task type -> loss with its weight
+"""
+
+from piccolo_st.losses.piccolo import PiccoloLoss
+
+__all__ = ["PiccoloLoss"]

@@ -1,0 +1,149 @@
+"""What a contrastive loss must know of a batch beside its embeddings: whose hard negative is whose, and equal texts.
+
+(1) Look at this rank's columns; a fault is kept for later, so that it is raised on every rank.
+(2) The ranks agree that they run the same loss on the same kind of columns.
+(3) Owners and identities of all ranks are gathered to the CPU, owners renumbered to rows of the global batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from piccolo_st.batching import row_count
+from piccolo_st.distributed import agree, gather_rows, get_world_size
+from piccolo_st.losses.false_negatives import Exclusions
+from piccolo_st.losses.identity import column_identities
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The global batch without its embeddings, all on the CPU.
+
+    Attributes:
+        total: rows on all ranks, N.
+        owner: (M,) int64, for each hard negative on any rank the row of the global batch that owns it.
+        queries: (N,) int64 identities; None where texts are not compared.
+        documents: (N + M,) int64 identities of the positives and then the hard negatives, or None.
+    """
+
+    total: int
+    owner: Tensor
+    queries: Tensor | None
+    documents: Tensor | None
+
+    @cached_property
+    def exclusions(self) -> Exclusions:
+        """Worked out when first asked for: by then a GPU is busy with the embeddings."""
+        return Exclusions(self.total, self.owner, self.queries, self.documents)
+
+
+def local_owners(columns: Sequence[Mapping[str, Any]]) -> Tensor:
+    """For each local hard negative, columns one after the other, the local row that owns it: int64, one dimension.
+
+    A column with ``owner`` says it; in any other, row i belongs to row i.
+    """
+    rows, device = row_count(columns[0]), device_of(columns)
+    owners = [
+        features["owner"].long() if "owner" in features else torch.arange(rows, device=device)
+        for features in columns[2:]
+    ]
+    return torch.cat([torch.empty(0, dtype=torch.int64, device=device), *owners])
+
+
+def device_of(columns: Sequence[Mapping[str, Any]]) -> torch.device:
+    """The device of the features."""
+    return next(value.device for features in columns for value in features.values() if isinstance(value, Tensor))
+
+
+def find_fault(columns: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why these columns cannot be a contrastive batch, in one sentence; None if they can. Owners are checked later."""
+    if len(columns) < 2:
+        return f"a contrastive loss needs a query and a positive column, got {len(columns)} column(s)"
+    rows = [row_count(features) for features in columns]
+    if rows[0] == 0 or rows[0] != rows[1]:
+        return (
+            f"there must be one positive for each query, and at least one; got {rows[0]} queries, {rows[1]} positives"
+        )
+    for number, features in enumerate(columns[2:], start=1):
+        owned = len(features["owner"]) if "owner" in features else rows[0]
+        if owned != rows[1 + number]:
+            rule = "one owner for each of its rows" if "owner" in features else "one row for each query"
+            return (
+                f"negative column {number} must have {rule}: it has {rows[1 + number]} rows for {owned}. Give a ragged "
+                "column its 'owner', as piccolo_st's collator does"
+            )
+    return None
+
+
+def describe(
+    columns: Sequence[Mapping[str, Any]], *, compare_texts: bool, across_ranks: bool, facts: Mapping[str, Any]
+) -> Batch:
+    """Steps (1) to (3). Waits for the device once or, with several ranks, a few times.
+
+    Args:
+        columns: features of the query, the positive, and any hard negatives.
+        compare_texts: whether to fetch identities.
+        across_ranks: whether the batch is that of all ranks.
+        facts: what all ranks must have in common beside their columns.
+
+    Raises:
+        ValueError: the columns of any rank do not fit together, or the ranks do not; the same on every rank.
+    """
+    fault = find_fault(columns)
+    identities = [column_identities(features) for features in columns] if compare_texts and not fault else []
+    known = bool(identities) and all(identity is not None for identity in identities)
+    if across_ranks and get_world_size() > 1:
+        ragged = len(columns) == 2 or any("owner" in features for features in columns)
+        facts = {
+            **facts,
+            "the fault of the columns": fault,
+            "the number of columns": "2, or 3 with a ragged one" if ragged else len(columns),
+            "what tells texts apart": "nothing" if not known else _told_by(columns),
+            "whether gradients are wanted": torch.is_grad_enabled(),
+        }
+        agree("the loss of this step", facts, device_of(columns))
+    if fault:
+        raise ValueError(fault)
+
+    rows, owner = row_count(columns[0]), local_owners(columns)
+    parts = [owner, *([identities[0], identities[1], torch.cat([owner[:0], *identities[2:]])] if known else [])]
+    row_counts = [rows]
+    if across_ranks and get_world_size() > 1:
+        gathered = gather_rows(torch.zeros(rows, 0, dtype=torch.int64, device=owner.device), *parts)
+        row_counts, owner_counts = list(gathered[0].counts), gathered[1].counts
+        parts = [one.rows for one in gathered[1:]]
+    else:
+        owner_counts = (len(owner),)
+    parts = [part.cpu() for part in parts]
+    return Batch(
+        total=sum(row_counts),
+        owner=_global_owners(parts[0], row_counts, owner_counts),
+        queries=parts[1] if known else None,
+        documents=torch.cat(parts[2:]) if known else None,
+    )
+
+
+def _told_by(columns: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(sorted({"identity" if "identity" in features else "tokens" for features in columns}))
+
+
+def _global_owners(owner: Tensor, row_counts: Sequence[int], owner_counts: Sequence[int]) -> Tensor:
+    """Each rank's owners, counted from that rank's first row. Every rank sees all, so all raise the same error."""
+    results, first = [], 0
+    for rank, (rows, part) in enumerate(zip(row_counts, owner.split(list(owner_counts)))):
+        bad = ((part < 0) | (part >= rows)).nonzero()
+        if len(bad):
+            place = int(bad[0])
+            raise ValueError(
+                f"'owner' must name one of the {rows} rows of the batch, 0 to {rows - 1}; hard negative {place} on "
+                f"rank {rank} names {int(part[place])}"
+            )
+        results.append(part + first)
+        first += rows
+    return torch.cat(results)

@@ -1,0 +1,60 @@
+"""Which texts are the same, told from their tokens: a 64-bit number for each row.
+
+The number is sum over k of (token_k + 1) * key_k modulo 2^64, over the tokens that the attention mask keeps, k counted
+from the row's first such token, so that padding on either side changes nothing. The keys are the output of a fixed
+mixing function (splitmix64) at k: the same in every process. Such a multilinear sum gives two different rows of tokens
+below 2^18 the same number with a probability of at most 2^-46.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _signed(number: int) -> int:
+    """The int64 with the bits of this unsigned 64-bit number."""
+    return number - (1 << 64) if number >> 63 else number
+
+
+def _keys(places: Tensor) -> Tensor:
+    """splitmix64 of each place, an int64 tensor. Products wrap around, which is what the function asks for."""
+
+    def shift(number: Tensor, bits: int) -> Tensor:
+        return (number >> bits) & ((1 << (64 - bits)) - 1)  # >> keeps the sign; a logical shift does not
+
+    number = (places + 1) * _signed(0x9E3779B97F4A7C15)
+    number = (number ^ shift(number, 30)) * _signed(0xBF58476D1CE4E5B9)
+    number = (number ^ shift(number, 27)) * _signed(0x94D049BB133111EB)
+    return number ^ shift(number, 31)
+
+
+def column_identities(features: Mapping[str, Any]) -> Tensor | None:
+    """One int64 for each text of a column: what the collator wrote as ``identity``, else from the tokens.
+
+    Args:
+        features: of one column, padded on either side, or flattened (``cu_seq_lens_q``).
+
+    Returns:
+        (rows,) int64 on the features' device; None where there are neither identities nor tokens to tell texts by.
+    """
+    if "identity" in features:
+        return features["identity"]
+    ids = features.get("input_ids")
+    if not isinstance(ids, Tensor):
+        return None
+    if "cu_seq_lens_q" in features:
+        borders = features["cu_seq_lens_q"].long()
+        ids = ids.reshape(-1).long()
+        places = torch.arange(len(ids), device=ids.device)
+        places = places - borders[torch.searchsorted(borders, places, right=True) - 1]
+        sums = torch.cat([ids.new_zeros(1), ((ids + 1) * _keys(places)).cumsum(0)])
+        return sums[borders[1:]] - sums[borders[:-1]]
+    if ids.ndim != 2:
+        return None
+    mask = features.get("attention_mask")
+    kept = torch.ones_like(ids, dtype=torch.int64) if mask is None else (mask != 0).long()
+    return ((ids.long() + 1) * _keys(kept.cumsum(1) - 1) * kept).sum(1)

@@ -1,0 +1,275 @@
+"""PiccoloLoss: the contrastive loss of both Piccolo stages, as a loss of sentence-transformers.
+
+What happens in one call:
+
+(1) the ranks agree that they run the same loss on the same kind of batch, and exchange whose hard negative is whose
+    and which texts are the same;
+(2) the rows of all columns are embedded, sorted by length (``batching.py``), or mini-batch by mini-batch with gradient
+    caching (ST's ``CachedLossMixin``);
+(3) the unit vectors of all ranks are gathered (``distributed.py``);
+(4) each rank computes the losses of its own rows against all (``contrast.py``); the gradients go back to the ranks
+    that own the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.losses.gradcache import CachedLossMixin, RandContext, has_static_embedding_input
+from torch import Tensor, nn
+
+from piccolo_st.batching import Features, SortedRows, embed_columns, model_reads_task, sort_rows
+from piccolo_st.distributed import gather_rows, get_world_size
+from piccolo_st.losses.batch import Batch, describe, device_of
+from piccolo_st.losses.contrast import (
+    DIRECTIONS,
+    Contrast,
+    check_directions,
+    check_margin,
+    check_temperature,
+    contrastive_loss,
+    unit,
+)
+
+CPU_CHUNK_TOKENS = 1024
+"""Tokens in one forward pass on a CPU, where small ones that stay in the cache are faster."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One batch on its way through the gradient cache: what is known of it, and how its rows belong together."""
+
+    batch: Batch
+    rows: SortedRows
+
+
+class PiccoloLoss(CachedLossMixin, nn.Module):
+    """GTE's improved contrastive loss over the negatives of all ranks.
+
+    For query q_i with positive p_i, similarity s = cosine and temperature t (Li et al. 2023, arXiv 2308.03281):
+
+        loss_i = -s(q_i, p_i)/t + log(  sum over documents exp(s(q_i, d)/t)    query_to_doc
+                                      + sum over queries   exp(s(q_i, q)/t)    query_to_query
+                                      + sum over queries   exp(s(p_i, q)/t)    doc_to_query
+                                      + sum over documents exp(s(p_i, d)/t) )  doc_to_doc
+
+    The documents are the positives and the hard negatives of all rows on all ranks. It equals ST's
+    ``MultipleNegativesRankingLoss(scale=1/t, directions=..., partition_mode="joint")`` where no text occurs twice, in
+    memory that grows with the number of rows instead of its square.
+
+    Inputs: (query, positive), optionally with hard negatives as further columns (``negative`` or ``negative_1`` to
+    ``negative_n``), or as one column flattened from lists of different lengths whose features hold ``owner``, the local
+    row of each negative. Labels are ignored.
+
+    Args:
+        model: the model to train.
+        temperature: t.
+        directions: which of the four sums are in the denominator; ("query_to_doc",) is the plain softmax.
+        gather_across_devices: use the rows of all ranks as negatives. Without it each rank is on its own.
+        mask_duplicates: a text never stands against its own copy, nor a query against the positive of an equal query,
+            on whatever rank (the rules: ``false_negatives.py``). Texts are compared by ``identity`` in the features
+            where the collator wrote it, otherwise by their tokens.
+        false_negative_margin: leave out what is more similar than the row's positive by more than this.
+        mini_batch_size: embed so many rows at a time and cache the gradients (Gao et al. 2021, arXiv 2101.06983): the
+            memory of a small batch, for a second forward pass. None: no caching.
+        mini_batch_num_tokens: the same, with the mini-batches cut by their number of tokens.
+        chunk_tokens: without caching, the largest forward pass in tokens, padding included, rows sorted by length.
+            "auto": 1,024 on a CPU and everything at once elsewhere. None: everything at once.
+        show_progress_bar: of the mini-batches.
+
+    Raises:
+        ValueError: a temperature that is not positive, unknown directions, a negative margin, a size below 1, or
+            gradient caching with a StaticEmbedding.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        temperature: float = 0.01,
+        directions: Sequence[str] = DIRECTIONS,
+        gather_across_devices: bool = True,
+        mask_duplicates: bool = True,
+        false_negative_margin: float | None = None,
+        mini_batch_size: int | None = None,
+        mini_batch_num_tokens: int | None = None,
+        chunk_tokens: int | str | None = "auto",
+        show_progress_bar: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.temperature = check_temperature(temperature)
+        self.directions = check_directions(directions)
+        self.gather_across_devices = gather_across_devices
+        self.mask_duplicates = mask_duplicates
+        self.false_negative_margin = check_margin(false_negative_margin)
+        for name, value in (
+            ("mini_batch_size", mini_batch_size),
+            ("mini_batch_num_tokens", mini_batch_num_tokens),
+            ("chunk_tokens", None if chunk_tokens == "auto" else chunk_tokens),
+        ):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be None or a whole number of at least 1, got {value!r}")
+        self.mini_batch_size = mini_batch_size
+        self.mini_batch_num_tokens = mini_batch_num_tokens
+        self.chunk_tokens = chunk_tokens
+        self.show_progress_bar = show_progress_bar
+        self.uses_gradient_cache = mini_batch_size is not None or mini_batch_num_tokens is not None
+        if self.uses_gradient_cache and has_static_embedding_input(model):
+            raise ValueError("a model with a StaticEmbedding cannot be cut into mini-batches: leave caching off")
+        self._rows, self._masked_duplicates = 0, 0
+        self._masked_by_margin: Tensor | int = 0
+
+    def forward(self, sentence_features: Iterable[Features], labels: Tensor | None = None) -> Tensor:
+        """The mean loss of this rank's rows, scaled so that the mean over the ranks is the mean over all rows.
+
+        Args:
+            sentence_features: features of the query, the positive, and any columns of hard negatives.
+            labels: ignored.
+
+        Raises:
+            ValueError: fewer than two columns, columns that do not fit together, ranks that do not.
+        """
+        columns = list(sentence_features)
+        batch = describe(
+            columns,
+            compare_texts=self.mask_duplicates,
+            across_ranks=self.gather_across_devices,
+            facts={"the loss": type(self).__name__, **self._settings()},
+        )
+        if not self.uses_gradient_cache:
+            return self._loss(embed_columns(self.model, columns, self._chunk_tokens(columns)), batch)
+        refuse_partitioned_gradients(self.model)
+        rows = sort_rows(columns, model_reads_task(self.model))
+        # The mixin hands what it calls the labels to calculate_loss as they are. Ours are the step.
+        return self.forward_cached([group.features for group in rows.groups], _Step(batch, rows))
+
+    def calculate_loss(self, reps: list[list[Tensor]], labels: Any = None, *, with_backward: bool = False) -> Tensor:
+        """Called by the gradient cache with the embeddings of all mini-batches; ``labels`` is the :class:`_Step`."""
+        embeddings = labels.rows.split([part for group in reps for part in group])
+        loss = self._loss(embeddings, labels.batch)
+        if with_backward:
+            loss.backward()
+            loss = loss.detach()
+        return loss
+
+    def embed_minibatch(self, *args: Any, **kwargs: Any) -> tuple[Tensor, RandContext | None]:
+        """As ST's, but never in half precision: the gradients that are cached would underflow in float16."""
+        embeddings, random_state = super().embed_minibatch(*args, **kwargs)
+        return embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), random_state
+
+    def _loss(self, embeddings: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Steps (3) and (4). ``embeddings`` are (rows, D) for each column."""
+        queries, positives, *negatives = [unit(rows) for rows in embeddings]
+        everyone = [queries, positives, torch.cat([queries[:0], *negatives])]
+        world = get_world_size() if self.gather_across_devices else 1
+        own = (0, len(queries))
+        if world > 1:
+            gathered = gather_rows(*everyone)
+            everyone = [one.rows for one in gathered]
+            own = (gathered[0].own.start, gathered[0].own.stop)
+        result = contrastive_loss(
+            *everyone,
+            batch.exclusions,
+            temperature=self.temperature,
+            directions=self.directions,
+            rows=own,
+            divisor=batch.total / world,
+            false_negative_margin=self.false_negative_margin,
+        )
+        if torch.is_grad_enabled():
+            self._count(own[1] - own[0], result)
+        return result.loss
+
+    def _chunk_tokens(self, columns: Sequence[Features]) -> int | None:
+        if self.chunk_tokens != "auto":
+            return self.chunk_tokens
+        return CPU_CHUNK_TOKENS if device_of(columns).type == "cpu" else None
+
+    def _count(self, rows: int, result: Contrast) -> None:
+        self._rows += rows
+        self._masked_duplicates += result.masked_duplicates
+        self._masked_by_margin = self._masked_by_margin + result.masked_by_margin
+
+    def pop_statistics(self) -> dict[str, float]:
+        """What was masked on this rank in training since the last call, per row; empty if nothing was computed.
+
+        Only this call waits for the device. Keys: ``masked_duplicates`` and, with a margin, ``masked_by_margin``: the
+        mean number of candidates of a row, over all directions, that were left out as false negatives.
+        """
+        rows, duplicates, by_margin = self._rows, self._masked_duplicates, self._masked_by_margin
+        self._rows, self._masked_duplicates, self._masked_by_margin = 0, 0, 0
+        if rows == 0:
+            return {}
+        statistics = {"masked_duplicates": duplicates / rows} if self.mask_duplicates else {}
+        if self.false_negative_margin is not None:
+            statistics["masked_by_margin"] = float(by_margin) / rows
+        return statistics
+
+    def _settings(self) -> dict[str, Any]:
+        """What defines the loss's value."""
+        return {
+            "temperature": self.temperature,
+            "directions": self.directions,
+            "gather_across_devices": self.gather_across_devices,
+            "mask_duplicates": self.mask_duplicates,
+            "false_negative_margin": self.false_negative_margin,
+        }
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The settings, for ST's model card."""
+        return {
+            **self._settings(),
+            "mini_batch_size": self.mini_batch_size,
+            "mini_batch_num_tokens": self.mini_batch_num_tokens,
+            "chunk_tokens": self.chunk_tokens,
+        }
+
+    @property
+    def citation(self) -> str:
+        """BibTeX of what this configuration implements, for ST's model card."""
+        return GTE_CITATION + (GRADCACHE_CITATION if self.uses_gradient_cache else "")
+
+
+def refuse_partitioned_gradients(model: Any) -> None:
+    """Raise if gradients cannot be cached under this DeepSpeed engine.
+
+    The gradient cache runs one backward pass for each mini-batch within one step. From stage 2 on, ZeRO reduces and
+    frees a gradient as soon as it appears and takes the next mini-batch's for an error ("Gradient computed twice").
+
+    Raises:
+        ValueError: the engine's stage is 2 or 3.
+    """
+    stage = getattr(model, "zero_optimization_stage", lambda: 0)()
+    if stage >= 2:
+        raise ValueError(
+            f"gradient caching (mini_batch_size, mini_batch_num_tokens) works up to DeepSpeed ZeRO stage 1, this is "
+            f"stage {stage}: it gives away gradients after the first mini-batch. Set zero_optimization.stage to 1 or "
+            "leave caching off"
+        )
+
+
+GTE_CITATION = """
+@misc{li2023generaltextembeddings,
+    title={Towards General Text Embeddings with Multi-stage Contrastive Learning},
+    author={Zehan Li and Xin Zhang and Yanzhao Zhang and Dingkun Long and Pengjun Xie and Meishan Zhang},
+    year={2023},
+    eprint={2308.03281},
+    archivePrefix={arXiv},
+    primaryClass={cs.CL}
+}
+"""
+
+GRADCACHE_CITATION = """
+@misc{gao2021scaling,
+    title={Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup},
+    author={Luyu Gao and Yunyi Zhang and Jiawei Han and Jamie Callan},
+    year={2021},
+    eprint={2101.06983},
+    archivePrefix={arXiv},
+    primaryClass={cs.LG}
+}
+"""
