@@ -140,7 +140,7 @@ def sort_rows(columns: Sequence[Mapping[str, Any]], reads_task: bool = False) ->
     sizes = tuple(row_count(features) for features in plain)
     lengths = _lengths(plain)
     members: dict[Any, list[int]] = {}
-    for index, (features, column_lengths) in enumerate(zip(plain, lengths)):
+    for index, (features, column_lengths) in enumerate(zip(plain, lengths, strict=True)):
         key = index if column_lengths is None else _signature(features, sizes[index], reads_task)
         members.setdefault(key, []).append(index)
 

@@ -137,11 +137,11 @@ def gather_rows(*tensors: Tensor) -> list[Gathered]:
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     facts["gradient"] = str(differentiable)
     table = agree("what they gather", facts, tensors[0].device, [tensor.shape[0] for tensor in tensors])
-    counts = list(zip(*table))
+    counts = list(zip(*table, strict=True))
     # One node for all tensors: its backward runs on every rank, also on one that put in no row of some tensor, and
     # always in the same order. Separate nodes would leave that to the autograd engine.
     gathered = _GatherRows.apply(counts, *tensors)
-    return [Gathered(rows, count, sum(count[:rank])) for rows, count in zip(gathered, counts)]
+    return [Gathered(rows, count, sum(count[:rank])) for rows, count in zip(gathered, counts, strict=True)]
 
 
 def _padded(rows: Tensor, height: int) -> Tensor:
@@ -161,7 +161,7 @@ class _GatherRows(torch.autograd.Function):
         ctx.counts = counts
         ctx.set_materialize_grads(True)
         outputs = []
-        for tensor, count in zip(tensors, counts):
+        for tensor, count in zip(tensors, counts, strict=True):
             height = max(count)
             if height == 0:
                 outputs.append(tensor.new_empty(tensor.shape))
@@ -170,7 +170,7 @@ class _GatherRows(torch.autograd.Function):
             _all_gather(everyone, _padded(tensor.detach(), height))
             if min(count) < height:
                 parts = everyone.split(height)
-                everyone = torch.cat([part[:n] for part, n in zip(parts, count)])
+                everyone = torch.cat([part[:n] for part, n in zip(parts, count, strict=True)])
             outputs.append(everyone)
         ctx.mark_non_differentiable(*(output for output in outputs if not output.is_floating_point()))
         return tuple(outputs)
@@ -180,7 +180,7 @@ class _GatherRows(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rank = get_rank()
         results: list[Tensor | None] = [None]
-        for gradient, count in zip(gradients, ctx.counts):
+        for gradient, count in zip(gradients, ctx.counts, strict=True):
             height = max(count)
             if height == 0 or not gradient.is_floating_point():
                 results.append(None)

@@ -136,7 +136,7 @@ def _told_by(columns: Sequence[Mapping[str, Any]]) -> str:
 def _global_owners(owner: Tensor, row_counts: Sequence[int], owner_counts: Sequence[int]) -> Tensor:
     """Each rank's owners, counted from that rank's first row. Every rank sees all, so all raise the same error."""
     results, first = [], 0
-    for rank, (rows, part) in enumerate(zip(row_counts, owner.split(list(owner_counts)))):
+    for rank, (rows, part) in enumerate(zip(row_counts, owner.split(list(owner_counts)), strict=True)):
         bad = ((part < 0) | (part >= rows)).nonzero()
         if len(bad):
             place = int(bad[0])
