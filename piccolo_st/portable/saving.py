@@ -37,18 +37,10 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from piccolo_st.errors import InputError
 from piccolo_st.pooling import InstructionPooling
+from piccolo_st.portable.layout import POOLING_FLAGS
 from piccolo_st.positions import usable_positions
 
 STATE_KEY = "piccolo_st"
-# In the order in which ST 3 to 5.3 join the parts when there is more than one.
-POOLING_FLAGS = {
-    "cls": "pooling_mode_cls_token",
-    "max": "pooling_mode_max_tokens",
-    "mean": "pooling_mode_mean_tokens",
-    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
-    "weightedmean": "pooling_mode_weightedmean_tokens",
-    "lasttoken": "pooling_mode_lasttoken",
-}
 # What a folder of an older model may hold and the new one does not: other forms of the weights, and module folders.
 _STALE = ("model*.safetensors*", "pytorch_model*.bin*", "onnx", "openvino", "[0-9]_[A-Z]*")
 
@@ -90,6 +82,8 @@ def save_portable(
         _edit_json(fresh / "tokenizer_config.json", _in_words_of_transformers_4)
         if dtype is not None:
             _cast(fresh, dtype)
+        for file in fresh.rglob("*.safetensors"):  # safetensors lets nobody but their owner read them
+            file.chmod((fresh / "config.json").stat().st_mode)
         spelled = str(dtype or model.dtype).removeprefix("torch.")
         # transformers 5 writes and reads "dtype"; transformers 4 and servers read "torch_dtype".
         _edit_json(fresh / "config.json", lambda config: config.update(dtype=spelled, torch_dtype=spelled))
