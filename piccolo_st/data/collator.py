@@ -1,0 +1,237 @@
+"""Columns of a batch -> the tensors that sentence-transformers' losses read.
+
+    (1) take whole columns where the dataset gives them (``ColumnBatch``), or collect them from rows;
+    (2) a column whose cells are lists of texts is *sampled*: from the first two columns (query, positive) one text a
+        row, from the others ``num_negatives`` or all. Which ones is a function of (seed, row, visit), and successive
+        visits to a row go through its list before any text comes twice;
+    (3) the lists left are flattened in row order; ``{column}_owner`` says which row each text belongs to;
+    (4) ``{column}_identity`` is a 64-bit hash of the text before any instruction: equal texts are equal on every rank;
+    (5) each column is tokenized at once, with the prompt, task and length limit that its role has, by the model.
+
+The result, for each text column in order: ``{column}_input_ids``, ``_attention_mask`` and what else the tokenizer
+makes, (texts, length) int64; ``_task``, "query" or "document"; ``_identity`` (texts,) int64; for a list column
+``_owner`` (texts,) int64, and nothing at all where every list is empty. Besides ``label``, ``dataset_name`` and
+``row_ids`` (rows,) int64, the rows' numbers in their dataset, where they are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from numpy.typing import NDArray
+from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
+from transformers.utils import logging
+
+from piccolo_st.data.permutation import mix, mix_array
+from piccolo_st.data.reading import ColumnBatch
+from piccolo_st.errors import InputError
+
+logger = logging.get_logger(__name__)
+
+QUERY_COLUMNS = ("query", "anchor", "question")
+# Of the texts of a row, the columns before this position give one, those from it on as many as are asked for.
+_FIRST_NEGATIVE = 2
+
+
+@dataclass
+class PiccoloDataCollator(SentenceTransformerDataCollator):
+    """ST's collator, with list columns, text identities and tasks by role.
+
+    Args:
+        seed: of the sampling from lists.
+        num_negatives: texts taken from each list of negatives at a visit, at most; None takes all.
+        identities: whether ``{column}_identity`` is made.
+
+    The other arguments are ST's. A column that ``router_mapping`` does not name has the task "query" if it is called
+    query, anchor or question, else "document".
+    """
+
+    seed: int = 0
+    num_negatives: int | None = None
+    identities: bool = True
+
+    def __post_init__(self) -> None:
+        if self.num_negatives is not None and self.num_negatives < 1:
+            raise InputError(f"num_negatives must be 1 or more, or None for all, but is {self.num_negatives}")
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Collate one batch.
+
+        Args:
+            features: the batch's rows, or a ColumnBatch.
+
+        Raises:
+            InputError: rows with different columns, a cell that is no text, an empty list where one text is needed,
+                or a batch without any text column.
+        """
+        if not len(features):
+            return {}
+        columns = _columns(features)
+        batch: dict[str, Any] = {}
+        name = columns.pop("dataset_name", [getattr(features, "dataset_name", None)])[0]
+        if name is not None:
+            batch["dataset_name"] = name
+        row_ids = getattr(features, "row_ids", None)
+        if row_ids is not None:
+            batch["row_ids"] = torch.from_numpy(np.asarray(row_ids, dtype=np.int64))
+        where = partial(_where, name, row_ids)
+        if tuple(columns) not in self._warned_columns:
+            self.maybe_warn_about_column_order(list(columns))
+        label = next((column for column in self.valid_label_columns if column in columns), None)
+        if label is not None:
+            values = columns.pop(label)
+            batch["label"] = torch.stack(values) if isinstance(values[0], torch.Tensor) else torch.tensor(values)
+        if not columns:
+            raise InputError(f"a batch needs a column of texts, but {where(0)} has only {label or 'none'}")
+
+        routes, prompts = self._resolve_router_mapping(batch), self._resolve_prompts(batch)
+        sampler = _ListSampler(self, columns, row_ids, getattr(features, "visit", None), where)
+        for position, (column, cells) in enumerate(columns.items()):
+            texts, owners = sampler.texts_of(column, position, cells)
+            for index, text in enumerate(texts):
+                if type(text) is not str:
+                    raise InputError(
+                        f"{where(index if owners is None else owners[index])} must hold text in column {column!r}, but "
+                        f"holds {text!r}; drop such rows, or call a column of labels one of "
+                        f"{', '.join(self.valid_label_columns)}"
+                    )
+            if texts:
+                batch.update(self._features(column, position, texts, owners, routes, prompts))
+        return batch
+
+    def _features(
+        self,
+        column: str,
+        position: int,
+        texts: Sequence[str],
+        owners: NDArray[np.int64] | None,
+        routes: dict[str, str],
+        prompts: Any,
+    ) -> dict[str, Any]:
+        """Steps (4) and (5) for one column."""
+        task = self._get_task_for_column(column, position, routes)
+        limit = self._get_max_length_for_task(task)
+        # The limit only where there is one: a preprocess_fn need not take it.
+        limits = {} if limit is None else {"max_length": limit}
+        tokens = self.preprocess_fn(texts, prompt=self._get_prompt_for_column(prompts, column), task=task, **limits)
+        features = {f"{column}_{key}": value for key, value in tokens.items()}
+        features[f"{column}_task"] = task
+        if self.identities:
+            features[f"{column}_identity"] = torch.from_numpy(text_identities(texts))
+        if owners is not None:
+            features[f"{column}_owner"] = torch.from_numpy(owners)
+        return features
+
+    def _get_task_for_column(self, column_name: str, column_position: int, router_mapping: dict[str, str]) -> str:
+        default = "query" if column_name in QUERY_COLUMNS else "document"
+        return router_mapping.get(column_name, default)
+
+
+class _ListSampler:
+    """Steps (2) and (3) for one batch."""
+
+    def __init__(
+        self,
+        collator: PiccoloDataCollator,
+        columns: Mapping[str, Sequence[Any]],
+        row_ids: NDArray[np.int64] | None,
+        visit: int | None,
+        where: Callable[[int], str],
+    ) -> None:
+        self.collator, self.columns, self.row_ids, self.visit, self.where = collator, columns, row_ids, visit, where
+
+    def texts_of(
+        self, column: str, position: int, cells: Sequence[Any]
+    ) -> tuple[Sequence[str], NDArray[np.int64] | None]:
+        """The texts of a column in row order and, for a column with any number of texts a row, the row of each."""
+        if not isinstance(next((cell for cell in cells if cell is not None), None), (list, tuple)):
+            return cells, None
+        lists = [() if cell is None else cell for cell in cells]
+        lengths = np.fromiter(map(len, lists), np.int64, len(lists))
+        one_each = position < _FIRST_NEGATIVE
+        if one_each and not lengths.all():
+            raise InputError(f"{self.where(lengths.argmin())} lists no text in column {column!r}, but needs one")
+        texts = list(chain.from_iterable(lists))
+        owners = np.repeat(np.arange(len(lists)), lengths)
+        count = 1 if one_each else self.collator.num_negatives
+        if count is not None and lengths.max() > count:
+            chosen = sample_from_lists(lengths, count, self._keys(), self._visit(), position)
+            texts, owners = [texts[index] for index in chosen], owners[chosen]
+        return texts, None if one_each else owners
+
+    def _keys(self) -> NDArray[np.uint64]:
+        """A 64-bit key of each row: (rows,). From its number or, where that is not known, its first text."""
+        words = self.row_ids
+        if words is None:
+            first = next(iter(self.columns.values()))
+            words = text_identities([cell if isinstance(cell, str) else "\0".join(cell) for cell in first])
+        return mix_array(mix(self.collator.seed), np.asarray(words, dtype=np.int64).view(np.uint64))
+
+    def _visit(self) -> int:
+        if self.visit is None:
+            logger.warning_once(
+                "Texts are sampled from lists, but the batches do not say how often their rows were read before, so "
+                "every epoch samples the same; read them with piccolo_st.data.reading.homogeneous_dataloader."
+            )
+        return self.visit or 0
+
+
+def sample_from_lists(
+    lengths: NDArray[np.int64], count: int, keys: NDArray[np.uint64], visit: int, column: int
+) -> NDArray[np.int64]:
+    """Choose ``count`` elements of each list, or all of a shorter one.
+
+    Each list is shuffled once, by its key; visit v takes the elements v*count to (v+1)*count of the shuffled list, and
+    begins again behind its end.
+
+    Args:
+        lengths: of the lists: (rows,).
+        count: elements wanted of each.
+        keys: of the rows: (rows,).
+        visit: how many times the rows have been read before.
+        column: position of the column, so that two columns are sampled independently.
+
+    Returns:
+        int64 indices into the concatenation of the lists, ascending.
+    """
+    owners = np.repeat(np.arange(len(lengths)), lengths)
+    starts = np.cumsum(lengths) - lengths
+    elements = np.arange(len(owners)) - starts[owners]
+    noise = mix_array(mix(column), keys[owners] + elements.astype(np.uint64))
+    ranks = np.empty_like(elements)
+    ranks[np.lexsort((noise, owners))] = elements
+    turn = (ranks - visit * count) % lengths[owners]
+    return np.flatnonzero(turn < count)
+
+
+def text_identities(texts: Sequence[str]) -> NDArray[np.int64]:
+    """A 64-bit hash (XXH3) of each text: (texts,). The same text has the same hash in every process."""
+    digest = xxhash.xxh3_64_intdigest
+    return np.fromiter((digest(text.encode()) for text in texts), np.uint64, len(texts)).view(np.int64)
+
+
+def _columns(features: Sequence[Mapping[str, Any]]) -> dict[str, Sequence[Any]]:
+    """Step (1)."""
+    if isinstance(features, ColumnBatch):
+        return dict(features.columns)
+    names = list(features[0])
+    for index, row in enumerate(features):
+        if list(row) != names:
+            raise InputError(
+                f"all rows of a batch must have the same columns, but row 0 of the batch has {names} and row {index} "
+                f"has {list(row)}; draw the batches with HomogeneousBatchSampler"
+            )
+    return {name: [row[name] for row in features] for name in names}
+
+
+def _where(dataset_name: str | None, row_ids: NDArray[np.int64] | None, index: int) -> str:
+    """Where the row at a place of the batch stands, in words."""
+    row = f"row {index} of the batch" if row_ids is None else f"row {int(row_ids[index])}"
+    return row if dataset_name is None else f"{row} of dataset {dataset_name!r}"

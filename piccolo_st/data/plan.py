@@ -1,0 +1,348 @@
+"""Which rows of which dataset stand at which step: a pure function of (epoch, step, rank), with nothing iterated.
+
+Everything is counted in *blocks*: a block is what one optimizer step reads from one dataset over all ranks and
+micro-steps (with ``one_dataset_per_update`` off, what one micro-step reads over all ranks).
+
+    (1) a *pass* over a dataset of n rows is a seeded permutation of 0..n-1, cut into blocks. A remainder is dropped
+        (``drop_last``) or filled up with the first rows of the same pass; a dataset that does not fill one block is
+        an error, dropped, or repeated until it does (``small_datasets``);
+    (2) mixing says how many blocks an epoch takes from each dataset: whole passes (``proportional``), or a share of
+        the epoch's rows (``weights``, ``temperature``);
+    (3) the blocks of a dataset form one endless stream, pass after pass and epoch after epoch: an epoch that takes
+        less than a pass goes on in the next epoch where it stopped;
+    (4) an epoch is cut into cells of about ``CELL`` blocks. Cell j takes floor((j+1)*q/cells + phase) -
+        floor(j*q/cells + phase) of a dataset's q blocks, so each dataset is spread evenly over the epoch; inside a
+        cell the datasets are shuffled. One cell, and so one step, is found from its number alone;
+    (5) a block is sliced first by micro-step, then by rank. With a constant global batch the rows of a step are
+        therefore the same for any world size, and a position can be kept as a count of samples over all ranks.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from piccolo_st.data.permutation import MAX_SIZE, Permutation, mix, permutation
+from piccolo_st.errors import InputError
+
+Mixing = Literal["proportional", "weights", "temperature"]
+SmallDatasets = Literal["error", "drop", "repeat"]
+
+CELL = 512  # blocks; a cell is shuffled as a whole and kept until the next one is asked for
+
+
+class Step(NamedTuple):
+    """What one rank, or all of them, reads at one step.
+
+    Attributes:
+        dataset: index of the dataset.
+        visit: how many whole passes over that dataset came before; the same in all of a block.
+        rows: int64 rows of the dataset, (rows of one rank,) or, for all ranks, (rows of all,) in the order of ranks.
+    """
+
+    dataset: int
+    visit: int
+    rows: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The order of all batches of a run.
+
+    Args:
+        sizes: rows of each dataset.
+        batch_size: rows of one device at one (micro-)step.
+        world_size: number of ranks.
+        accumulation_steps: micro-steps of one optimizer step.
+        seed: of every shuffle.
+        drop_last: whether the rows of a pass that do not fill a block wait for another pass (each pass shuffles anew),
+            or the block is filled up with rows of the same pass, which it then visits twice.
+        mixing: ``proportional`` takes every row as often as ``repeats`` says; ``weights`` and ``temperature`` (share
+            ~ (repeats * size) ** exponent) give each dataset a share of the rows of such an epoch.
+        weights: shares, in any unit; only with ``mixing="weights"``.
+        exponent: 1 is proportional, 0 takes the same from each; only with ``mixing="temperature"``.
+        repeats: passes an epoch makes over each dataset, fractions allowed. Default 1.
+        batch_multiples: each dataset's batch size as a multiple of ``batch_size``, fractions allowed. Default 1.
+        small_datasets: what becomes of a dataset with fewer rows than a block: an ``error``, ``drop``, or ``repeat``
+            its rows until they fill one.
+        one_dataset_per_update: whether the micro-steps of an optimizer step share a dataset. With it, the rows of an
+            optimizer step depend only on world_size * batch_size * accumulation_steps.
+        names: the datasets' names, for messages.
+
+    Raises:
+        InputError: no datasets, an empty one, a size, weight, repeat, multiple or exponent out of range, a list of
+            the wrong length, a dataset smaller than a block where that is an error, or nothing left to draw.
+    """
+
+    sizes: Sequence[int]
+    batch_size: int
+    world_size: int = 1
+    accumulation_steps: int = 1
+    seed: int = 0
+    drop_last: bool = True
+    mixing: Mixing = "proportional"
+    weights: Sequence[float] | None = None
+    exponent: float = 1.0
+    repeats: Sequence[float] | None = None
+    batch_multiples: Sequence[float] | None = None
+    small_datasets: SmallDatasets = "error"
+    one_dataset_per_update: bool = True
+    names: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("sizes", "weights", "repeats", "batch_multiples", "names"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, tuple(value))
+        _check(self)
+        if not int(self._quotas.sum()):
+            raise InputError(
+                f"no dataset is left to draw from: they have {list(self.sizes)} rows, and one optimizer step reads "
+                f"{self.block_rows.tolist()} of them; use a smaller batch or small_datasets='repeat'"
+            )
+
+    # Step (1): passes, in blocks.
+
+    @cached_property
+    def device_rows(self) -> NDArray[np.int64]:
+        """Rows of one device at one micro-step, by dataset: (datasets,)."""
+        multiples = np.asarray(self.batch_multiples or [1.0] * len(self.sizes))
+        return np.rint(multiples * self.batch_size).astype(np.int64)
+
+    @cached_property
+    def block_rows(self) -> NDArray[np.int64]:
+        """Rows of one block, by dataset: (datasets,)."""
+        return self.device_rows * self.world_size * self._block_steps
+
+    @property
+    def _block_steps(self) -> int:
+        """Micro-steps in a block."""
+        return self.accumulation_steps if self.one_dataset_per_update else 1
+
+    @cached_property
+    def _pass_blocks(self) -> NDArray[np.int64]:
+        """Blocks of one pass, by dataset; 0 for a dataset that is dropped."""
+        sizes = np.asarray(self.sizes, dtype=np.int64)
+        blocks = sizes // self.block_rows if self.drop_last else -(-sizes // self.block_rows)
+        blocks[sizes < self.block_rows] = 1 if self.small_datasets == "repeat" else 0
+        return blocks
+
+    # Step (2): how much of each dataset an epoch takes.
+
+    @cached_property
+    def _quotas(self) -> NDArray[np.int64]:
+        """Blocks an epoch takes from each dataset: (datasets,). At least one of each that is drawn at all."""
+        repeats = np.asarray(self.repeats or [1.0] * len(self.sizes))
+        rows = repeats * self._pass_blocks * self.block_rows
+        if self.mixing == "weights":
+            shares = np.asarray(self.weights, dtype=np.float64) * (self._pass_blocks > 0)
+        elif self.mixing == "temperature":
+            shares = np.where(rows > 0, (repeats * np.asarray(self.sizes, dtype=np.float64)) ** self.exponent, 0.0)
+        else:
+            shares = rows
+        if shares.sum() > 0:
+            rows = rows.sum() * (shares / shares.sum())
+        blocks = np.rint(rows / self.block_rows).astype(np.int64)
+        return np.where(shares > 0, np.maximum(blocks, 1), 0)
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """The datasets that no epoch draws from: too small and dropped, or of weight or repeats 0."""
+        return tuple(self.name(index) for index in np.flatnonzero(self._quotas == 0))
+
+    def name(self, dataset: int) -> str:
+        """The dataset's name, or its index in words."""
+        return self.names[dataset] if self.names is not None else f"dataset {dataset}"
+
+    @property
+    def steps_per_dataset(self) -> NDArray[np.int64]:
+        """Micro-steps an epoch takes from each dataset: (datasets,)."""
+        return self._quotas * self._block_steps
+
+    def steps(self, epoch: int = 0) -> int:
+        """Micro-steps of an epoch: batches that each rank sees. The same in every epoch."""
+        return int(self._quotas.sum()) * self._block_steps
+
+    # Steps (3) and (5): the rows of a step.
+
+    def step(self, epoch: int, step: int, rank: int | None = None) -> Step:
+        """What ``rank``, or with None all ranks together, reads at a micro-step of an epoch.
+
+        Raises:
+            IndexError: no such step or rank.
+        """
+        if not 0 <= step < self.steps(epoch):
+            raise IndexError(f"an epoch has steps 0 to {self.steps(epoch) - 1}, but step {step} is asked for")
+        if rank is not None and not 0 <= rank < self.world_size:
+            raise IndexError(f"there are ranks 0 to {self.world_size - 1}, but rank {rank} is asked for")
+        block, micro_step = divmod(step, self._block_steps)
+        dataset, index = self._locate(epoch, block)
+        visit, index = divmod(epoch * int(self._quotas[dataset]) + index, int(self._pass_blocks[dataset]))
+        device_rows = int(self.device_rows[dataset])
+        start = index * int(self.block_rows[dataset]) + micro_step * self.world_size * device_rows
+        count = device_rows if rank is not None else self.world_size * device_rows
+        start += (rank or 0) * device_rows
+        positions = np.arange(start, start + count, dtype=np.int64)
+        if start + count > self.sizes[dataset]:
+            positions %= self.sizes[dataset]
+        return Step(dataset, visit, self._pass(dataset, visit)(positions))
+
+    def dataset_of(self, epoch: int, step: int) -> int:
+        """The dataset that every rank reads from at a micro-step of an epoch."""
+        return self._locate(epoch, step // self._block_steps)[0]
+
+    def _pass(self, dataset: int, visit: int) -> Permutation:
+        return permutation(self.sizes[dataset], mix(self.seed, 0, dataset, visit))
+
+    # Step (4): the order of the datasets.
+
+    def _locate(self, epoch: int, block: int) -> tuple[int, int]:
+        """The dataset of a block of an epoch, and how many blocks of it came before in that epoch."""
+        starts = self._phases(epoch)
+        cells = self._cells
+        cell = min(block * cells // int(self._quotas.sum()), cells - 1)
+        while (first := self._before(starts, cell)).sum() > block:
+            cell -= 1
+        while cell + 1 < cells and (following := self._before(starts, cell + 1)).sum() <= block:
+            cell, first = cell + 1, following
+        datasets, indices = self._cell(epoch, cell, first)
+        offset = block - int(first.sum())
+        return int(datasets[offset]), int(indices[offset])
+
+    @property
+    def _cells(self) -> int:
+        return -(-int(self._quotas.sum()) // CELL)
+
+    def _phases(self, epoch: int) -> NDArray[np.int64]:
+        """A seeded number from 0 to cells-1 for each dataset, so that rare datasets do not all come at the end."""
+        return self._remember(
+            ("phases", epoch),
+            lambda: np.array([mix(self.seed, 1, epoch, d) % self._cells for d in range(len(self.sizes))], np.int64),
+        )
+
+    def _before(self, phases: NDArray[np.int64], cell: int) -> NDArray[np.int64]:
+        """Blocks of each dataset in the cells before ``cell``: (datasets,)."""
+        return (cell * self._quotas + phases) // self._cells
+
+    def _cell(self, epoch: int, cell: int, first: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The dataset of each block of a cell, and that block's number among the dataset's blocks of the epoch."""
+
+        def build() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+            counts = self._before(self._phases(epoch), cell + 1) - first
+            total = int(counts.sum())
+            sorted_datasets = np.repeat(np.arange(len(counts)), counts)
+            sorted_indices = np.arange(total) - np.repeat(np.cumsum(counts) - counts - first, counts)
+            order = Permutation(total, mix(self.seed, 2, epoch, cell))(np.arange(total))
+            datasets = sorted_datasets[order]
+            indices = np.empty_like(sorted_indices)
+            indices[np.argsort(datasets, kind="stable")] = sorted_indices  # in each dataset, earlier blocks come first
+            return datasets, indices
+
+        return self._remember(("cell", epoch, cell), build)
+
+    @cached_property
+    def _memory(self) -> OrderedDict[Any, Any]:
+        return OrderedDict()
+
+    def _remember(self, key: Any, build: Any) -> Any:
+        """``build()``, or what it gave for the same key among the last few: a shortcut, never a state."""
+        if key not in self._memory:
+            self._memory[key] = build()
+            if len(self._memory) > 8:
+                self._memory.popitem(last=False)
+        return self._memory[key]
+
+    # Positions that outlive a change of the world size.
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of all ranks at a micro-step, before ``batch_multiples``."""
+        return self.world_size * self.batch_size
+
+    def cursor(self, epoch: int, step: int) -> int:
+        """The samples that all ranks have seen before a micro-step of an epoch, before ``batch_multiples``.
+
+        It names the same place in the run for every world size, batch size and number of accumulation steps with the
+        same product.
+        """
+        return (epoch * self.steps(epoch) + step) * self.samples_per_step
+
+    def position(self, cursor: int) -> tuple[int, int]:
+        """The (epoch, micro-step) of a cursor.
+
+        Raises:
+            InputError: the cursor falls between two steps of this plan.
+        """
+        steps, rest = divmod(cursor, self.samples_per_step)
+        if cursor < 0 or rest:
+            raise InputError(
+                f"a position is a multiple of the {self.samples_per_step} samples that all ranks read at a step, but "
+                f"it is {cursor}; go on with the global batch size that the position was written with"
+            )
+        return divmod(steps, self.steps())
+
+    def signature(self) -> dict[str, Any]:
+        """All that decides the rows of an optimizer step, as JSON: equal signatures give equal runs."""
+        fields = ("names", "sizes", "seed", "drop_last", "mixing", "weights", "exponent", "repeats", "batch_multiples")
+        signature = {name: getattr(self, name) for name in (*fields, "small_datasets", "one_dataset_per_update")}
+        signature["samples_per_block"] = self.samples_per_step * self._block_steps
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in signature.items()}
+
+
+def _check(plan: BatchPlan) -> None:
+    if not plan.sizes:
+        raise InputError("a plan needs at least one dataset, but got none")
+    for index, size in enumerate(plan.sizes):
+        if not 1 <= size <= MAX_SIZE:
+            raise InputError(f"a dataset needs 1 to 2**40 rows, but {plan.name(index)} has {size}; leave it out")
+    for field in ("batch_size", "world_size", "accumulation_steps"):
+        if getattr(plan, field) < 1:
+            raise InputError(f"{field} must be 1 or more, but is {getattr(plan, field)}")
+    for field, allowed in (("mixing", Mixing), ("small_datasets", SmallDatasets)):
+        if getattr(plan, field) not in allowed.__args__:
+            raise InputError(f"{field} must be one of {', '.join(allowed.__args__)}, but is {getattr(plan, field)!r}")
+    if (plan.weights is not None) != (plan.mixing == "weights"):
+        raise InputError(f"weights go with mixing='weights', but mixing is {plan.mixing!r} and weights {plan.weights}")
+    if not np.isfinite(plan.exponent) or plan.exponent < 0:
+        raise InputError(f"exponent must be a number of 0 or more, but is {plan.exponent}")
+    for field in ("weights", "repeats", "batch_multiples", "names"):
+        _check_values(plan, field)
+    for index, (rows, needed) in enumerate(zip(plan.sizes, plan.block_rows.tolist(), strict=True)):
+        if needed < 1:
+            raise InputError(
+                f"batch_multiples of {plan.name(index)} makes {plan.batch_multiples[index] * plan.batch_size:g} rows a "
+                "device; it must be a whole number of 1 or more"
+            )
+        if rows < needed and plan.small_datasets == "error":
+            raise InputError(
+                f"{plan.name(index)} has {rows} rows, fewer than the {needed} that all ranks read in one optimizer "
+                "step; use a smaller batch, or small_datasets='repeat' or 'drop'"
+            )
+
+
+def _check_values(plan: BatchPlan, field: str) -> None:
+    values = getattr(plan, field)
+    if values is None:
+        return
+    if len(values) != len(plan.sizes):
+        raise InputError(f"{field} needs one value for each of the {len(plan.sizes)} datasets, but has {len(values)}")
+    if field == "names":
+        return
+    for index, value in enumerate(values):
+        if not np.isfinite(value) or value < 0:
+            raise InputError(f"{field} must be numbers of 0 or more, but that of {plan.name(index)} is {value}")
+    if not sum(values):
+        raise InputError(f"{field} must not all be 0")
+    if field == "batch_multiples":
+        for index, value in enumerate(values):
+            if abs(value * plan.batch_size - round(value * plan.batch_size)) > 1e-9 * plan.batch_size:
+                raise InputError(
+                    f"batch_multiples times the batch size {plan.batch_size} must be whole rows, but that of "
+                    f"{plan.name(index)} is {value}"
+                )

@@ -1,0 +1,121 @@
+"""Reading a homogeneous batch as one query of one Arrow table, instead of a loop over its rows.
+
+torch's fetcher asks a dataset for all rows of a batch at once where it has ``__getitems__``; its ConcatDataset has
+none. ``HomogeneousDataset`` is a ConcatDataset that has one, and hands the collator whole columns (``ColumnBatch``).
+Any trainer of sentence-transformers can use it::
+
+    class Trainer(SentenceTransformerTrainer):
+        def _build_dataloader(self, dataset, batch_size, dataset_kind):
+            return homogeneous_dataloader(super()._build_dataloader(dataset, batch_size, dataset_kind))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
+
+from piccolo_st.data.sampler import BatchIndices
+from piccolo_st.errors import InputError
+
+
+@dataclass(frozen=True)
+class ColumnBatch(Sequence[dict[str, Any]]):
+    """The rows of one batch, column by column; to a collator that wants rows, the list of them.
+
+    Attributes:
+        columns: column name -> its values, one a row.
+        row_ids: int64, the rows inside the dataset: (batch,).
+        visit: how many whole passes over the dataset came before, or None where the sampler does not say.
+        dataset_name: of the dataset, or None.
+    """
+
+    columns: Mapping[str, Sequence[Any]]
+    row_ids: NDArray[np.int64]
+    visit: int | None = None
+    dataset_name: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.row_ids)
+
+    def __getitem__(self, index: Any) -> Any:
+        return {name: values[index] for name, values in self.columns.items()}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[index] for index in range(len(self)))
+
+
+class HomogeneousDataset(ConcatDataset):
+    """Datasets one after the other, from which a batch of one dataset is read at once.
+
+    Args:
+        datasets: anything that takes a list of rows and returns a mapping of columns, as ``datasets.Dataset`` does.
+        names: their names, which each batch then carries.
+    """
+
+    def __init__(self, datasets: Iterable[Dataset], names: Iterable[str] | None = None) -> None:
+        super().__init__(datasets)
+        self.names = None if names is None else list(names)
+        if self.names is not None and len(self.names) != len(self.datasets):
+            raise InputError(f"{len(self.datasets)} datasets need as many names, but got {self.names}")
+        self.offsets = [0, *self.cumulative_sizes[:-1]]
+
+    def __getitems__(self, indices: Sequence[int]) -> ColumnBatch:
+        """Read one batch.
+
+        Args:
+            indices: a BatchIndices, or any indices into the concatenation that fall into one dataset.
+
+        Raises:
+            InputError: the indices belong to several datasets.
+        """
+        if isinstance(indices, BatchIndices):
+            dataset, visit, rows = indices.dataset, indices.visit, indices.rows
+        else:
+            flat = np.asarray(indices, dtype=np.int64)
+            owners = np.searchsorted(self.cumulative_sizes, flat, side="right")
+            if len(set(owners.tolist())) != 1:
+                raise InputError(
+                    "a homogeneous batch has rows of one dataset, but this one has rows of the datasets "
+                    f"{sorted(set(owners.tolist()))}; draw it with HomogeneousBatchSampler"
+                )
+            dataset, visit = int(owners[0]), None
+            rows = flat - self.offsets[dataset]
+        name = None if self.names is None else self.names[dataset]
+        return ColumnBatch(self.datasets[dataset][rows], rows, visit, name)
+
+
+# What a DataLoader is built from and its copy must keep.
+_KEPT = (
+    "collate_fn",
+    "num_workers",
+    "pin_memory",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "generator",
+    "prefetch_factor",
+    "persistent_workers",
+    "pin_memory_device",
+    "in_order",
+)
+
+
+def homogeneous_dataloader(dataloader: DataLoader, names: Iterable[str] | None = None) -> DataLoader:
+    """The same dataloader, reading each batch at once.
+
+    Args:
+        dataloader: of a ConcatDataset or a ``datasets.Dataset``, drawn by a HomogeneousBatchSampler; not yet prepared
+            by accelerate. Any other is returned as it is.
+        names: of the datasets; each batch then says which it came from under ``dataset_name``.
+    """
+    dataset = dataloader.dataset
+    if not hasattr(dataloader.batch_sampler, "plan") or isinstance(dataset, HomogeneousDataset):
+        return dataloader
+    parts = dataset.datasets if isinstance(dataset, ConcatDataset) else [dataset]
+    kept = {name: getattr(dataloader, name) for name in _KEPT if hasattr(dataloader, name)}
+    return DataLoader(HomogeneousDataset(parts, names), batch_sampler=dataloader.batch_sampler, **kept)
