@@ -1,0 +1,37 @@
+"""``python -m piccolo_st.model_card FOLDER... [--check]``: write the README.md of folders of data files."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from piccolo_st.errors import InputError
+from piccolo_st.model_card.folder import card_from_folder
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write or, with ``--check``, compare; 1 when a card is not what its data say, 2 for data that cannot be used."""
+    parser = argparse.ArgumentParser(prog="python -m piccolo_st.model_card", description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a folder with a card.yaml")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail when a card would change")
+    options = parser.parse_args(arguments)
+    stale = 0
+    for folder in options.folders:
+        try:
+            text = card_from_folder(folder)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        path = folder / "README.md"
+        same = path.exists() and path.read_text(encoding="utf-8") == text
+        if not same and not options.check:
+            path.write_text(text, encoding="utf-8")
+        stale += options.check and not same
+        print(f"{path}: {'unchanged' if same else 'out of date' if options.check else 'written'}")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

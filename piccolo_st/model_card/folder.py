@@ -1,0 +1,145 @@
+"""Cards of folders: written from data files, or renewed with the results of an evaluation.
+
+A folder of data files (model_cards/NAME) holds ``card.yaml``, whose keys are the fields of PiccoloModelCardData
+(``comparison`` names a YAML file of rows), and where results are known ``results.jsonl``. ``card_from_folder`` makes
+the README.md from them and from nothing else, so data and card cannot drift apart unnoticed.
+
+A model directory already has a README.md, written when the model was saved and perhaps edited since. ``add_results``
+puts results into its metadata and its evaluation part and leaves the rest as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard
+
+from piccolo_st.benchmarks import C_MTEB_35, Benchmark, average_scores, get_benchmark, nearest
+from piccolo_st.errors import InputError
+from piccolo_st.instructions import resolve_instructions
+from piccolo_st.model_card.card import PLACEHOLDER_ID, PiccoloModelCardData, render_card
+from piccolo_st.model_card.results import TaskResult, eval_result_files, eval_results, read_results, scores
+from piccolo_st.model_card.sections import TableRow, evaluation_section, replace_block
+
+
+def read_rows(path: str | Path) -> list[TableRow]:
+    """The rows of a table of averages in a YAML file: a list of mappings with the fields of TableRow.
+
+    A row that names a file under ``results`` (relative to the YAML file) has its averages computed from it, by the
+    definition of c-mteb-35 or of the benchmark it names.
+
+    Raises:
+        InputError: the file is no such list; the message names the row.
+    """
+    path = Path(path)
+    content = _yaml(path)
+    if not isinstance(content, list):
+        raise InputError(f"{path} must hold a list of rows, but holds {type(content).__name__}")
+    return [_row(row, path.parent, f"{path}, row {n}") for n, row in enumerate(content, 1)]
+
+
+def card_from_folder(folder: str | Path) -> str:
+    """The card that the data files of a folder describe.
+
+    Raises:
+        InputError: card.yaml is missing or has a key that no field has; a results file is broken.
+    """
+    folder = Path(folder)
+    path = folder / "card.yaml"
+    content = _yaml(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold a mapping of card fields, but holds {type(content).__name__}")
+    known = [item.name for item in dataclasses.fields(PiccoloModelCardData) if item.init]
+    values: dict[str, Any] = {"local_files_only": True, "generate_widget_examples": False}
+    for key, value in content.items():
+        if key not in known:
+            raise InputError(f"{path} has the unknown key {key!r}; nearest: {', '.join(nearest(key, known)) or known}")
+        values[key] = value
+    values["benchmark"] = get_benchmark(values.get("benchmark", C_MTEB_35.name))
+    values["instructions"] = resolve_instructions(values.get("instructions", "none"))
+    if "comparison" in values:
+        rows = read_rows(folder / values["comparison"])
+        values["comparison"] = [row for row in rows if row.model != content.get("model_id")]
+        values["reported"] = next((row for row in rows if row.model == content.get("model_id")), None)
+    if (folder / "results.jsonl").exists():
+        values["results"] = read_results(folder / "results.jsonl")
+    return render_card(PiccoloModelCardData(**values))
+
+
+def add_results(
+    model_dir: str | Path,
+    results: Sequence[TaskResult],
+    *,
+    content_hash: str,
+    model_id: str,
+    benchmark: Benchmark = C_MTEB_35,
+    comparison: Sequence[TableRow] = (),
+    date: str | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write results into the README.md and the ``.eval_results`` files of a model directory.
+
+    Args:
+        model_dir: the directory; its README.md has to exist.
+        results: what was measured, see :func:`read_results`. They replace results of an earlier evaluation.
+        content_hash: of the evaluated model (``piccolo_st.evaluation.identity.content_hash``); a release compares it
+            with the weights it is about to publish.
+        model_id: the Hub id under which the model is or will be published.
+        benchmark: the definition by which the results are averaged.
+        comparison: rows of other models, scored by the same definition.
+        date: when it was evaluated, ISO 8601.
+        facts: ``size_gb``, ``dimension`` and ``max_tokens`` of the model for its row of the table.
+
+    Raises:
+        InputError: there is no README.md, or its metadata cannot be read.
+    """
+    path = Path(model_dir) / "README.md"
+    if not path.is_file():
+        raise InputError(f"{model_dir} has no README.md; save the model with its card first")
+    try:
+        card = ModelCard.load(path)
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(f"the metadata of {path} cannot be read: {error}") from None
+    card.data.model_name = model_id.split("/")[-1]
+    others = [result for result in card.data.eval_results or [] if not result.dataset_name.startswith("MTEB ")]
+    card.data.eval_results = eval_results(results) + others
+    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), "mteb"]))
+    known = scores(results, benchmark)
+    own = TableRow.computed(model_id, average_scores(known, benchmark), **(facts or {}))
+    section = evaluation_section(known, benchmark, own, comparison, content_hash)
+    card.text = replace_block(card.text, "evaluation", section).replace(PLACEHOLDER_ID, model_id)
+    path.write_text(str(card), encoding="utf-8")
+    files = eval_result_files(results, benchmark, date=date)
+    for old in (Path(model_dir) / ".eval_results").glob("*.yaml"):
+        if any((entry.get("source") or {}).get("name") == "mteb" for entry in _yaml(old) or []):
+            old.unlink()
+    for name, text in files.items():
+        file = Path(model_dir) / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+
+
+def _row(content: Any, folder: Path, place: str) -> TableRow:
+    try:
+        facts = dict(content)
+        if "results" not in facts:
+            return TableRow(**facts)
+        results = read_results(folder / facts.pop("results"))
+        benchmark = get_benchmark(facts.pop("benchmark", C_MTEB_35.name))
+        return TableRow.computed(averages=average_scores(scores(results, benchmark), benchmark), **facts)
+    except TypeError as error:
+        fields = ", ".join(item.name for item in dataclasses.fields(TableRow))
+        raise InputError(f"{place}: a row of the table has the fields {fields}: {error}") from None
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {error}") from None
