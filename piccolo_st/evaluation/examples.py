@@ -1,0 +1,114 @@
+"""What each example of a task contributed to its score, kept beside the score so that two models can be compared.
+
+A score alone does not say whether a difference is noise. For every split and subset of a task this file holds either
+
+- ``value``: one number per example whose mean is the score (queries of retrieval and reranking; test rows of
+  classification, as the share of the classifiers that got the row right; single runs of a clustering), or
+- ``gold`` and ``similarity``: the label and the cosine of every pair, for scores that are not means (STS: Spearman's
+  rank correlation; pair classification: average precision).
+
+They are written as ``examples/<task>.npz`` in the folder of the task's result file, with array names
+``split/subset/field``. mteb's own prediction files would hold a thousand documents for every query.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RETRIEVAL_TYPES = frozenset({"Retrieval", "Reranking"})
+PAIR_TYPES = frozenset({"STS", "PairClassification"})
+
+Arrays = dict[str, dict[str, np.ndarray]]
+"""``split/subset`` -> field -> array."""
+
+
+def examples_path(result_path: Path) -> Path:
+    """Where the examples of a result file are kept."""
+    return result_path.parent / "examples" / f"{result_path.stem}.npz"
+
+
+def collect(
+    task: Any,
+    scores: Mapping[str, Any],
+    predictions: Path,
+    retrieved: Mapping[tuple[str, str], dict[str, dict[str, float]]],
+) -> Arrays:
+    """The examples of a task that mteb has just evaluated and whose data is still loaded.
+
+    Args:
+        task: the mteb task.
+        scores: the ``scores`` of its result: split -> list of dicts with ``hf_subset`` and metrics.
+        predictions: the folder given to ``mteb.evaluate`` as ``prediction_folder`` (not for retrieval and reranking).
+        retrieved: what the encoder kept of a search: (split, subset) -> query -> document -> similarity.
+    """
+    arrays: Arrays = {}
+    kind = task.metadata.type
+    saved = predictions / task.prediction_file_name
+    predicted = json.loads(saved.read_text(encoding="utf-8")) if saved.exists() else {}
+    for split, entries in scores.items():
+        for entry in entries:
+            subset = entry["hf_subset"]
+            data = task.dataset.get(subset, task.dataset)  # without subsets: split -> rows
+            output = predicted.get(subset, {}).get(split)
+            fields: dict[str, Any] = {}
+            if kind in RETRIEVAL_TYPES and (split, subset) in retrieved:
+                fields = _queries(data[split]["relevant_docs"], retrieved[split, subset], kind)
+            elif kind in PAIR_TYPES and output is not None:
+                column = "score" if kind == "STS" else task.label_column_name
+                fields = {"gold": _column(data[split], column), "similarity": output["cosine_scores"]}
+            elif kind == "Classification" and output is not None:
+                gold = np.asarray(data[split][task.label_column_name][:])
+                fields = {"value": np.mean([np.asarray(run) == gold for run in output], axis=0)}
+            elif kind == "Clustering":
+                runs = entry["v_measures"]
+                fields = {"value": list(chain(*runs.values())) if isinstance(runs, dict) else runs}
+            if fields:
+                arrays[f"{split}/{subset}"] = {name: np.asarray(values) for name, values in fields.items()}
+    return arrays
+
+
+def _queries(
+    relevant: Mapping[str, dict[str, int]], retrieved: dict[str, dict[str, float]], kind: str
+) -> dict[str, Any]:
+    import pytrec_eval
+
+    measure, key = ("ndcg_cut.10", "ndcg_cut_10") if kind == "Retrieval" else ("map_cut.1000", "map_cut_1000")
+    found = pytrec_eval.RelevanceEvaluator(dict(relevant), {measure}).evaluate(retrieved)
+    queries = sorted(found)
+    return {"id": queries, "value": [found[query][key] for query in queries]}
+
+
+def _column(rows: Any, name: str) -> list[Any]:
+    """A column, of datasets that keep all pairs as lists in one row as well."""
+    values = rows[name][:]
+    return list(values[0]) if len(values) == 1 and isinstance(values[0], list) else list(values)
+
+
+def save(arrays: Arrays, path: Path) -> None:
+    """Write the examples beside those of other splits that the file holds; other processes see the old or the new."""
+    if not arrays:
+        return
+    merged = {**(load(path) if path.exists() else {}), **arrays}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(f".{os.getpid()}.tmp")
+    with aside.open("wb") as file:
+        flat = {f"{place}/{field}": array for place, fields in merged.items() for field, array in fields.items()}
+        np.savez_compressed(file, **flat)  # type: ignore[arg-type]
+    os.replace(aside, path)
+
+
+def load(path: Path) -> Arrays:
+    """The examples of a file written by :func:`save`."""
+    arrays: Arrays = {}
+    with np.load(path, allow_pickle=False) as file:
+        for key in file.files:
+            place, field = key.rsplit("/", 1)
+            arrays.setdefault(place, {})[field] = file[key]
+    return arrays

@@ -1,0 +1,120 @@
+"""Who a model is: a name and a revision that differ whenever the embeddings may differ.
+
+Results are stored under ``org__name/revision``. Stock mteb takes both from the model card, so two fine-tunes of one
+base, or two unnamed models, share an entry, and the second silently gets the scores of the first. Here
+
+1. a model loaded from the Hub by name has that name and the commit it was loaded from;
+2. any other model (a directory, or an object in memory, whatever its card says) has the hash of its content as
+   revision, and a name that is only a label.
+
+The content is everything that decides an embedding: parameters and buffers, the kind and the configuration of every
+module, the tokenizer, prompts, similarity and truncation. It is not what saving, loading or encoding leave behind
+(version numbers, paths, the padding and truncation state of the tokenizer), so a model and its saved copy are one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+# Bookkeeping of transformers' configurations: none of it changes an embedding that the weights do not change too.
+_CONFIG_BOOKKEEPING = frozenset(
+    {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "_commit_hash", "use_cache"}
+    | {"_attn_implementation", "_attn_implementation_autoset", "attn_implementation"}
+)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Name (``org/name``) and revision (40 hexadecimal digits) under which a model's results are stored."""
+
+    name: str
+    revision: str
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.revision[:8]}"
+
+
+def content_hash(model: SentenceTransformer) -> str:
+    """The SHA-256 of everything that decides the model's embeddings, cut to 40 hexadecimal digits.
+
+    Equal for a model and its copy saved and loaded again, on any device; different when a parameter, its dtype, a
+    module's configuration, the tokenizer or a prompt differs. Takes about a second per gigabyte of parameters.
+    """
+    digest = hashlib.sha256()
+    for part in _configuration(model):
+        digest.update(json.dumps(part, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()[:40]
+
+
+def _bytes(tensor: Any) -> memoryview:
+    """The tensor's bytes, whatever its dtype (numpy knows no bfloat16)."""
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+def _configuration(model: SentenceTransformer) -> Iterator[Any]:
+    prompts = {name: text for name, text in sorted(model.prompts.items()) if text}
+    yield [prompts, model.default_prompt_name, model.similarity_fn_name, model.truncate_dim]
+    for path, module in model.named_modules():
+        if not hasattr(module, "get_config_dict"):
+            continue
+        yield [path, type(module).__name__, module.get_config_dict()]
+        if (config := getattr(module, "config", None)) is not None:
+            yield _transformer_configuration(config.to_dict())
+        if (tokenizer := getattr(module, "tokenizer", None)) is not None:
+            yield _tokenizer_state(tokenizer)
+
+
+def _transformer_configuration(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in _CONFIG_BOOKKEEPING}
+
+
+def _tokenizer_state(tokenizer: Any) -> dict[str, Any]:
+    """What the tokenizer does to a text; ``encode`` leaves its last padding and truncation in the backend."""
+    limits = {"model_max_length": tokenizer.model_max_length, "padding_side": tokenizer.padding_side}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return {"vocabulary": sorted(tokenizer.get_vocab().items()), **limits}
+    state = json.loads(backend.to_str())
+    return {**{key: value for key, value in state.items() if key not in ("padding", "truncation")}, **limits}
+
+
+def identify(model: SentenceTransformer, source: str | Path | None = None, name: str | None = None) -> Identity:
+    """The identity of a model.
+
+    Args:
+        model: the loaded model.
+        source: what it was loaded from just now: a directory, or a repository name on the Hub. None for a model that
+            was built or trained in this process; its card may name a model that it no longer is.
+        name: a label ``org/name`` of the caller's choice, in place of the one made from ``source``.
+
+    Raises:
+        ValueError: ``name`` is not of the form ``org/name``.
+    """
+    if name is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ValueError(f'a model name has the form "org/name" (letters, digits, "_", "-", "."), got {name!r}')
+    if source is None:
+        return Identity(name or "local/in-memory", content_hash(model))
+    path = Path(source)
+    if path.exists():
+        label = re.sub(r"[^\w.-]", "-", path.resolve().name)
+        return Identity(name or f"local/{label}", content_hash(model))
+    commit = getattr(getattr(model, "config", None), "_commit_hash", None)
+    if commit is None or not _COMMIT.fullmatch(commit):
+        commit = content_hash(model)
+    return Identity(name or str(source), commit)

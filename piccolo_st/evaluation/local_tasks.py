@@ -1,0 +1,345 @@
+"""Files of one's own as mteb tasks: declared in YAML, read without a network, evaluated and cached like any other.
+
+    tasks:
+      - {name: FaqSearch, type: Retrieval, data: faq}                 # BEIR folder: qrels.tsv or qrels/test.tsv
+      - {name: FaqRanking, type: Reranking, data: ranking.jsonl}      # query, positive (list), negative (list)
+      - {name: Similarity, type: STS, data: sts.tsv}                  # sentence1, sentence2, score
+      - {name: Duplicates, type: PairClassification, data: pairs.csv} # sentence1, sentence2, label
+      - {name: Topics, type: Classification, data: test.jsonl, train: train.jsonl, columns: {label: topic}}
+      - {name: TopicGroups, type: Clustering, data: test.jsonl}       # text, label
+
+Paths start at the folder of the YAML file. Formats are those of a training mixture (JSON lines, JSON, CSV, TSV,
+Parquet, Arrow, compressed or not). The revision of a task is a hash of its files and of its declaration, so results
+are computed again when either changes. A row that cannot be used is an error with its file and line: scores over part
+of a test set would be called by its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import yaml
+from datasets import Dataset, DatasetDict
+from mteb.abstasks.abstask import AbsTask
+from mteb.abstasks.classification import AbsTaskClassification
+from mteb.abstasks.clustering import AbsTaskClustering
+from mteb.abstasks.pair_classification import AbsTaskPairClassification
+from mteb.abstasks.retrieval import AbsTaskRetrieval
+from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
+from mteb.abstasks.sts import AbsTaskSTS
+from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.get_tasks import TASK_LIST
+
+from piccolo_st.benchmarks import CARD_METRICS, MTEB_METRIC_NAMES, BenchmarkTask
+from piccolo_st.data.beir import read_qrels, read_texts
+from piccolo_st.data.sources import Reject, excerpt, locate, read_chunks
+from piccolo_st.data.specs import DatasetSpec, build
+from piccolo_st.errors import InputError
+
+_MAX_CLUSTERED = 2048  # rows drawn for each of mteb's clustering experiments
+
+
+@dataclass(frozen=True)
+class LocalTaskSpec:
+    """One entry of a file of local tasks.
+
+    Attributes:
+        name: letters, digits, "-", "_" and "."; no name that mteb has.
+        type: one of the six types.
+        data: a BEIR folder (Retrieval) or a file.
+        train: the file a classifier is fitted on (Classification).
+        split: of a BEIR folder, for ``qrels/<split>.tsv``; the name of the split in results everywhere else.
+        columns: role -> column, where they differ; the roles of each type are shown above.
+        labels: label in the file -> 0 or 1 (PairClassification); by default they have to be 0 and 1.
+        samples_per_label: rows of each label a classifier is fitted on; C-MTEB takes 32.
+        experiments: classifiers or clusterings that the score is the mean of.
+        language: of the texts, as mteb writes it.
+    """
+
+    name: str
+    type: Literal["Classification", "Clustering", "PairClassification", "Reranking", "Retrieval", "STS"]
+    data: str
+    train: str | None = None
+    split: str = "test"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, int] | None = None
+    samples_per_label: int = 32
+    experiments: int = 10
+    language: str = "cmn-Hans"
+
+
+class _Local:
+    """Mixed into an mteb task class: reads the files in place of loading a dataset from the Hub."""
+
+    spec: ClassVar[LocalTaskSpec]
+    root: ClassVar[Path]
+    dataset: Any
+    data_loaded: bool
+
+    def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
+        if not self.data_loaded:
+            self.dataset = self.read()
+            self.data_loaded = True
+
+    def read(self) -> Any:
+        raise NotImplementedError
+
+    def rows(self, source: str, roles: Mapping[str, Callable[[Any], Any]]) -> dict[str, list[Any]]:
+        """Role -> its values in all rows, each passed through the function of its role, which raises ValueError."""
+        columns = {role: self.spec.columns.get(role, role) for role in roles}
+        values: dict[str, list[Any]] = {role: [] for role in roles}
+        for file, number, record in _records(self.spec, source, self.root):
+            for role, convert in roles.items():
+                place = f"{file}, row {number}, column {columns[role]!r} of task {self.spec.name!r}"
+                if columns[role] not in record:
+                    raise InputError(
+                        f"{place}: there is no such column, only {', '.join(record)}; name it in `columns`, as in "
+                        f"{{{role}: ...}}"
+                    )
+                try:
+                    values[role].append(convert(record[columns[role]]))
+                except (TypeError, ValueError) as error:
+                    raise InputError(f"{place}: {error}, got {excerpt(record[columns[role]])!r}") from None
+        if not next(iter(values.values())):
+            raise InputError(f"{source} of task {self.spec.name!r} has no rows")
+        return values
+
+
+class _LocalRetrieval(_Local, AbsTaskRetrieval):
+    def read(self) -> dict[str, dict[str, RetrievalSplitData]]:
+        location = locate(_dataset_spec(self.spec, self.spec.data), self.root)
+        if location.format != "beir":
+            raise InputError(f"task {self.spec.name!r} needs a BEIR folder (corpus.jsonl, queries.jsonl, qrels.tsv)")
+        corpus, corpus_rejects = read_texts(location.files[0])
+        queries, query_rejects = read_texts(location.files[1])
+        judgements, rejects = read_qrels(location.files[2])
+        _refuse(self.spec, [*corpus_rejects, *query_rejects, *rejects])
+        relevant: dict[str, dict[str, int]] = {}
+        for row, query, document, score in judgements:
+            if query not in queries or document not in corpus:
+                missing = f"query {query!r}" if query not in queries else f"document {document!r}"
+                raise InputError(
+                    f"{location.files[2]}, row {row} of task {self.spec.name!r} judges an unknown {missing}"
+                )
+            if score != int(score):
+                raise InputError(
+                    f"{location.files[2]}, row {row} of task {self.spec.name!r}: a score must be whole, got {score}"
+                )
+            relevant.setdefault(query, {})[document] = int(score)
+        relevant = {query: found for query, found in relevant.items() if max(found.values()) > 0}
+        if not relevant:
+            raise InputError(f"{location.files[2]} of task {self.spec.name!r} has no document with a score above 0")
+        return _search_split(self.spec, corpus, {query: queries[query] for query in relevant}, relevant)
+
+
+class _LocalReranking(_Local, AbsTaskRetrieval):
+    def read(self) -> dict[str, dict[str, RetrievalSplitData]]:
+        rows = self.rows(self.spec.data, {"query": _text, "positive": _texts, "negative": _texts})
+        documents: dict[str, str] = {}  # text -> id: a text that several queries rank is encoded once
+        queries: dict[str, str] = {}
+        relevant: dict[str, dict[str, int]] = {}
+        ranked: dict[str, list[str]] = {}
+        for number, (query, positive, negative) in enumerate(zip(*rows.values(), strict=True), start=1):
+            if not positive or not negative:
+                continue  # nothing to order; mteb leaves such queries out of its own reranking tasks as well
+            key = f"q{number}"
+            queries[key] = query
+            scores = {documents.setdefault(text, f"d{len(documents)}"): 0 for text in negative}
+            scores |= {documents.setdefault(text, f"d{len(documents)}"): 1 for text in positive}
+            relevant[key], ranked[key] = scores, list(scores)
+        if not queries:
+            raise InputError(f"{self.spec.data} of task {self.spec.name!r} has no row with a positive and a negative")
+        corpus = {key: text for text, key in documents.items()}
+        return _search_split(self.spec, corpus, queries, relevant, ranked)
+
+
+class _LocalSTS(_Local, AbsTaskSTS):
+    def read(self) -> DatasetDict:
+        rows = self.rows(self.spec.data, {"sentence1": _text, "sentence2": _text, "score": _number})
+        if len(set(rows["score"])) < 2:
+            raise InputError(f"all scores of task {self.spec.name!r} are {rows['score'][0]}: no order to compare with")
+        return DatasetDict({self.spec.split: Dataset.from_dict(rows)})
+
+
+class _LocalPairClassification(_Local, AbsTaskPairClassification):
+    def read(self) -> DatasetDict:
+        rows = self.rows(self.spec.data, {"sentence1": _text, "sentence2": _text, "label": self._binary})
+        if len(set(rows["label"])) < 2:
+            raise InputError(
+                f"all labels of task {self.spec.name!r} are {rows['label'][0]}; it needs pairs of both kinds"
+            )
+        return DatasetDict({self.spec.split: Dataset.from_dict({**rows, "labels": rows.pop("label")})})
+
+    def _binary(self, value: Any) -> int:
+        labels = self.spec.labels or {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "False": 0, "True": 1}
+        if str(value) not in labels or labels[str(value)] not in (0, 1):
+            raise ValueError("a label must be 0 or 1, or be mapped to one of them in `labels`")
+        return labels[str(value)]
+
+
+class _LocalClassification(_Local, AbsTaskClassification):
+    def read(self) -> DatasetDict:
+        if self.spec.train is None:
+            raise InputError(f"task {self.spec.name!r} of type Classification needs `train`, the file to fit on")
+        train = self.rows(self.spec.train, {"text": _text, "label": _label})
+        test = self.rows(self.spec.data, {"text": _text, "label": _label})
+        unseen = sorted(set(test["label"]) - set(train["label"]))
+        if unseen:
+            raise InputError(
+                f"label {unseen[0]!r} of task {self.spec.name!r} is in {self.spec.data} but not in `train`"
+            )
+        number = {label: index for index, label in enumerate(sorted(set(train["label"])))}
+        for rows in (train, test):
+            rows["label"] = [number[label] for label in rows["label"]]
+        return DatasetDict({"train": Dataset.from_dict(train), self.spec.split: Dataset.from_dict(test)})
+
+
+class _LocalClustering(_Local, AbsTaskClustering):
+    max_fraction_of_documents_to_embed = None
+
+    def read(self) -> DatasetDict:
+        rows = self.rows(self.spec.data, {"text": _text, "label": _label})
+        if len(set(rows["label"])) < 2:
+            raise InputError(f"all rows of task {self.spec.name!r} have one label; clustering needs two or more")
+        number = {label: index for index, label in enumerate(sorted(set(rows["label"])))}
+        data = {"sentences": rows["text"], "labels": [number[label] for label in rows["label"]]}
+        self.max_documents_per_cluster = min(len(rows["text"]), _MAX_CLUSTERED)
+        return DatasetDict({self.spec.split: Dataset.from_dict(data)})
+
+
+_CLASSES: dict[str, type[AbsTask]] = {
+    "Classification": _LocalClassification,
+    "Clustering": _LocalClustering,
+    "PairClassification": _LocalPairClassification,
+    "Reranking": _LocalReranking,
+    "Retrieval": _LocalRetrieval,
+    "STS": _LocalSTS,
+}
+
+
+def load_local_tasks(path: Path) -> list[tuple[BenchmarkTask, AbsTask]]:
+    """The tasks of a file: for each its definition and an mteb task object, whose data is read when it is needed.
+
+    Raises:
+        InputError: the file is not as the module docstring says; the message names the entry and the key.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"the file of local tasks {path} cannot be read: {error}") from error
+    entries = content.get("tasks") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or set(content) != {"tasks"}:
+        raise InputError(f"{path} must hold one key, `tasks`, with a list of tasks")
+    specs = [build(LocalTaskSpec, entry, f"task {number} of {path}") for number, entry in enumerate(entries, start=1)]
+    taken = {task.metadata.name for task in TASK_LIST}
+    for name, count in Counter(spec.name for spec in specs).items():
+        if count > 1 or name in taken or not re.fullmatch(r"[\w.-]+", name):
+            raise InputError(
+                f"task name {name!r} of {path} {'occurs twice' if count > 1 else 'cannot be used'}: a name has "
+                "letters, digits, '-', '_' and '.', occurs once, and is not the name of one of mteb's own tasks"
+            )
+    return [(_definition(spec), _task(spec, path.parent)) for spec in specs]
+
+
+def _definition(spec: LocalTaskSpec) -> BenchmarkTask:
+    card_metric = CARD_METRICS[spec.type]
+    metric = MTEB_METRIC_NAMES.get(card_metric, card_metric)
+    return BenchmarkTask(spec.name, spec.type, metric, (spec.split,), "default", spec.name, card_metric)
+
+
+def _task(spec: LocalTaskSpec, root: Path) -> AbsTask:
+    metadata = TaskMetadata(
+        name=spec.name,
+        description=f"local task read from {spec.data}",
+        type=spec.type,
+        category="t2c" if spec.type in ("Classification", "Clustering") else "t2t",
+        eval_splits=[spec.split],
+        eval_langs=[spec.language],
+        main_score=_definition(spec).metric,
+        dataset={"path": f"local/{spec.name}", "revision": _revision(spec, root)},
+    )
+    members: dict[str, Any] = {"metadata": metadata, "spec": spec, "root": root}
+    if spec.type == "Classification":
+        members |= {"samples_per_label": spec.samples_per_label, "n_experiments": spec.experiments}
+    elif spec.type == "Clustering":
+        members |= {"n_clusters": spec.experiments}
+    return type(spec.name, (_CLASSES[spec.type],), members)()
+
+
+def _revision(spec: LocalTaskSpec, root: Path) -> str:
+    digest = hashlib.sha256(json.dumps(asdict(spec), sort_keys=True, ensure_ascii=False, default=dict).encode())
+    for source in filter(None, (spec.data, spec.train)):
+        for file in locate(_dataset_spec(spec, source), root).files:
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()[:40]
+
+
+def _dataset_spec(spec: LocalTaskSpec, source: str) -> DatasetSpec:
+    return DatasetSpec(name=spec.name, source=source, task="retrieval", split=spec.split)
+
+
+def _records(spec: LocalTaskSpec, source: str, root: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    dataset = _dataset_spec(spec, source)
+    location = locate(dataset, root)
+    if location.format in ("beir", "hub"):
+        raise InputError(f"task {spec.name!r} of type {spec.type} is read from a file of rows, not from {source!r}")
+    for chunk in read_chunks(dataset, location):
+        _refuse(spec, chunk.rejects)
+        records = chunk.records if isinstance(chunk.records, list) else chunk.records.to_pylist()
+        for row, record in zip(chunk.rows.tolist(), records, strict=True):
+            yield chunk.file, row, record
+
+
+def _refuse(spec: LocalTaskSpec, rejects: list[Reject]) -> None:
+    if rejects:
+        first = rejects[0]
+        raise InputError(
+            f"{first.file}, row {first.row} of task {spec.name!r}: {first.reason}: {first.excerpt!r} "
+            f"(and {len(rejects) - 1} more); correct or remove the rows"
+        )
+
+
+def _search_split(
+    spec: LocalTaskSpec,
+    corpus: Mapping[str, str],
+    queries: Mapping[str, str],
+    relevant: dict[str, dict[str, int]],
+    ranked: dict[str, list[str]] | None = None,
+) -> dict[str, dict[str, RetrievalSplitData]]:
+    def table(texts: Mapping[str, str]) -> Dataset:
+        return Dataset.from_dict({"id": list(texts), "text": list(texts.values())})
+
+    data = RetrievalSplitData(corpus=table(corpus), queries=table(queries), relevant_docs=relevant, top_ranked=ranked)
+    return {"default": {spec.split: data}}
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("a text must be a string that is not empty")
+    return value
+
+
+def _texts(value: Any) -> list[str]:
+    return [_text(item) for item in (value if isinstance(value, list) else [value])]
+
+
+def _number(value: Any) -> float:
+    number = float(value)
+    if number != number or number in (float("inf"), float("-inf")):
+        raise ValueError("a score must be a finite number")
+    return number
+
+
+def _label(value: Any) -> str:
+    if value is None or value == "":
+        raise ValueError("a label must not be empty")
+    return str(value)

@@ -1,0 +1,54 @@
+"""The picture of an evaluation: the mean of every type as bars, one colour a model. matplotlib is imported on use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from piccolo_st.benchmarks import Benchmark, average_scores
+from piccolo_st.errors import InputError
+
+
+def plot_evaluations(
+    columns: Sequence[tuple[str, Mapping[str, float]]], benchmark: Benchmark, path: str | Path
+) -> Path:
+    """Draw the mean of each type, and over all tasks, for each model, and write the picture.
+
+    Args:
+        columns: label and scores (task name -> percent) of each model, all by the definition of ``benchmark``. A mean
+            with a missing task has no bar.
+        path: ends in .png, .svg or .pdf.
+
+    Raises:
+        ImportError: matplotlib is missing; the message says what to install.
+        InputError: no model has all tasks of any type.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('the picture needs matplotlib: pip install "piccolo_st[quickstart]"') from error
+    groups = [
+        *(f"{name}\n({len(benchmark.of_type(name))})" for name in benchmark.types),
+        f"All\n({len(benchmark.tasks)})",
+    ]
+    averages = [(label, average_scores(scores, benchmark)) for label, scores in columns]
+    values = [(label, [*mean.by_type.values(), mean.overall]) for label, mean in averages]
+    if all(value is None for _, heights in values for value in heights):
+        raise InputError(f"no model has every task of any type of {benchmark.name}: there is nothing to draw yet")
+    figure = Figure(figsize=(1.6 * len(groups) + 1, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    width = 0.8 / len(values)
+    for number, (label, heights) in enumerate(values):
+        places = [index + (number - (len(values) - 1) / 2) * width for index in range(len(groups))]
+        shown = [(place, height) for place, height in zip(places, heights, strict=True) if height is not None]
+        bars = axes.bar(*zip(*shown, strict=True), width, label=label) if shown else None
+        if bars is not None and len(values) <= 3:
+            axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=1)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.set(title=f"{benchmark.name}: means by type", ylabel="percent", ylim=(0, 100))
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(fontsize=8, loc="upper right")
+    figure.savefig(path, dpi=120)
+    return Path(path)

@@ -1,0 +1,287 @@
+"""Evaluate a model on benchmarks: only what is missing is run, task by task, and every finished task is kept.
+
+For each task and each truncation, in order:
+
+(1) The main process reads the result file of this model's identity. A file that cannot be read is set aside under
+    another name and said so; one of another revision of the data is not used. Splits that it has are not run again.
+(2) The task's data is loaded, the main process first. Without a network this ends the evaluation with what to do;
+    a single data set that cannot be had is noted as a failure and the next task follows.
+(3) mteb evaluates the missing splits with :class:`~piccolo_st.evaluation.encoder.BenchmarkEncoder`. Every rank takes
+    part in the encoding; every rank then scores, and only the main process keeps the scores.
+(4) The examples, then the result file are written. An interruption loses the running task and nothing else: a result
+    file torn in the middle is what (1) sets aside.
+
+Each truncation starts from a fresh copy of the task, because mteb's random state belongs to the task object, and all
+of them share one encoding.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mteb
+from accelerate.utils import broadcast_object_list, gather_object
+from datasets.exceptions import DatasetNotFoundError
+from mteb.abstasks.abstask import AbsTask
+from mteb.cache import ResultCache
+from mteb.results import TaskResult
+
+from piccolo_st.benchmarks import BenchmarkTask, scores_from_results
+from piccolo_st.errors import InputError
+from piccolo_st.evaluation import examples
+from piccolo_st.evaluation.encoder import BenchmarkEncoder
+from piccolo_st.evaluation.identity import Identity
+from piccolo_st.evaluation.loading import Loaded, load_model, process_state
+from piccolo_st.evaluation.results import Evaluation
+from piccolo_st.evaluation.tasks import TaskGroup, select
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TaskOutcome:
+    """What :func:`evaluate` reports after each task, on the main process.
+
+    Attributes:
+        task: the task and the metric that counts.
+        number, total: its place in its group, from 1.
+        truncation: the number of dimensions scored, or None for all.
+        score: the main score in percent; None for a failure.
+        seconds: how long it took; None when the result was there already.
+        note: why a result was not used, or why there is none.
+    """
+
+    task: BenchmarkTask
+    number: int
+    total: int
+    truncation: int | None
+    score: float | None
+    seconds: float | None
+    note: str = ""
+
+
+def evaluate(
+    model: SentenceTransformer | str | Path,
+    benchmark: str | Sequence[str] = "c-mteb-35",
+    *,
+    output: str | Path = "results",
+    name: str | None = None,
+    truncate_dim: Sequence[int] = (),
+    dtype: str | None = None,
+    device: str | None = None,
+    instructions: Any = None,
+    tokens_per_batch: int | None = None,
+    overwrite: bool = False,
+    on_task: Callable[[TaskOutcome], None] | None = None,
+    progress: bool = False,
+) -> list[Evaluation]:
+    """Evaluate a model with mteb's own tasks and keep the results in mteb's layout.
+
+    Results are at ``output/results/<org>__<name>/<revision>/<Task>.json``, where name and revision are those of
+    :func:`piccolo_st.evaluation.identity.identify`; truncations and dtypes are experiments below the revision.
+
+    Args:
+        model: a model, a directory, or a repository on the Hub.
+        benchmark: names of benchmarks, tasks, task types or files of local tasks; see
+            :mod:`piccolo_st.evaluation.tasks`.
+        output: folder of all results.
+        name: ``org/name`` to store the results under; made from ``model`` by default.
+        truncate_dim: score these numbers of leading dimensions, each, from one encoding; by default all dimensions.
+        dtype: evaluate in "float16" or "bfloat16", whatever the weights are stored in.
+        device: where to load a directory or repository to.
+        instructions: in place of the model's own prompts, anything that
+            :func:`piccolo_st.instructions.resolve_instructions` takes.
+        tokens_per_batch: longest batch in tokens, padding included.
+        overwrite: run every task again.
+        on_task: called after each task and truncation, on the main process.
+        progress: show a progress bar for every list of texts.
+
+    Returns:
+        One :class:`Evaluation` for every group of tasks and truncation, groups first, on every rank.
+
+    Raises:
+        InputError: an unknown name, a truncation outside the embedding, a text or an embedding that cannot be used, or
+            no way to reach the Hub. What was finished before is kept.
+    """
+    groups = select(benchmark)
+    loaded = load_model(model, name=name, device=device, dtype=dtype, instructions=instructions)
+    truncations = _truncations(loaded, truncate_dim)
+    remember = len(truncations) > 1 or any(len(task.eval_splits) > 1 for group in groups for task in group.tasks)
+    encoder = BenchmarkEncoder(
+        loaded.model,
+        loaded.identity,
+        settings=loaded.settings,
+        tokens_per_batch=tokens_per_batch,
+        remember=remember,
+        progress=progress,
+    )
+    run = _Run(encoder, ResultCache(Path(output)), overwrite, on_task or (lambda outcome: None))
+    return [evaluation for group in groups for evaluation in run.group(group, loaded.identity, truncations)]
+
+
+def _truncations(loaded: Loaded, wanted: Sequence[int]) -> list[int | None]:
+    whole = loaded.model.get_embedding_dimension() or 0
+    bad = [dimension for dimension in wanted if not 1 <= dimension <= whole]
+    if bad:
+        raise InputError(f"truncate_dim must lie between 1 and the model's {whole} dimensions, got {bad[0]}")
+    return [None if dimension == whole else dimension for dimension in dict.fromkeys(wanted)] or [None]
+
+
+class _Run:
+    """The loop over tasks; see the module docstring for the steps."""
+
+    def __init__(
+        self, encoder: BenchmarkEncoder, cache: ResultCache, overwrite: bool, on_task: Callable[[TaskOutcome], None]
+    ) -> None:
+        self.encoder = encoder
+        self.cache = cache
+        self.overwrite = overwrite
+        self.on_task = on_task
+        self.state = process_state()
+
+    def group(self, group: TaskGroup, identity: Identity, truncations: Sequence[int | None]) -> Iterator[Evaluation]:
+        results: dict[int | None, dict[str, Mapping[str, Any]]] = {truncation: {} for truncation in truncations}
+        failures: dict[str, str] = {}
+        for number, (definition, task) in enumerate(zip(group.benchmark.tasks, group.tasks, strict=True), start=1):
+            for truncation, result, seconds, note in self.task(task, truncations):
+                if result is None:
+                    failures[definition.name] = note
+                else:
+                    results[truncation][definition.name] = result
+                if self.state.is_main_process:
+                    total, scores = len(group.tasks), scores_from_results([result] if result else [], group.benchmark)
+                    score = scores.get(definition.name)
+                    self.on_task(TaskOutcome(definition, number, total, truncation, score, seconds, note))
+        for truncation in truncations:
+            self.encoder.truncate(truncation)
+            meta = self.encoder.mteb_model_meta
+            folder = self.cache.get_task_result_path("any", meta).parent
+            setting = dict(meta.experiment_kwargs or {})
+            yield Evaluation(identity, setting, group.benchmark, results[truncation], folder, failures)
+
+    def task(
+        self, task: AbsTask, truncations: Sequence[int | None]
+    ) -> Iterator[tuple[int | None, Mapping[str, Any] | None, float | None, str]]:
+        """(truncation, result or None for a failure, seconds or None for a cached result, note) for each truncation."""
+        self.encoder.forget()
+        found = {truncation: self._stored(task, truncation) for truncation in truncations}
+        if any(missing for _, missing, _ in found.values()) and (failure := self._load(task)):
+            yield from ((truncation, None, None, failure) for truncation in truncations)
+            return
+        try:
+            for truncation, (stored, missing, note) in found.items():
+                if not missing:
+                    assert stored is not None
+                    yield truncation, stored.to_dict(), None, note
+                    continue
+                start = time.monotonic()
+                result = self._score(task, truncation, stored, missing)
+                yield truncation, result.to_dict(), time.monotonic() - start, note
+        finally:
+            if task.data_loaded:
+                task.unload_data()
+
+    def _stored(self, task: AbsTask, truncation: int | None) -> tuple[TaskResult | None, list[str], str]:
+        """Step (1): the result that can be used, the splits it lacks, and a note; the same on every rank."""
+        self.encoder.truncate(truncation)
+        answer: list[Any] = [None]
+        if self.state.is_main_process:
+            path = self.cache.get_task_result_path(task.metadata.name, self.encoder.mteb_model_meta)
+            stored, note = _read(path, task)
+            if self.overwrite:
+                stored, note = None, ""
+            missing = list(stored.get_missing_evaluations(task)) if stored else list(task.eval_splits)
+            answer = [(stored, missing, note)]
+        return broadcast_object_list(answer)[0]
+
+    def _load(self, task: AbsTask) -> str:
+        """Step (2): load the data on every rank, the main process first; "" or why that cannot be done."""
+        failures: list[str] = []
+        for turn in (True, False):
+            failure = _load_data(task) if self.state.is_main_process is turn else ""
+            failures += filter(None, gather_object([failure]))
+            if failures:
+                return failures[0]
+        return ""
+
+    def _score(
+        self, task: AbsTask, truncation: int | None, stored: TaskResult | None, missing: list[str]
+    ) -> TaskResult:
+        """Steps (3) and (4)."""
+        self.encoder.truncate(truncation)
+        fresh = copy.copy(task)
+        fresh.rng_state = copy.deepcopy(task.rng_state)
+        fresh.np_rng = copy.deepcopy(task.np_rng)
+        fresh.filter_eval_splits(missing)
+        searched = task.metadata.type in examples.RETRIEVAL_TYPES
+        with tempfile.TemporaryDirectory() as folder:
+            outcome = mteb.evaluate(
+                self.encoder,
+                fresh,
+                co2_tracker=False,
+                cache=None,
+                encode_kwargs={"show_progress_bar": False},
+                prediction_folder=None if searched else folder,
+                show_progress_bar=False,
+            )
+            result = outcome.task_results[0]
+            arrays = examples.collect(fresh, result.scores, Path(folder), self.encoder.retrieved)
+        if stored is not None:
+            result = stored.merge(result)
+        if self.state.is_main_process:
+            meta = self.encoder.mteb_model_meta
+            path = self.cache.get_task_result_path(task.metadata.name, meta)
+            examples.save(arrays, examples.examples_path(path))
+            self.cache.save_to_cache(result, meta, encode_kwargs={"tokens_per_batch": self.encoder.tokens_per_batch})
+            result = TaskResult.from_disk(path)  # rounded, as every later run will read it
+        return broadcast_object_list([result])[0]
+
+
+def _read(path: Path, task: AbsTask) -> tuple[TaskResult | None, str]:
+    """A result file, or None and why it cannot be used; a file that cannot be read is renamed."""
+    if not path.exists():
+        return None, ""
+    try:
+        result = TaskResult.from_disk(path, load_historic_data=False)
+        if result.task_name != task.metadata.name:
+            raise ValueError(f"it is a result of {result.task_name}")
+    except (ValueError, OSError) as error:
+        aside = path.with_name(f"{path.name}.unreadable-{time.time_ns()}")
+        path.rename(aside)
+        note = f"{path} could not be read and was set aside as {aside.name}; the task is evaluated again"
+        logger.warning("%s. Reason: %s", note, str(error).splitlines()[0])
+        return None, note
+    if result.dataset_revision != task.metadata.revision:
+        note = f"the stored result is of data revision {result.dataset_revision[:8]}, now {task.metadata.revision[:8]}"
+        return None, note
+    return result, ""
+
+
+def _load_data(task: AbsTask) -> str:
+    """ "" when the data is there, or why this one data set cannot be had.
+
+    Raises:
+        InputError: the Hub cannot be reached at all, or a local file cannot be used.
+    """
+    where = f"{task.metadata.dataset['path']} at revision {task.metadata.revision}"
+    try:
+        task.load_data()
+    except DatasetNotFoundError as error:
+        return f"the data of {task.metadata.name} ({where}) is not there or not open to you: {error}"
+    except ConnectionError as error:
+        raise InputError(
+            f"the data of {task.metadata.name} ({where}) is not in the local cache and the Hub cannot be reached "
+            f"({str(error).splitlines()[0]}). Results so far are kept: run the same again with a network, with "
+            "HF_ENDPOINT set to a mirror, or where the data has been downloaded before; local tasks need no network"
+        ) from error
+    return ""

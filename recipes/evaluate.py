@@ -1,0 +1,150 @@
+"""Evaluate a model on C-MTEB or on tasks of your own, or compare two evaluated models.
+
+    python recipes/evaluate.py MODEL                                      # the 35 tasks of the Piccolo cards
+    python recipes/evaluate.py MODEL --benchmark "MTEB(cmn, v1)"          # mteb's 31 tasks and main scores of today
+    python recipes/evaluate.py MODEL --benchmark STS T2Retrieval my.yaml  # a type, a task, local tasks
+    python recipes/evaluate.py MODEL --truncate_dim 256,512,1024          # several dimensions from one encoding
+    accelerate launch recipes/evaluate.py MODEL --dtype bfloat16          # the GPUs share the encoding
+    python recipes/evaluate.py --compare results/org__a/REVISION results/org__b/REVISION
+
+Stopped at any point, the same command goes on with the task it was at. Prints a line for every task, then a table by
+type, and writes the table as JSON and a picture beside the results. Options may stand in a YAML file (--config,
+recipes/configs/evaluate.yaml). Needs pip install "piccolo_st[eval]".
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+
+from piccolo_st.arguments import ConfigError, nearest, read_yaml, run_recipe
+from piccolo_st.errors import InputError
+from piccolo_st.evaluation import (
+    Evaluation,
+    TaskOutcome,
+    compare_models,
+    evaluate,
+    plot_evaluations,
+    score_table,
+    select,
+)
+from piccolo_st.evaluation.loading import process_state
+from piccolo_st.model_card.results import read_results, scores
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("model", nargs="?", help="directory, or repository on the Hub")
+    options.add_argument("--config", type=Path, help="YAML file with any of the options below")
+    options.add_argument("--benchmark", nargs="+", default=["c-mteb-35"], help="benchmarks, types, tasks, .yaml files")
+    options.add_argument("--output", type=Path, default=Path("results"), help="folder of all results")
+    options.add_argument("--name", help="org/name to keep the results under")
+    options.add_argument("--truncate_dim", default="", help="dimensions to score, such as 256,512,1024")
+    options.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="dtype to encode in")
+    options.add_argument("--device", help="cpu, cuda, cuda:1")
+    options.add_argument("--instructions", help="preset in place of the model's own prompts: piccolo, none")
+    options.add_argument("--tokens_per_batch", type=int, help="longest batch in tokens, padding included")
+    options.add_argument("--overwrite", action="store_true", help="run every task again")
+    options.add_argument("--reference", nargs="+", default=[], help="results to stand beside: .jsonl, card, folder")
+    options.add_argument("--compare", nargs=2, metavar=("A", "B"), help="folders of two models' results")
+    options.add_argument("--resamples", type=int, default=1000, help="bootstrap draws of --compare")
+    return options
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line over the YAML file of --config; a key that is no option raises with the nearest one."""
+    options = parser()
+    config = options.parse_args(arguments).config
+    if config is not None:
+        content = read_yaml(config)
+        known = [action.dest for action in options._actions if action.dest not in ("help", "config")]
+        for key in content:
+            if key not in known:
+                raise ConfigError(f"unknown key {key!r} in {config}{nearest(key, known)}")
+        options.set_defaults(**content)
+    parsed = options.parse_args(arguments)
+    if (parsed.model is None) == (parsed.compare is None):
+        raise ConfigError("name a model to evaluate, or two folders of results with --compare")
+    return parsed
+
+
+def dimensions(text: str | int | Sequence[int]) -> list[int]:
+    """The numbers of "256,512", 256 or [256, 512]."""
+    parts = text.split(",") if isinstance(text, str) else text if isinstance(text, Sequence) else [text]
+    try:
+        return [int(part) for part in parts if str(part).strip()]
+    except ValueError:
+        raise ConfigError(f"--truncate_dim takes whole numbers, such as 256,512,1024, got {text!r}") from None
+
+
+def show(outcome: TaskOutcome) -> None:
+    """One line of the table, as soon as it is known."""
+    place, label = f"[{outcome.number}/{outcome.total}]", outcome.task.label
+    label += f" {outcome.truncation}d" if outcome.truncation else ""
+    score = "failed" if outcome.score is None else f"{outcome.score:.2f}"
+    time = "kept" if outcome.seconds is None else f"{outcome.seconds:.1f} s"
+    print(f"{place:>8} {outcome.task.type:<18} {label:<38} {outcome.task.metric:<16} {score:>6}  {time}", flush=True)
+    if outcome.note:
+        print(f"{'':>8} {outcome.note}", flush=True)
+
+
+def report(group: Sequence[Evaluation], references: Sequence[str], output: Path) -> None:
+    """Table, JSON and picture of one group of tasks; each setting of the model is a column, then the references."""
+    benchmark = group[0].benchmark
+    columns = [(evaluation.label, evaluation.scores) for evaluation in group]
+    columns += [
+        (Path(path).parent.name or path, scores(read_results(path, benchmark), benchmark)) for path in references
+    ]
+    print(f"\n{score_table(columns, benchmark)}")
+    stem = f"{benchmark.name}--{group[0].identity.name.replace('/', '__')}--{group[0].identity.revision[:8]}"
+    folder = output / "tables"
+    for evaluation in group:
+        setting = "".join(f"--{key}-{value}" for key, value in evaluation.settings.items())
+        print(f"written: {evaluation.save(folder / f'{stem}{setting}.json')}")
+        for task, failure in evaluation.failures.items():
+            print(f"failed: {task}: {failure}")
+    try:
+        print(f"written: {plot_evaluations(columns, benchmark, folder / f'{stem}.png')}")
+    except (ImportError, InputError) as error:
+        print(f"no picture: {error}")
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = parse(arguments)
+    if options.compare:
+        for group in select(options.benchmark):
+            compared = compare_models(*options.compare, group.benchmark, resamples=options.resamples)
+            print(compared.table(*(Path(path).name[:12] for path in options.compare)))
+        return
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"mteb\.")
+    evaluations = evaluate(
+        options.model,
+        options.benchmark,
+        output=options.output,
+        name=options.name,
+        truncate_dim=dimensions(options.truncate_dim),
+        dtype=options.dtype,
+        device=options.device,
+        instructions=options.instructions,
+        tokens_per_batch=options.tokens_per_batch,
+        overwrite=options.overwrite,
+        on_task=show,
+        progress=os.isatty(2),
+    )
+    if not process_state().is_main_process:
+        return
+    for name in dict.fromkeys(evaluation.benchmark.name for evaluation in evaluations):
+        report([each for each in evaluations if each.benchmark.name == name], options.reference, options.output)
+    failed = {task for evaluation in evaluations for task in evaluation.failures}
+    if failed:
+        raise InputError(f"{len(failed)} tasks have no result: {', '.join(sorted(failed))}; the reasons stand above")
+
+
+if __name__ == "__main__":
+    run_recipe(main)
