@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
+import torch
 import yaml
 from sentence_transformers import SentenceTransformerTrainingArguments
 from transformers import HfArgumentParser
@@ -66,11 +67,15 @@ class DataArguments:
     """What it is trained on, and which rows stand together in a batch."""
 
     mixture: dict | str | None = field(
-        default=None, metadata={"help": "The data mixture: a YAML file, or the mapping itself."}
+        default=None, metadata={"help": "The data mixture: a YAML file, or the mapping itself; see data.mixture."}
     )
     batch_size: int = field(default=64, metadata={"help": "Samples per device and step."})
+    mining_model: str | None = field(
+        default=None,
+        metadata={"help": "Who mines hard negatives before the run: lexical, self, or a model; empty: nobody."},
+    )
     mining: dict | None = field(
-        default=None, metadata={"help": "Settings of hard-negative mining before the run; see data.mining."}
+        default=None, metadata={"help": "Settings of that mining; see data.mining.MiningSettings."}
     )
     mixing: str = field(
         default="proportional", metadata={"help": "How often each dataset comes: proportional, weights, temperature."}
@@ -79,10 +84,10 @@ class DataArguments:
         default=1.0, metadata={"help": "a in p ~ size^a; read only when mixing is temperature."}
     )
     small_datasets: str = field(
-        default="drop", metadata={"help": "A dataset under one global batch: drop (reported), repeat or error."}
+        default="drop", metadata={"help": "A dataset under one global batch: drop (and say so), repeat or error."}
     )
-    max_negatives: int | None = field(
-        default=None, metadata={"help": "Listed hard negatives used per row and epoch; empty means all."}
+    num_negatives: int | None = field(
+        default=None, metadata={"help": "Listed hard negatives used per row and visit; empty means all."}
     )
 
 
@@ -114,10 +119,9 @@ class LossArguments:
 
 @dataclass
 class EvaluationArguments:
-    """The search over held-out queries, before, during and after training."""
+    """The search over held-out queries; train.eval_steps says when."""
 
     batch_size: int = field(default=128, metadata={"help": "Texts encoded at a time."})
-    during: int = field(default=3, metadata={"help": "Evaluations between start and end; 0 for none."})
 
 
 @dataclass
@@ -138,6 +142,18 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
     save_steps: float = field(default=500, metadata={"help": "Steps between checkpoints."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
     report_to: str | None = field(default="none", metadata={"help": "Trackers: none, tensorboard, trackio, wandb."})
+    cpu_threads: int | None = field(
+        default=None, metadata={"help": "torch threads of a process on CPU; empty: the cores shared among processes."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.device.type == "cpu":
+            # accelerate launch sets OMP_NUM_THREADS to 1, which would leave every other core idle.
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            torch.set_num_threads(self.cpu_threads or max(1, cores // local))
+            self.dataloader_pin_memory = False  # there is no device to pin for, and torch would warn at every epoch
 
 
 # Fields of the parent that mean something else here, with what to use in their stead.
@@ -326,7 +342,10 @@ def run_recipe(main: Callable[[Sequence[str]], None]) -> NoReturn:
 
     Every rank ends with the code; only the first one speaks.
     """
+    from transformers.utils.logging import disable_progress_bar
+
     speaks = os.environ.get("RANK", "0") == "0"
+    disable_progress_bar()  # one for each file written or read would break up the training's own bar
     try:
         main(sys.argv[1:])
     except InputError as error:

@@ -7,13 +7,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from piccolo_st.data.specs import build
 from piccolo_st.errors import InputError
+from piccolo_st.instructions import resolve_instructions, set_prompts
+from piccolo_st.lengths import set_lengths
+from piccolo_st.pooling import set_instruction_pooling
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 
 @dataclass(frozen=True)
@@ -57,12 +63,8 @@ class EncoderSettings:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> EncoderSettings:
-        """Settings from a YAML mapping; an unknown key raises InputError with the known ones."""
-        known = [item.name for item in dataclasses.fields(cls)]
-        for key in values:
-            if key not in known:
-                raise InputError(f"unknown key 'model.build.{key}'; known are {', '.join(known)}")
-        return cls(**values)
+        """Settings from a YAML mapping; an unknown key or a wrong type raises InputError."""
+        return build(cls, values, "model.build")
 
 
 def build_encoder(settings: EncoderSettings, texts: Iterable[str], path: Path, always: Sequence[str] = ()) -> Path:
@@ -117,5 +119,58 @@ def build_encoder(settings: EncoderSettings, texts: Iterable[str], path: Path, a
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        BertModel(config, add_pooling_layer=False).save_pretrained(path)
+        BertModel(config).save_pretrained(path)  # with the pooler that AutoModel expects, though nothing here uses it
     return path
+
+
+def load_encoder(
+    name_or_path: str,
+    *,
+    revision: str | None = None,
+    pooling: str = "mean",
+    instructions: str = "piccolo",
+    include_instruction: bool = True,
+    query_length: int = 64,
+    document_length: int = 512,
+) -> SentenceTransformer:
+    """Load a checkpoint and give it Piccolo's prompts, pooling and lengths.
+
+    Args:
+        name_or_path: a Hub id or a directory, of a sentence-transformers model or of a bare transformers encoder.
+        revision: branch, tag or commit of a Hub model.
+        pooling: pooling mode of a bare encoder; a sentence-transformers model keeps its own.
+        instructions: preset of the prompts.
+        include_instruction: whether the instruction's tokens are pooled.
+        query_length: longest query, in tokens, instruction included.
+        document_length: longest passage, in tokens, instruction included.
+
+    Raises:
+        InputError: the directory holds no model, or the Hub does not give it.
+    """
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    folder = Path(name_or_path)
+    if folder.is_dir() and not ((folder / "modules.json").exists() or (folder / "config.json").exists()):
+        raise InputError(
+            f"model.name_or_path {name_or_path} is a directory without modules.json or config.json, so it is no model; "
+            "give the directory that save_pretrained wrote, or a Hub id"
+        )
+    try:
+        if folder.is_dir() and not (folder / "modules.json").exists():
+            transformer = Transformer(name_or_path)
+            modules = [transformer, Pooling(transformer.get_embedding_dimension(), pooling)]
+            model = SentenceTransformer(modules=modules)
+        else:
+            model = SentenceTransformer(name_or_path, revision=revision)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"model.name_or_path {name_or_path} could not be loaded: {reason} Give the directory of a model, or the id "
+            "of one on the Hub that this machine can reach"
+        ) from error
+    set_prompts(model, instructions)
+    if any(resolve_instructions(instructions).prompts.values()):
+        set_instruction_pooling(model, instructions, include_instruction)
+    set_lengths(model, query_length, document_length)
+    return model

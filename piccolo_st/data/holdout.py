@@ -18,9 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
+from numpy.typing import NDArray
 
 from piccolo_st.data.roles import flatten
-from piccolo_st.data.specs import DatasetSpec, MixtureError
+from piccolo_st.data.shingles import text_key
+from piccolo_st.data.specs import DatasetSpec, HoldoutSpec, MixtureError
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,6 @@ class RetrievalHoldout:
     queries: dict[str, str]
     corpus: dict[str, str]
     relevant: dict[str, set[str]]
-
-
-def text_key(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Texts as they are compared: NFKC, lower case, no whitespace, punctuation or symbols.
-
-    A text of nothing else keeps what NFKC makes of it, so that different ones stay different.
-    """
-    texts = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
-    plain = pc.utf8_lower(pc.utf8_normalize(texts, form="NFKC"))
-    bare = pc.replace_substring_regex(plain, pattern=r"[\p{Z}\p{C}\p{P}\p{S}\s]+", replacement="")
-    return pc.if_else(pc.equal(pc.binary_length(bare), 0), plain, bare)
 
 
 def draw(spec: DatasetSpec, dataset: Dataset) -> RetrievalHoldout:
@@ -81,12 +72,23 @@ def draw(spec: DatasetSpec, dataset: Dataset) -> RetrievalHoldout:
     relevant: dict[str, set[str]] = {f"q{query}": set() for query in chosen}
     for row in np.flatnonzero(np.isin(query_of, chosen)):
         relevant[f"q{query_of[row]}"].add(f"d{document_of[row]}")
+    searched = _searched(holdout, {int(name[1:]) for found in relevant.values() for name in found}, size)
     texts = queries.dictionary.take(pa.array(chosen)).to_pylist()
+    found_texts = documents.dictionary.take(pa.array(searched)).to_pylist()
     return RetrievalHoldout(
         queries={f"q{query}": text for query, text in zip(chosen, texts, strict=True)},
-        corpus={f"d{index}": text for index, text in enumerate(documents.dictionary.to_pylist())},
+        corpus={f"d{index}": text for index, text in zip(searched, found_texts, strict=True)},
         relevant=relevant,
     )
+
+
+def _searched(holdout: HoldoutSpec, answers: set[int], size: int) -> NDArray[np.int64]:
+    """The documents searched among, ascending: all, or the answers and as many others as ``max_corpus`` leaves."""
+    if holdout.max_corpus is None or holdout.max_corpus >= size:
+        return np.arange(size)
+    others = np.setdiff1d(np.arange(size), sorted(answers))
+    drawn = np.random.default_rng([holdout.seed, 1]).permutation(others)[: max(0, holdout.max_corpus - len(answers))]
+    return np.sort(np.concatenate([sorted(answers), drawn])).astype(np.int64)
 
 
 @dataclass(frozen=True)

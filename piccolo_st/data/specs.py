@@ -31,11 +31,13 @@ class HoldoutSpec:
         queries: how many distinct queries to hold out.
         seed: which ones; the same seed and data give the same queries.
         min_corpus: the least number of distinct positives the search must range over.
+        max_corpus: search among so many of them at most: the answers, and others drawn by seed; None: all.
     """
 
     queries: int = 1000
     seed: int = 13
     min_corpus: int = 10_000
+    max_corpus: int | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,307 @@
+"""A training run from its configuration to its checkpoint: what recipes/pretrain.py and recipes/finetune.py drive.
+
+(1) load the mixture; build or load the encoder; mine hard negatives. The first rank does it, the others then find
+    the results on disk;
+(2) wire sampler, losses and evaluators into a PiccoloTrainer;
+(3) say what will run; train, searching the held-out queries before, during and after;
+(4) leave in the output directory: ``model/`` (portable), ``config.yaml``, ``run.json``, ``curves.png``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset, DatasetDict, load_from_disk
+from sentence_transformers import SentenceTransformer
+from torch import nn
+
+from piccolo_st import report
+from piccolo_st.arguments import (
+    DataArguments,
+    EvaluationArguments,
+    LossArguments,
+    ModelArguments,
+    PiccoloTrainingArguments,
+    RunConfig,
+)
+from piccolo_st.data import store
+from piccolo_st.data.mining import MiningSettings, mine_negatives
+from piccolo_st.data.mixture import Mixture, load_mixture
+from piccolo_st.data.sampler import HomogeneousBatchSampler, check_dataloader
+from piccolo_st.encoder import EncoderSettings, build_encoder, load_encoder
+from piccolo_st.errors import InputError
+from piccolo_st.evaluation import RetrievalEvaluator
+from piccolo_st.instructions import dataset_prompts, dataset_tasks, resolve_instructions
+from piccolo_st.losses import PiccoloLoss
+from piccolo_st.trainer import PiccoloTrainer
+
+SECTIONS: dict[str, type] = {
+    "model": ModelArguments,
+    "data": DataArguments,
+    "loss": LossArguments,
+    "evaluation": EvaluationArguments,
+    "train": PiccoloTrainingArguments,
+}
+
+
+class TrainingRun:
+    """A run that is built and ready to train.
+
+    Attributes:
+        config: the parsed configuration.
+        mixture: the data.
+        model: the encoder.
+        trainer: the trainer that holds all of it.
+        output: the run's directory.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        """Build the run.
+
+        Args:
+            config: parsed with ``SECTIONS``.
+
+        Raises:
+            InputError: a model, dataset, setting or output directory that cannot be used.
+        """
+        self.config = config
+        self.output = _writable(Path(config["train"].output_dir))
+        with PartialState().main_process_first():
+            self.mixture = _load_mixture(config)
+            self.model = self._load_model()
+            self.train_dataset = self._mine()
+        self.trainer = self._wire()
+
+    def describe(self) -> str:
+        """What will run: datasets, sizes, steps, batch, precision and processes."""
+        arguments, data = self.trainer.args, self.config["data"]
+        plan = check_dataloader(self.trainer.get_train_dataloader()).plan
+        rows = []
+        for index, (name, dataset) in enumerate(self.train_dataset.items()):
+            spec = self.mixture.specs[name]
+            rows.append(
+                [name, spec.task, len(dataset), _negatives(dataset), int(plan.steps_per_dataset[index]),
+                 int(plan.device_rows[index]) * plan.world_size]
+            )  # fmt: skip
+        steps = plan.steps() // arguments.gradient_accumulation_steps
+        total = arguments.max_steps if arguments.max_steps > 0 else int(steps * arguments.num_train_epochs)
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        precision = "fp16" if arguments.fp16 else "bf16" if arguments.bf16 else "fp32"
+        engine = "DeepSpeed" if self.trainer.is_deepspeed_enabled else "plain" if plan.world_size == 1 else "DDP"
+        held = [f"{len(h.queries):,} queries among {len(h.corpus):,} texts ({name})" for name, h in self.holdouts]
+        effective = plan.world_size * data.batch_size * arguments.gradient_accumulation_steps
+        lines = [
+            f"model      {self.config['model'].name_or_path or 'built from the data'}, {parameters:,} parameters",
+            f"steps      {total:,} of {effective:,} samples ({data.batch_size} x {plan.world_size} processes x "
+            f"{arguments.gradient_accumulation_steps} accumulated), {steps:,} an epoch",
+            f"compute    {arguments.device.type}, {precision}, {engine}, {plan.world_size} process(es)",
+            f"lengths    query {self.config['model'].query_length}, passage {self.config['model'].document_length}",
+            f"held out   {'; '.join(held) or 'nothing'}",
+            f"output     {self.output}",
+        ]
+        if plan.skipped:
+            lines.append(f"skipped    {', '.join(plan.skipped)}: smaller than one batch over all processes")
+        header = ["dataset", "task", "rows", "negatives", "steps an epoch", "samples a step"]
+        return "\n".join([*lines, "", report.table(header, rows)])
+
+    def train(self) -> None:
+        """Train, then write the model, the record and the picture."""
+        start = time.perf_counter()
+        self.trainer.train()
+        seconds = time.perf_counter() - start
+        self.trainer.save_model(str(self.output / "model"))
+        if self.trainer.is_world_process_zero():
+            facts = {
+                "seconds": round(seconds, 1),
+                "world_size": self.trainer.args.world_size,
+                "mixture": self.mixture.fingerprint,
+                "evaluations": report.evaluations(self.trainer.state.log_history),
+                "log": self.trainer.state.log_history,
+            }
+            report.write_record(self.output, self.config.resolved, facts)
+            report.plot_curves(self.trainer.state.log_history, self.output / "curves.png", self.output.name)
+
+    def summary(self) -> str:
+        """The table before and after, where everything is, and the lines that search with the model."""
+        folder = self.output / "model"
+        lines = [report.comparison(self.trainer.state.log_history), "", f"model     {folder}"]
+        lines += [f"curves    {self.output / 'curves.png'}", f"record    {self.output / 'config.yaml'}, run.json"]
+        if self.holdouts:
+            lines += ["", "Search with it:", "", *_snippet(folder, self.holdouts[0][1])]
+        return "\n".join(lines).lstrip("\n")
+
+    def say(self, text: str) -> None:
+        """Print from the first rank."""
+        if self.trainer.is_world_process_zero():
+            print(f"\n{text}\n", flush=True)
+
+    @property
+    def holdouts(self) -> list[tuple[str, Any]]:
+        """Name and content of every held-out retrieval set."""
+        return list(self.mixture.holdouts.items())
+
+    # Step (1): the model and the mined negatives.
+
+    def _load_model(self) -> SentenceTransformer:
+        arguments: ModelArguments = self.config["model"]
+        name = arguments.name_or_path
+        if not name:
+            name = str(self._build_encoder(EncoderSettings.from_mapping(arguments.build or {})))
+        return load_encoder(
+            name,
+            revision=arguments.revision,
+            pooling=arguments.pooling,
+            instructions=arguments.instructions,
+            include_instruction=arguments.include_instruction,
+            query_length=arguments.query_length,
+            document_length=arguments.document_length,
+        )
+
+    def _build_encoder(self, settings: EncoderSettings) -> Path:
+        """The directory of the built encoder, built the first time this run sees these settings and texts."""
+        name = self.config["model"].instructions
+        key = store.digest(["encoder", dataclasses.asdict(settings), self.mixture.fingerprint, name])
+        always = list(resolve_instructions(name).prompts.values())
+        return store.entry(
+            self.output / "built", key, lambda folder: build_encoder(settings, self._texts(), folder, always)
+        )
+
+    def _texts(self) -> Iterator[str]:
+        """Every text of the training sets."""
+        for dataset in self.mixture.train.values():
+            for column, feature in dataset.features.items():
+                if getattr(feature, "dtype", None) == "string":
+                    yield from dataset[column]
+
+    def _mine(self) -> DatasetDict:
+        """The training sets, with mined negatives where the run asks for them and the rows are (query, positive)."""
+        data: DataArguments = self.config["data"]
+        if data.mining_model is None:
+            return self.mixture.train
+        model: SentenceTransformer | str = data.mining_model
+        if data.mining_model == "self":
+            model = self.model
+        elif data.mining_model != "lexical":
+            model = load_encoder(data.mining_model, instructions=self.config["model"].instructions)
+        mined = {}
+        for name, dataset in self.mixture.train.items():
+            spec = self.mixture.specs[name]
+            if spec.task != "retrieval" or isinstance(dataset[0]["positive"], list):
+                mined[name] = dataset
+                continue
+            settings = MiningSettings.of(data.mining, spec.mining, place=f"mining of dataset {name!r}")
+            made_of = [name, self.mixture.fingerprint, data.mining_model, dataclasses.asdict(settings)]
+            key = store.digest(["mined", *made_of])
+
+            def mine(folder: Path, dataset: Dataset = dataset, settings: MiningSettings = settings) -> None:
+                mine_negatives(dataset, model, settings, tokenizer=self.model.tokenizer).save_to_disk(str(folder))
+
+            mined[name] = load_from_disk(str(store.entry(self.output / "built", key, mine)))
+        return DatasetDict(mined)
+
+    # Step (2): the trainer.
+
+    def _wire(self) -> PiccoloTrainer:
+        data: DataArguments = self.config["data"]
+        arguments: PiccoloTrainingArguments = self.config["train"]
+        columns = self.train_dataset.column_names
+        specs = [self.mixture.specs[name] for name in self.train_dataset]
+        own = {spec.name: spec.instruction for spec in specs if spec.instruction}
+        arguments.per_device_train_batch_size = data.batch_size
+        arguments.prompts = dataset_prompts(columns, self.config["model"].instructions, own)
+        arguments.router_mapping = dataset_tasks(columns)
+        arguments.multi_dataset_batch_sampler = partial(
+            HomogeneousBatchSampler,
+            accumulation_steps=arguments.gradient_accumulation_steps,
+            mixing=data.mixing,
+            weights=[spec.weight or 0.0 for spec in specs] if data.mixing == "weights" else None,
+            exponent=data.mixing_exponent,
+            repeats=[float(spec.repeats) for spec in specs],
+            batch_multiples=[spec.batch_multiple for spec in specs],
+            small_datasets=data.small_datasets,
+            names=[spec.name for spec in specs],
+        )
+        trainer = PiccoloTrainer(
+            model=self.model,
+            args=arguments,
+            train_dataset=DatasetDict(self.train_dataset),
+            loss=self._losses(specs),
+            evaluator=self._evaluators() or None,
+        )
+        trainer.data_collator.num_negatives = data.num_negatives
+        trainer.data_collator.seed = arguments.seed
+        return trainer
+
+    def _losses(self, specs: list[Any]) -> dict[str, nn.Module]:
+        loss: LossArguments = self.config["loss"]
+        options = {item.name: getattr(loss, item.name) for item in dataclasses.fields(loss)}
+        options.pop("matryoshka_dims")
+        return {spec.name: PiccoloLoss(self.model, **options) for spec in specs}
+
+    def _evaluators(self) -> list[RetrievalEvaluator]:
+        options: dict[str, Any] = {
+            "batch_size": self.config["evaluation"].batch_size,
+            "write_csv": False,
+            "accuracy_at_k": [1],
+            "precision_recall_at_k": [10],
+            "map_at_k": [100],
+        }
+        return [RetrievalEvaluator(h.queries, h.corpus, h.relevant, name, **options) for name, h in self.holdouts]
+
+
+def _load_mixture(config: RunConfig) -> Mixture:
+    mixture = config["data"].mixture
+    if mixture is None:
+        raise InputError(f"{config.path} names no data; set data.mixture to a mixture file or write the mapping there")
+    return load_mixture(mixture)
+
+
+def _writable(folder: Path) -> Path:
+    """The directory, made if it was not there.
+
+    Raises:
+        InputError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"train.output_dir {folder} cannot be made: {error.strerror}; name another directory"
+        ) from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"train.output_dir {folder} cannot be written to; name another directory")
+    return folder
+
+
+def _negatives(dataset: Dataset) -> str:
+    """How many hard negatives a row of the dataset has, in words; read off at most 1,000 rows."""
+    columns = [name for name in dataset.column_names if name.startswith("negative")]
+    if not columns:
+        return "in batch"
+    sample = dataset[: min(len(dataset), 1000)][columns[0]]
+    if isinstance(sample[0], str):
+        return str(len(columns))
+    counts = [len(texts) for texts in sample]
+    return str(counts[0]) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+
+
+def _snippet(folder: Path, held: Any) -> list[str]:
+    """Three lines of Python that search a held-out query's answer among other texts."""
+    query, relevant = next(iter(held.relevant.items()))
+    answer = held.corpus[min(relevant)]
+    others = sorted((text for text in held.corpus.values() if text != answer), key=len)[len(held.corpus) // 4 :][:2]
+    texts = json.dumps([others[0], answer, others[1]], ensure_ascii=False)
+    return [
+        "from sentence_transformers import SentenceTransformer",
+        f"model = SentenceTransformer({json.dumps(str(folder))})",
+        f"print(model.similarity(model.encode_query({json.dumps(held.queries[query], ensure_ascii=False)}), "
+        f"model.encode_document({texts})))",
+    ]
