@@ -14,18 +14,18 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 import torch
 import yaml
 from sentence_transformers import SentenceTransformerTrainingArguments
 from transformers import HfArgumentParser
+from transformers.utils.logging import disable_progress_bar
 
 from piccolo_st.errors import InputError
 
@@ -275,7 +275,7 @@ def build_section(name: str, cls: type[Section], values: Mapping[str, Any]) -> S
                 raise ConfigError(f"{name}.{key} must be of type {_type_name(hints[key])}, but is a list: {value}")
             tokens += [f"--{key}", *(str(item) for item in value)]
         else:
-            tokens.append(f"--{key}={json.dumps(value) if isinstance(value, bool) else value}")
+            tokens.append(f"--{key}={_text(value, hints[key])}")
     try:
         namespace = vars(_Parser(cls, add_help=False).parse_args(tokens))
     except ConfigError as error:
@@ -285,6 +285,13 @@ def build_section(name: str, cls: type[Section], values: Mapping[str, Any]) -> S
         return HfArgumentParser(cls).parse_dict({**converted, **plain})[0]  # type: ignore[arg-type]
     except (ValueError, TypeError) as error:
         raise ConfigError(f"section {name!r}: {error}") from None
+
+
+def _text(value: Any, hint: Any) -> str:
+    """A scalar as it would be typed. YAML reads an unquoted ``no`` as false, which is a word where no bool goes."""
+    if isinstance(value, bool) and hint is not bool and bool not in get_args(hint):
+        return "yes" if value else "no"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _type_name(hint: Any) -> str:
@@ -342,8 +349,6 @@ def run_recipe(main: Callable[[Sequence[str]], None]) -> NoReturn:
 
     Every rank ends with the code; only the first one speaks.
     """
-    from transformers.utils.logging import disable_progress_bar
-
     speaks = os.environ.get("RANK", "0") == "0"
     disable_progress_bar()  # one for each file written or read would break up the training's own bar
     try:

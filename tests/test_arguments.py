@@ -108,6 +108,11 @@ def test_training_arguments_take_floats_written_as_yaml_strings(tmp_path: Path) 
     assert arguments.learning_rate == 1e-4 and arguments.use_cpu is True
 
 
+def test_an_unquoted_no_is_the_word_where_no_bool_goes(config: Path) -> None:
+    run = parse_run(["--fruit.name", "no", "--fruit.ripe", "no"], SECTIONS, config)
+    assert run["fruit"].name == "no" and run["fruit"].ripe is False
+
+
 def test_help_names_every_own_field(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         parse_run(["--help"], SECTIONS, config, "Sorts fruit.")
