@@ -38,6 +38,11 @@ class ConfigError(InputError):
     """A configuration that cannot be used."""
 
 
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(f"{name} must be a whole number from 1 up, but is {value}")
+
+
 @dataclass
 class ModelArguments:
     """What is trained: a checkpoint, or an encoder built from the run's own text."""
@@ -90,6 +95,9 @@ class DataArguments:
         default=None, metadata={"help": "Listed hard negatives used per row and visit; empty means all."}
     )
 
+    def __post_init__(self) -> None:
+        _at_least_one("data.batch_size", self.batch_size)
+
 
 @dataclass
 class LossArguments:
@@ -122,6 +130,9 @@ class EvaluationArguments:
     """The search over held-out queries; train.eval_steps says when."""
 
     batch_size: int = field(default=128, metadata={"help": "Texts encoded at a time."})
+
+    def __post_init__(self) -> None:
+        _at_least_one("evaluation.batch_size", self.batch_size)
 
 
 @dataclass

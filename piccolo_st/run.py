@@ -14,6 +14,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -155,15 +156,16 @@ class TrainingRun:
         name = arguments.name_or_path
         if not name:
             name = str(self._build_encoder(EncoderSettings.from_mapping(arguments.build or {})))
-        return load_encoder(
-            name,
-            revision=arguments.revision,
-            pooling=arguments.pooling,
-            instructions=arguments.instructions,
-            include_instruction=arguments.include_instruction,
-            query_length=arguments.query_length,
-            document_length=arguments.document_length,
-        )
+        with _blamed("model"):
+            return load_encoder(
+                name,
+                revision=arguments.revision,
+                pooling=arguments.pooling,
+                instructions=arguments.instructions,
+                include_instruction=arguments.include_instruction,
+                query_length=arguments.query_length,
+                document_length=arguments.document_length,
+            )
 
     def _build_encoder(self, settings: EncoderSettings) -> Path:
         """The directory of the built encoder, built the first time this run sees these settings and texts."""
@@ -244,7 +246,8 @@ class TrainingRun:
         loss: LossArguments = self.config["loss"]
         options = {item.name: getattr(loss, item.name) for item in dataclasses.fields(loss)}
         options.pop("matryoshka_dims")
-        return {spec.name: PiccoloLoss(self.model, **options) for spec in specs}
+        with _blamed("loss"):
+            return {spec.name: PiccoloLoss(self.model, **options) for spec in specs}
 
     def _evaluators(self) -> list[RetrievalEvaluator]:
         options: dict[str, Any] = {
@@ -255,6 +258,17 @@ class TrainingRun:
             "map_at_k": [100],
         }
         return [RetrievalEvaluator(h.queries, h.corpus, h.relevant, name, **options) for name, h in self.holdouts]
+
+
+@contextmanager
+def _blamed(section: str) -> Iterator[None]:
+    """Turn a part's ValueError into an InputError that names the section its argument came from."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"section {section!r}: {error}") from error
 
 
 def _load_mixture(config: RunConfig) -> Mixture:

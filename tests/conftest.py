@@ -6,8 +6,14 @@ process with a running OpenMP pool hangs in its first parallel region.
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 
+# The caches of this run only: nothing of the user's is read or filled.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="piccolo-tests-")
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

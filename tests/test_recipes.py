@@ -1,0 +1,216 @@
+"""The recipes as a person starts them: help, a small run to its end, and every kind of bad input."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from piccolo_st.arguments import run_recipe
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+Finetune = Callable[..., tuple[int, str, str]]
+DIGITS = "一二三四五六七八九十"
+
+
+def load(recipe: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"recipe_{recipe.stem}", recipe)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def launch(*arguments: str, cwd: Path = ROOT, timeout: int = 600) -> subprocess.CompletedProcess[str]:
+    """``accelerate launch`` with these arguments, as a person would type it, two threads at most."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "accelerate.commands.launch", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=timeout)
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def config(tmp_path: Path, encoder_dir: Path) -> Path:
+    """A run of a few seconds: two retrieval sets (one with ragged negatives) and one of scored pairs."""
+    numbers = [a + b for a in DIGITS for b in DIGITS]
+    faq = [{"query": f"数{n}", "positive": f"{n}的结果"} for n in numbers]
+    ragged = [
+        {"query": f"天{n}", "positive": f"{n}天", "negative": [f"{m}月" for m in numbers[: i % 4]]}
+        for i, n in enumerate(numbers)
+    ]
+    pairs = [{"sentence1": n, "sentence2": m, "score": float(n[0] == m[0])} for n, m in zip(numbers, numbers[5:])]  # noqa: B905
+    content = {
+        "model": {"name_or_path": str(encoder_dir), "query_length": 16, "document_length": 32},
+        "data": {
+            "mixture": {
+                "root": str(tmp_path),
+                "datasets": {
+                    "faq": {
+                        "source": str(write_rows(tmp_path / "faq.jsonl", faq)),
+                        "task": "retrieval",
+                        "holdout": {"queries": 10, "min_corpus": 20},
+                    },
+                    "ragged": {"source": str(write_rows(tmp_path / "ragged.jsonl", ragged)), "task": "retrieval"},
+                    "pairs": {"source": str(write_rows(tmp_path / "pairs.jsonl", pairs)), "task": "sts"},
+                },
+            },
+            "batch_size": 16,
+            "mining_model": "lexical",
+            "mining": {"num_negatives": 2},
+        },
+        "train": {
+            "output_dir": str(tmp_path / "run"),
+            "max_steps": 6,
+            "learning_rate": 1e-3,
+            "eval_on_start": True,
+            "eval_strategy": "steps",
+            "eval_steps": 3,
+            "save_strategy": "steps",
+            "save_steps": 3,
+            "logging_steps": 1,
+            "use_cpu": True,
+            "disable_tqdm": True,
+        },
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def finetune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Finetune:
+    """Run recipes/finetune.py in this process: (exit code, standard output, standard error)."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["finetune.py", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            run_recipe(load(ROOT / "recipes" / "finetune.py").main)
+        shown = capsys.readouterr()
+        return int(stopped.value.code or 0), shown.out, shown.err
+
+    return run
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_help_says_what_it_does_and_how_it_is_started(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        load(recipe).main(["--help"])
+    shown = capsys.readouterr().out
+    assert stopped.value.code in (0, None)
+    assert f"recipes/{recipe.name}" in shown and len(shown.splitlines()) > 5
+
+
+def test_a_run_from_yaml_to_a_model_that_stock_code_searches_with(
+    config: Path, finetune: Finetune, tmp_path: Path
+) -> None:
+    code, out, _ = finetune(str(config))
+    assert code == 0, out
+    for name in ("faq", "ragged", "pairs"):
+        assert f"\n{name} " in out
+    assert "6 of 16 samples (16 x 1 processes x 1 accumulated)" in out
+    assert "held-out search" in out and "nDCG@10" in out
+
+    run = tmp_path / "run"
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    assert [point["step"] for point in record["evaluations"]] == [0, 3, 6]
+    resolved = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    assert resolved["train"]["max_steps"] == 6
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(run.rglob("training_args.bin")), "a checkpoint holds nothing that would be unpickled"
+
+    snippet = out[out.index("from sentence_transformers import") :].strip()
+    assert len(snippet.splitlines()) == 3
+    searched = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, cwd=tmp_path)
+    assert searched.returncode == 0, searched.stderr
+    assert "tensor([[" in searched.stdout
+
+
+def test_overrides_reach_the_run(config: Path, finetune: Finetune, tmp_path: Path) -> None:
+    code, out, err = finetune(
+        str(config), "--train.max_steps", "2", "--data.batch_size", "8", "--model.instructions", "none",
+        "--train.eval_strategy", "no", "--train.eval_on_start", "false", "--train.save_strategy", "no",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "2 of 8 samples" in out
+    assert (
+        json.loads((tmp_path / "run" / "model" / "config_sentence_transformers.json").read_text())["prompts"]["query"]
+        == ""
+    )
+
+
+BAD_INPUT = [
+    (["--data.bach_size", "8"], r"unknown key 'data.bach_size' in the command line; did you mean data.batch_size?"),
+    (["--train.per_device_train_batch_size", "8"], "set data.batch_size instead"),
+    (["--train.learning_rate", "fast"], "invalid float value: 'fast'"),
+    (["--model.instructions", "picolo"], "unknown instruction preset 'picolo'"),
+    (["--model.name_or_path", "."], "is a directory without modules.json or config.json"),
+    (["--model.query_length", "3"], "query_length=3 is too short for the instruction"),
+    (["--loss.temperature", "0"], "temperature"),
+    (["--loss.directions", "[query_to_nowhere]"], "query_to_nowhere"),
+    (["--data.mixture", "null"], "names no data"),
+    (["--data.mixture", "nowhere.yaml"], "the mixture file nowhere.yaml does not exist"),
+    (["--data.mixture.datasets.faq.source", "nowhere.jsonl"], "nowhere.jsonl"),
+    (["--data.mixture.datasets.faq.tsak", "sts"], "unknown key 'tsak'"),
+    (["--data.mixture.datasets.faq.columns", "{query: question}"], "question"),
+    (["--data.mining.num_negativs", "2"], "unknown key 'num_negativs'"),
+    (["--data.mixing", "sometimes"], "sometimes"),
+    (["--data.batch_size", "0"], "data.batch_size must be a whole number from 1 up, but is 0"),
+    (["--train.output_dir", "/proc/no/such"], "train.output_dir /proc/no/such cannot be made"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), BAD_INPUT, ids=[" ".join(case[0]) for case in BAD_INPUT])
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    config: Path, finetune: Finetune, arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    code, _, err = finetune(str(config), *arguments)
+    assert code == 2, err
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and said in lines[0], err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_an_empty_dataset_is_named(config: Path, finetune: Finetune, tmp_path: Path) -> None:
+    (tmp_path / "faq.jsonl").write_text("")
+    code, _, err = finetune(str(config))
+    assert code == 2 and "faq" in err
+
+
+def test_the_misspelt_key_under_accelerate_launch() -> None:
+    ran = launch("recipes/finetune.py", "recipes/configs/quickstart.yaml", "--data.bach_size", "8")
+    assert ran.returncode != 0
+    assert "error: unknown key 'data.bach_size' in the command line; did you mean data.batch_size?" in ran.stderr
+
+
+@pytest.mark.slow
+def test_the_quickstart_cut_short(tmp_path: Path) -> None:
+    pytest.importorskip("jionlp", reason="the quickstart reads its dictionaries")
+    ran = launch(
+        "recipes/finetune.py", "--train.output_dir", str(tmp_path / "run"), "--train.max_steps", "8",
+        "--data.mixture.datasets.words.holdout", "{queries: 100, max_corpus: 2000}",
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert "held-out search" in ran.stdout and (tmp_path / "run" / "model" / "modules.json").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_under_zero1_do_the_same_job(config: Path, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    ran = launch("--config_file", "recipes/accelerate/cpu_zero1.yaml", "recipes/finetune.py", str(config))
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert "DeepSpeed, 2 process(es)" in ran.stdout and "held-out search" in ran.stdout
+    assert (tmp_path / "run" / "model" / "modules.json").exists()
