@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from piccolo_st.data.specs import DatasetSpec
+from piccolo_st.report import table
 
 
 @dataclass(frozen=True)
@@ -66,29 +67,13 @@ class MixtureReport:
 
     def __str__(self) -> str:
         header = ("dataset", "task", "rows", "kept", "rejected", "unused", "held out")
-        lines = [header]
-        for report in self.datasets.values():
-            numbers = (
-                report.rows,
-                report.kept,
-                sum(report.rejected.values()),
-                sum(report.left_out.values()),
-                report.held_out,
-            )
-            lines.append((report.name, report.task, *(f"{number:,}" for number in numbers)))
-        widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-        text = [
-            "  ".join(
-                cell.ljust(width) if i < 2 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in lines
+        lines = [
+            (r.name, r.task, r.rows, r.kept, sum(r.rejected.values()), sum(r.left_out.values()), r.held_out)
+            for r in self.datasets.values()
         ]
+        text = [table(header, lines)]
         for report in self.datasets.values():
-            for action, counts in (
-                ("rejected", report.rejected),
-                ("items removed", report.removed),
-                ("unused", report.left_out),
-            ):
-                text += [f"  {report.name}: {number:,} {action}: {reason}" for reason, number in counts.items()]
+            counts = {"rejected": report.rejected, "items removed": report.removed, "unused": report.left_out}
+            for action, reasons in counts.items():
+                text += [f"  {report.name}: {number:,} {action}: {reason}" for reason, number in reasons.items()]
         return "\n".join(text)

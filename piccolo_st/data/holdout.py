@@ -21,7 +21,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from piccolo_st.data.roles import flatten
-from piccolo_st.data.shingles import text_key
+from piccolo_st.data.shingles import text_hashes, text_key
 from piccolo_st.data.specs import DatasetSpec, HoldoutSpec, MixtureError
 
 
@@ -41,7 +41,8 @@ class RetrievalHoldout:
 
 
 def draw(spec: DatasetSpec, dataset: Dataset) -> RetrievalHoldout:
-    """Hold queries of a retrieval dataset out.
+    """Hold queries of a retrieval dataset out: those with the smallest seeded hashes, so that the same ones are drawn
+    from the same texts in any order, and the dataset is read without being held in memory.
 
     Raises:
         MixtureError: not a retrieval dataset, too few distinct queries, or a corpus smaller than asked.
@@ -53,42 +54,60 @@ def draw(spec: DatasetSpec, dataset: Dataset) -> RetrievalHoldout:
             f"the holdout of dataset {spec.name!r} needs rows of one query and one positive, but its columns are "
             f"{', '.join(dataset.column_names)}; remove `holdout` or set `positives: all`"
         )
-    table = dataset.with_format("arrow")[:]
-    queries = table["query"].combine_chunks().dictionary_encode()
-    documents = table["positive"].combine_chunks().dictionary_encode()
-    count, size = len(queries.dictionary), len(documents.dictionary)
-    if holdout.queries >= count:
+    queries, documents = [], []  # hashes, by chunk
+    for table in _chunks(dataset):
+        queries.append(text_hashes(table["query"], holdout.seed))
+        documents.append(text_hashes(table["positive"], holdout.seed))
+    distinct = np.unique(np.concatenate(queries))
+    if holdout.queries >= len(distinct):
         raise MixtureError(
             f"the holdout of dataset {spec.name!r} asks for {holdout.queries} queries, but the dataset has only "
-            f"{count} distinct ones and some must be left to train on; lower `queries`"
+            f"{len(distinct)} distinct ones and some must be left to train on; lower `queries`"
         )
-    if size < holdout.min_corpus:
+    chosen = distinct[: holdout.queries]
+    candidates = np.unique(np.concatenate(documents))
+    if len(candidates) < holdout.min_corpus:
         raise MixtureError(
             f"the holdout of dataset {spec.name!r} must search among at least {holdout.min_corpus} distinct positives, "
-            f"but the dataset has {size}; lower `min_corpus` or give it more rows"
+            f"but the dataset has {len(candidates)}; lower `min_corpus` or give it more rows"
         )
-    chosen = np.sort(np.random.default_rng(holdout.seed).permutation(count)[: holdout.queries])
-    query_of, document_of = queries.indices.to_numpy(False), documents.indices.to_numpy(False)
-    relevant: dict[str, set[str]] = {f"q{query}": set() for query in chosen}
-    for row in np.flatnonzero(np.isin(query_of, chosen)):
-        relevant[f"q{query_of[row]}"].add(f"d{document_of[row]}")
-    searched = _searched(holdout, {int(name[1:]) for found in relevant.values() for name in found}, size)
-    texts = queries.dictionary.take(pa.array(chosen)).to_pylist()
-    found_texts = documents.dictionary.take(pa.array(searched)).to_pylist()
+    searched = _searched(holdout, candidates, queries, documents, chosen)
+    query_ids: dict[str, str] = {}
+    document_ids: dict[str, str] = {}
+    relevant: dict[str, set[str]] = {}
+    for table, own, found in zip(_chunks(dataset), queries, documents, strict=True):
+        held, wanted = np.isin(own, chosen), np.isin(found, searched)
+        for text in table["positive"].filter(pa.array(wanted)).to_pylist():
+            document_ids.setdefault(text, f"d{len(document_ids)}")
+        rows = table.filter(pa.array(held))
+        for query, positive in zip(rows["query"].to_pylist(), rows["positive"].to_pylist(), strict=True):
+            name = query_ids.setdefault(query, f"q{len(query_ids)}")
+            relevant.setdefault(name, set()).add(document_ids[positive])
     return RetrievalHoldout(
-        queries={f"q{query}": text for query, text in zip(chosen, texts, strict=True)},
-        corpus={f"d{index}": text for index, text in zip(searched, found_texts, strict=True)},
+        queries={name: text for text, name in query_ids.items()},
+        corpus={name: text for text, name in document_ids.items()},
         relevant=relevant,
     )
 
 
-def _searched(holdout: HoldoutSpec, answers: set[int], size: int) -> NDArray[np.int64]:
-    """The documents searched among, ascending: all, or the answers and as many others as ``max_corpus`` leaves."""
-    if holdout.max_corpus is None or holdout.max_corpus >= size:
-        return np.arange(size)
-    others = np.setdiff1d(np.arange(size), sorted(answers))
-    drawn = np.random.default_rng([holdout.seed, 1]).permutation(others)[: max(0, holdout.max_corpus - len(answers))]
-    return np.sort(np.concatenate([sorted(answers), drawn])).astype(np.int64)
+def _chunks(dataset: Dataset) -> Iterator[pa.Table]:
+    return dataset.select_columns(["query", "positive"]).with_format("arrow").iter(100_000)
+
+
+def _searched(
+    holdout: HoldoutSpec,
+    candidates: NDArray[np.uint64],
+    queries: list[NDArray[np.uint64]],
+    documents: list[NDArray[np.uint64]],
+    chosen: NDArray[np.uint64],
+) -> NDArray[np.uint64]:
+    """Hashes of the documents searched among: all, or the answers and as many others as ``max_corpus`` leaves."""
+    if holdout.max_corpus is None or holdout.max_corpus >= len(candidates):
+        return candidates
+    rows = zip(queries, documents, strict=True)
+    answers = np.unique(np.concatenate([found[np.isin(own, chosen)] for own, found in rows]))
+    others = np.setdiff1d(candidates, answers, assume_unique=True)
+    return np.union1d(answers, others[: max(0, holdout.max_corpus - len(answers))])
 
 
 @dataclass(frozen=True)

@@ -16,18 +16,14 @@ from __future__ import annotations
 import random
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
-import xxhash
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 
-from piccolo_st.data import store
 from piccolo_st.data.lexical import lexical_encoder
 from piccolo_st.data.specs import MixtureError, build
 
@@ -35,8 +31,6 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
-
-    from piccolo_st.data.mixture import Mixture
 
 
 # Without faiss the similarities of a batch of queries to the whole corpus stand in memory at once: so many float32.
@@ -48,7 +42,6 @@ class MiningSettings:
     """How hard negatives are chosen; many fields mean what they mean to ST's ``mine_hard_negatives``.
 
     Attributes:
-        model: ``lexical``, or the Hub id or folder of a SentenceTransformer; read by ``mine_mixture``.
         num_negatives: negatives a row, at most; 0 mines none.
         search: ``positives``: texts like the query; ``queries``: the positives of queries like the query.
         range_min: the nearest candidates to skip; they are the likeliest to be right answers.
@@ -67,7 +60,6 @@ class MiningSettings:
         dimensions: width of the lexical encoder's vectors.
     """
 
-    model: str = "lexical"
     num_negatives: int = 4
     search: Literal["positives", "queries"] = "positives"
     range_min: int = 0
@@ -301,74 +293,3 @@ def with_negatives(dataset: Dataset, mined: Sequence[Sequence[str]], existing: s
                 for own, texts in zip(given, merged, strict=True)
             ]
     return dataset.remove_columns(names).add_column("negative", pa.array(merged, type=pa.list_(pa.string())))
-
-
-def mine_mixture(
-    mixture: Mixture,
-    settings: Mapping[str, Any] | None = None,
-    *,
-    tokenizer: Tokenizer | PreTrainedTokenizerFast | None = None,
-    model: SentenceTransformer | None = None,
-    cache_dir: str | Path | None = None,
-) -> Mixture:
-    """The mixture with negatives mined for its retrieval datasets, each once for the same data, settings and model.
-
-    Args:
-        mixture: the loaded mixture; datasets of other tasks stay as they are.
-        settings: fields of MiningSettings for all datasets; a dataset's own ``mining`` goes over them.
-        tokenizer: of the lexical encoder.
-        model: the encoder, in place of the one that ``settings`` names.
-        cache_dir: where mined datasets are kept; None: the default of ``load_mixture``.
-
-    Raises:
-        MixtureError: an unknown setting, or a model that cannot be loaded.
-    """
-    cache = Path(cache_dir) if cache_dir is not None else store.default_cache()
-    train: dict[str, Dataset] = dict(mixture.train)
-    keys = []
-    for name, dataset in mixture.train.items():
-        spec = mixture.specs[name]
-        own = MiningSettings.of(settings, spec.mining, place=f"mining of dataset {name!r}")
-        if spec.task != "retrieval" or not own.num_negatives:
-            continue
-        encoder = model or (load_encoder(own.model) if own.model != "lexical" else "lexical")
-        key = store.digest([mixture.fingerprint, name, asdict(own), _identity(encoder, tokenizer)])
-
-        def write(folder: Path, dataset: Dataset = dataset, own: MiningSettings = own, encoder: Any = encoder) -> None:
-            mined = mine_negatives(dataset, encoder, own, tokenizer=tokenizer)
-            store.write_arrow(folder / "data.arrow", [mined.with_format("arrow")[:]])
-
-        train[name] = store.open_arrow(store.entry(cache, key, write) / "data.arrow")
-        keys.append(key)
-    return replace(mixture, train=DatasetDict(train), fingerprint=store.digest([mixture.fingerprint, keys]))
-
-
-def load_encoder(name_or_path: str) -> SentenceTransformer:
-    """The SentenceTransformer that the settings name.
-
-    Raises:
-        MixtureError: it cannot be loaded.
-    """
-    from sentence_transformers import SentenceTransformer
-
-    try:
-        return SentenceTransformer(name_or_path)
-    except (OSError, ValueError) as error:
-        raise MixtureError(
-            f"model of mining is {name_or_path!r}, which cannot be loaded ({error}); give 'lexical', a Hub id or a "
-            "folder"
-        ) from error
-
-
-def _identity(model: SentenceTransformer | str, tokenizer: Any) -> str:
-    """What the model computes, as a digest: its weights and prompts, or the lexical encoder's tokenizer."""
-    state = xxhash.xxh3_128()
-    if isinstance(model, str):
-        text = getattr(tokenizer, "backend_tokenizer", tokenizer).to_str() if tokenizer is not None else ""
-        state.update(text.encode("utf-8"))
-        return f"{model} {state.hexdigest()}"
-    state.update(repr(sorted(model.prompts.items())).encode("utf-8"))
-    for name, tensor in sorted(model.state_dict().items()):
-        state.update(name.encode())
-        state.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return state.hexdigest()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 from piccolo_st.data.specs import MixtureError
 
@@ -29,6 +30,12 @@ def text_key(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
     plain = pc.utf8_lower(pc.utf8_normalize(texts, form="NFKC"))
     bare = pc.replace_substring_regex(plain, pattern=r"[\p{Z}\p{C}\p{P}\p{S}\s]+", replacement="")
     return pc.if_else(pc.equal(pc.binary_length(bare), 0), plain, bare)
+
+
+def text_hashes(texts: pa.Array | pa.ChunkedArray, seed: int = 0) -> np.ndarray:
+    """(n,) uint64: a hash of each whole text as it is; nulls hash like the empty text."""
+    values = pc.fill_null(texts, "").cast(pa.binary()).to_pylist()
+    return np.fromiter((xxhash.xxh3_64_intdigest(text, seed) for text in values), dtype=np.uint64, count=len(values))
 
 
 @dataclass(frozen=True)
