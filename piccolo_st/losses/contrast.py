@@ -9,17 +9,17 @@ For row i with query q_i, positive p_i and similarity s (cosine), temperature t 
            + sum over documents d  exp(s(p_i, d)/t)        doc_to_doc
 
 where documents are all positives and all hard negatives of the batch, and each sum leaves out what is no negative of
-row i (``false_negatives.py``). The two matrices of similarities have (N + M) x N entries and more; they are never all
-there. The loss is a scalar, so its gradients can be made in the forward pass and only scaled in the backward pass:
+row i (``false_negatives.py``). The similarities are 2N x (2N + M) numbers; they are never all there. The loss is a scalar, so its gradients can be
+made in the forward pass and only scaled in the backward pass:
 
-    for each tile of R rows, into one buffer of R x (all candidates) that is allocated once:
-    (1) scores: one matrix product for each pair of anchor (query, positive) and candidates, already divided by t
+    for each tile of R rows, in one buffer of 2R anchors (R queries above their R positives) x all candidates:
+    (1) scores: one matrix product of the anchors with each kind of candidates, already divided by t
     (2) what is no negative gets the score -inf; so does, with a margin, what is more similar than the positive allows
-    (3) log Z from the row's maximum and the sum of exponentials, which replace the scores in the buffer
-    (4) the positive's entry becomes minus the sum of all others, so that row / Z is d loss_i / d scores
+    (3) log Z_i from the maximum and the sum of exponentials of row i's two anchors; the exponentials stay in the buffer
+    (4) the positive's entry becomes minus the sum of all others: now buffer / Z_i is d loss_i / d scores
     (5) gradients: two more matrix products with the buffer, one for the anchors and one for the candidates
 
-That is three matrix products and four passes over a tile that is still in the cache; nothing is computed twice.
+That is three matrix products and a few passes over a buffer that is still in the cache; nothing is computed twice.
 
 Products and sums are float32 whatever the embeddings are (float64 for float64 ones), also under autocast. The products
 follow ``torch.set_float32_matmul_precision``: "high" or "medium" puts them on tensor cores (or AMX), still with
@@ -29,8 +29,9 @@ float32 sums.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -43,6 +44,10 @@ DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 
 _TILE_BYTES = 32 << 20
 _LEAST_ROWS = 128
+
+# Scores so far below the maximum count as this far below. Their share, e^-60 = 1e-26, is under the resolution of the
+# dtype; without the floor, exponentials that underflow make exp and the matrix products after it up to 40 times slower.
+_FLOOR = {torch.float32: -60.0, torch.float64: -600.0}
 
 
 class Contrast(NamedTuple):
@@ -182,37 +187,59 @@ class _Task:
 
 
 class _Block(NamedTuple):
-    """One matrix product of a tile: an anchor of each row against some candidates, and where the scores go."""
+    """The part of a tile where some anchors meet one kind of candidates: one matrix product."""
 
-    anchor: int  # 0: the query, 1: the positive
-    candidates: int  # 0: queries, 1: positives, 2: hard negatives
+    kind: int  # of candidates, 0: queries, 1: positives, 2: hard negatives
     columns: slice
+    halves: slice  # of anchors, slice(0, 1): queries, slice(1, 2): positives, slice(0, 2): both
+
+    def rows(self, height: int) -> slice:
+        """The block's anchors in a tile of ``height`` rows of the batch."""
+        return slice(self.halves.start * height, self.halves.stop * height)
 
 
-def _layout(directions: Sequence[str], rows: int, negatives: int) -> tuple[list[_Block], dict[str, int], int]:
-    """The blocks of a tile, the first column of each direction, and the width.
+@dataclass(frozen=True)
+class _Layout:
+    """Where things are in a tile.
 
-    The columns of one direction are those of its candidates in the order that ``Exclusions.pairs`` numbers them.
+    Attributes:
+        halves: 1 if only queries are anchors, 2 if positives are as well.
+        width: all candidates that any anchor meets.
+        blocks: what is computed.
+        unused: what no direction asks for.
+        first: for each direction, the half of its anchors and the first column of its candidates, which follow in the
+            order in which :class:`Exclusions` numbers them.
     """
-    blocks, first, width = [], {}, 0
-    for direction in directions:
-        first[direction] = width
-        anchor = 0 if direction.startswith("query") else 1
-        kinds = (0,) if direction.endswith("query") else (1, 2)
-        for kind in kinds:
-            size = negatives if kind == 2 else rows
-            if size:
-                blocks.append(_Block(anchor, kind, slice(width, width + size)))
-                width += size
-    return blocks, first, width
+
+    halves: int
+    width: int
+    blocks: tuple[_Block, ...]
+    unused: tuple[_Block, ...]
+    first: dict[str, tuple[int, int]]
 
 
-def _tiles(start: int, stop: int, row_bytes: int, tile_bytes: int) -> Iterator[tuple[int, int]]:
+def _layout(directions: Sequence[str], rows: int, negatives: int) -> _Layout:
+    """Columns: queries, if any direction asks for them, then positives, then hard negatives."""
+    halves = 2 if any(direction.startswith("doc") for direction in directions) else 1
+    width, blocks, unused, first = 0, [], [], {}
+    for target, sizes in (("query", {0: rows}), ("doc", {1: rows, 2: negatives})):
+        asked = [half for half, anchor in enumerate(("query", "doc")) if f"{anchor}_to_{target}" in directions]
+        if not asked:
+            continue
+        first.update({f"{('query', 'doc')[half]}_to_{target}": (half, width) for half in asked})
+        for kind, size in sizes.items():
+            columns = slice(width, width + size)
+            width += size
+            blocks.append(_Block(kind, columns, slice(asked[0], asked[-1] + 1)))
+            unused += [_Block(kind, columns, slice(h, h + 1)) for h in range(halves) if h not in asked]
+    return _Layout(halves, width, tuple(blocks), tuple(unused), first)
+
+
+def _tiles(start: int, stop: int, row_bytes: int, tile_bytes: int) -> list[tuple[int, int]]:
     """Ranges of rows of nearly equal size."""
-    most = max(_LEAST_ROWS, tile_bytes // row_bytes)
-    count = -(-(stop - start) // most)
-    for tile in range(count):
-        yield start + (stop - start) * tile // count, start + (stop - start) * (tile + 1) // count
+    count = -(-(stop - start) // max(_LEAST_ROWS, tile_bytes // row_bytes))
+    borders = [start + (stop - start) * tile // count for tile in range(count + 1)]
+    return list(pairwise(borders))
 
 
 class _Contrast(torch.autograd.Function):
@@ -233,69 +260,75 @@ class _Contrast(torch.autograd.Function):
 
 
 def _loss_and_gradients(task: _Task, vectors: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
-    queries, positives, negatives = vectors
-    blocks, first, width = _layout(task.directions, len(queries), len(negatives))
-    tiles = list(_tiles(task.start, task.stop, width * queries.element_size(), task.tile_bytes))
-    buffer = queries.new_empty(max(stop - start for start, stop in tiles) * width)
+    """The loss, how many candidates the margin masked, and the gradients, (N, D), (N, D) and (M, D)."""
+    queries = vectors[0]
+    layout = _layout(task.directions, len(queries), len(vectors[2]))
+    halves = layout.halves
+    tiles = _tiles(task.start, task.stop, halves * layout.width * queries.element_size(), task.tile_bytes)
+    buffer = queries.new_empty(max(stop - start for start, stop in tiles) * halves * layout.width)
     gradients = [torch.zeros_like(x) for x in vectors] if task.differentiable else []
     loss, masked = queries.new_zeros(()), torch.zeros((), dtype=torch.int64, device=queries.device)
 
     for start, stop in tiles:
-        tile = buffer[: (stop - start) * width].view(stop - start, width)
-        anchors = [x[start:stop] / task.temperature for x in (queries, positives)]
-        for block in blocks:  # (1)
-            torch.mm(anchors[block.anchor], vectors[block.candidates].T, out=tile[:, block.columns])
+        height = stop - start
+        tile = buffer[: halves * height * layout.width].view(halves * height, layout.width)
+        anchors = torch.cat([x[start:stop] for x in vectors[:halves]]).div_(task.temperature)
+        for block in layout.blocks:  # (1)
+            rows = block.rows(height)
+            torch.mm(anchors[rows], vectors[block.kind].T, out=tile[rows, block.columns])
 
-        row = torch.arange(stop - start, device=queries.device)
-        own = row + start + first["query_to_doc"]
-        positive = tile[row, own]
-        task.masked_duplicates += _mask_exclusions(task, tile, first, start, stop)  # (2)
+        row = torch.arange(height, device=queries.device)
+        own = row, row + (start + layout.first["query_to_doc"][1])
+        positive = tile[own]
+        task.masked_duplicates += _mask_exclusions(task, tile, layout, start, stop)  # (2)
         if task.margin is not None:
-            masked += _mask_margin(task, tile, positive, row, own, first, start)
+            masked += _mask_margin(task, tile, layout, positive, start)
 
-        maximum = tile.amax(dim=1)  # (3)
-        tile.sub_(maximum.unsqueeze(1)).exp_()
-        own_share = tile[row, own]
-        tile[row, own] = 0
-        others = tile.sum(dim=1)
+        maximum = tile.amax(dim=1).view(halves, height).amax(dim=0)  # (3)
+        tile.sub_(maximum.repeat(halves).unsqueeze(1)).clamp_min_(_FLOOR[tile.dtype]).exp_()
+        own_share = tile[own]
+        tile[own] = 0
+        others = tile.sum(dim=1).view(halves, height).sum(dim=0)
         total = own_share + others
         loss += (maximum + total.log() - positive).sum() / task.divisor
-
         if not task.differentiable:
             continue
-        tile[row, own] = -others  # (4)
-        weight = (1 / (total * task.divisor)).unsqueeze(1)
-        for anchor, scaled in enumerate(anchors):  # (5)
-            mine = [block for block in blocks if block.anchor == anchor]
-            gradient = torch.zeros_like(scaled)
-            weighted = scaled * weight
-            for block in mine:
-                part = tile[:, block.columns]
-                gradient.addmm_(part, vectors[block.candidates])
-                gradients[block.candidates].addmm_(part.T, weighted)
-            gradients[anchor][start:stop] += gradient * (weight / task.temperature)
+
+        tile[own] = -others  # (4)
+        weight = (1 / (total * task.divisor)).repeat(halves).unsqueeze(1)
+        weighted, anchor_gradient = anchors * weight, torch.zeros_like(anchors)
+        for block in layout.blocks:  # (5)
+            rows = block.rows(height)
+            part = tile[rows, block.columns]
+            anchor_gradient[rows].addmm_(part, vectors[block.kind])
+            gradients[block.kind].addmm_(part.T, weighted[rows])
+        anchor_gradient.mul_(weight / task.temperature)
+        for half, gradient in enumerate(anchor_gradient.split(height)):
+            gradients[half][start:stop] += gradient
     return loss, masked, gradients
 
 
-def _mask_exclusions(task: _Task, tile: Tensor, first: dict[str, int], start: int, stop: int) -> int:
+def _mask_exclusions(task: _Task, tile: Tensor, layout: _Layout, start: int, stop: int) -> int:
     """Step (2). Returns how many duplicates were left out, beyond the query itself and the own documents."""
     masked = 0
-    for direction in task.directions:
+    for direction, (half, column) in layout.first.items():
         for row, candidate in task.exclusions.pairs(direction, start, stop):
-            tile[row.to(tile.device), (candidate + first[direction]).to(tile.device)] = -math.inf
+            tile[(row + half * (stop - start)).to(tile.device), (candidate + column).to(tile.device)] = -math.inf
             masked += len(row)
         masked -= task.exclusions.unavoidable(direction, start, stop)
+    for block in layout.unused:
+        tile[block.rows(stop - start), block.columns] = -math.inf
     return masked
 
 
-def _mask_margin(
-    task: _Task, tile: Tensor, positive: Tensor, row: Tensor, own: Tensor, first: dict[str, int], start: int
-) -> Tensor:
-    """Step (2) for the margin. Returns how many were left out."""
+def _mask_margin(task: _Task, tile: Tensor, layout: _Layout, positive: Tensor, start: int) -> Tensor:
+    """Step (2) for the margin, which never masks the positive pair itself. Returns how many were left out."""
     assert task.margin is not None
-    close = tile > (positive + task.margin / task.temperature).unsqueeze(1)
-    close[row, own] = False
-    if "doc_to_query" in first:
-        close[row, row + start + first["doc_to_query"]] = False
+    close = tile > (positive + task.margin / task.temperature).repeat(layout.halves).unsqueeze(1)
+    row = torch.arange(len(positive), device=tile.device)
+    for direction in ("query_to_doc", "doc_to_query"):
+        if direction in layout.first:
+            half, column = layout.first[direction]
+            close[row + half * len(positive), row + (start + column)] = False
     tile.masked_fill_(close, -math.inf)
     return close.sum()
