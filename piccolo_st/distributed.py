@@ -1,10 +1,12 @@
 """Collectives for losses that look at the rows of every rank.
 
-Three things, each of which does nothing when there is one process:
+Each of them does nothing when there is one process:
 
 ``agree``        every rank states what it is about to do; if the statements differ, every rank raises the same error.
 ``gather_rows``  the rows of every rank, in rank order, with gradient: one gather forward, one reduce-scatter backward.
 ``last_forward_syncs``  several forwards of a DistributedDataParallel model before one backward.
+``on_first_rank``  what only the first rank does; its result or its error reaches every rank.
+``fail_together``  an error of one rank becomes an error of every rank.
 
 The gradient convention. Let L_r be the loss that rank r returns and x_s the rows that rank s put in. The backward of
 ``gather_rows`` gives rank s the sum over r of dL_r / dx_s. DistributedDataParallel and DeepSpeed then average the
@@ -16,10 +18,10 @@ rows, and the mean of the logged values over the ranks is that same number.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -28,7 +30,20 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["Gathered", "agree", "gather_rows", "get_rank", "get_world_size", "last_forward_syncs"]
+from piccolo_st.errors import InputError
+
+__all__ = [
+    "Gathered",
+    "agree",
+    "fail_together",
+    "gather_rows",
+    "get_rank",
+    "get_world_size",
+    "last_forward_syncs",
+    "on_first_rank",
+]
+
+Result = TypeVar("Result")
 
 # torch 2.13 renamed these two and warns at the old names.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -46,7 +61,14 @@ def _gather_table(row: Sequence[int], device: torch.device) -> list[list[int]]:
     return table.view(-1, len(row)).tolist()
 
 
-def _raise_disagreement(facts: Mapping[str, str]) -> None:
+_SAME_STEP = (
+    "Every rank must run the same loss on rows of the same dataset at each step. Use piccolo_st's "
+    "HomogeneousBatchSampler (or accelerate's split_batches=True with a batch sampler that yields global batches), and "
+    "build the losses alike on every rank."
+)
+
+
+def _raise_disagreement(facts: Mapping[str, str], remedy: str) -> None:
     """Called on every rank once all know that they differ: fetch the readable facts and raise the same error."""
     everyone: list[dict[str, str]] = [{}] * get_world_size()
     dist.all_gather_object(everyone, dict(facts))
@@ -56,15 +78,15 @@ def _raise_disagreement(facts: Mapping[str, str]) -> None:
         values = [one.get(key, "nothing") for one in everyone]
         if any(value != values[0] for value in values):
             differing.append(f"{key} is " + ", ".join(f"{value} on rank {rank}" for rank, value in enumerate(values)))
-    raise ValueError(
-        f"the ranks disagree on {what}: {'; '.join(differing)}. Every rank must run the same loss on rows of the same "
-        "dataset at each step. Use piccolo_st's HomogeneousBatchSampler (or accelerate's split_batches=True with a "
-        "batch sampler that yields global batches), and build the losses alike on every rank."
-    )
+    raise ValueError(f"the ranks disagree on {what}: {'; '.join(differing)}. {remedy}")
 
 
 def agree(
-    what: str, facts: Mapping[str, Any], device: torch.device, counts: Sequence[int] = ()
+    what: str,
+    facts: Mapping[str, Any],
+    device: torch.device,
+    counts: Sequence[int] = (),
+    remedy: str = _SAME_STEP,
 ) -> list[tuple[int, ...]]:
     """Raise on every rank, with the same message, if ``facts`` differ between the ranks.
 
@@ -76,6 +98,7 @@ def agree(
         facts: names and printable values; equal facts must print equally.
         device: where the exchange takes place: the device of the tensors that will be gathered.
         counts: up to 7 whole numbers that may differ and that every rank wants to know.
+        remedy: what to do about it, for the message.
 
     Returns:
         The counts of each rank.
@@ -92,7 +115,7 @@ def agree(
     padding = [0] * (_COUNTS - len(counts))
     table = _gather_table([int.from_bytes(digest, "big", signed=True), *counts, *padding], device)
     if any(row[0] != table[0][0] for row in table):
-        _raise_disagreement(stated)
+        _raise_disagreement(stated, remedy)
     return [tuple(row[1 : 1 + len(counts)]) for row in table]
 
 
@@ -204,3 +227,51 @@ def last_forward_syncs(model: Any, last: bool) -> Iterator[None]:
     deferred = isinstance(model, DistributedDataParallel) and not last
     with model.no_sync() if deferred else nullcontext():
         yield
+
+
+def on_first_rank(action: Callable[[], Result]) -> Result:
+    """Let the first rank alone do something; its result, or its error, reaches every rank.
+
+    Args:
+        action: what it does; its result must be picklable.
+
+    Raises:
+        InputError: on every rank, if ``action`` raised one.
+        RuntimeError: on the other ranks, if it raised anything else; the first rank raises the error itself.
+    """
+    if get_world_size() == 1:
+        return action()
+    outcome: list[Any] = [None, None]
+    error: Exception | None = None
+    if get_rank() == 0:
+        try:
+            outcome[0] = action()
+        except Exception as raised:
+            error = raised
+            outcome[1] = (isinstance(raised, InputError), f"{raised}" or type(raised).__name__)
+    dist.broadcast_object_list(outcome, src=0)
+    if error is not None:
+        raise error
+    if outcome[1] is not None:
+        is_input, text = outcome[1]
+        raise InputError(text) if is_input else RuntimeError(f"the first rank failed: {text}")
+    return outcome[0]
+
+
+def fail_together(error: Exception | None) -> None:
+    """Raise on every rank if one of them brings an error.
+
+    Args:
+        error: of this rank, or None.
+
+    Raises:
+        Exception: the rank's own error; on the ranks without one, a RuntimeError with the text of the others'.
+    """
+    texts: list[str | None] = [None] * get_world_size()
+    if get_world_size() > 1:
+        dist.all_gather_object(texts, None if error is None else f"{type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    failed = [f"rank {rank} failed with {text}" for rank, text in enumerate(texts) if text is not None]
+    if failed:
+        raise RuntimeError("; ".join(failed))
