@@ -1,16 +1,26 @@
 """piccolo_st: train Piccolo text embedding models with sentence-transformers.
 
-The package, ground first. A file imports only from lines above its own; losses, pooling and data do not
-import each other. Names are loaded on first use, so importing this package costs nothing.
+The package, ground first. A file imports only from lines above its own; losses, pooling and data do not import each
+other. Names are loaded on first use, so importing this package costs nothing.
 
+    errors.py         InputError: what bad input raises
     distributed.py    rank and world size; gather with gradient; identity when alone
-    instructions.py   the instruction presets (查询：/结果：) and their token prefixes
+    instructions.py   the instruction presets (查询：/结果：), which columns get which
+    benchmarks.py     the Chinese benchmarks and their averages, as data
+    report.py         tables, curves, the record of a run
     batching.py       rows of all columns -> length-sorted chunks -> embeddings back in order
-    losses/           contrast.py (tensors), piccolo.py (PiccoloLoss), hybrid.py (one loss per task type)
-    pooling.py        InstructionPooling
-    data/             mixture, permutation, plan, sampler, collator, mining
-    portable.py       checkpoints that load everywhere
+    losses/           contrast (tensors), piccolo (PiccoloLoss), hybrid (one loss per task type)
+    pooling.py        InstructionPooling; positions.py, lengths.py: how long an input may be
+    data/             mixture, plan, sampler, reading, collator, mining, curation
+    portable/         checkpoints that load everywhere, and the check of it; onnx_export.py
+    encoder.py        the encoder of a run, built or loaded
+    checkpoint.py     written aside, verified, renamed; the newest complete one
+    evaluation/       C-MTEB and local tasks through mteb
+    model_card/       results -> model-index metadata, tables, the card
+    arguments.py      the dataclasses of a run, one YAML
     trainer.py        PiccoloTrainer
+    hub.py            checks a release, shows it, pushes it in one commit, verifies it
+    run.py            a training run from its configuration to its checkpoint
 """
 
 from __future__ import annotations
@@ -20,7 +30,20 @@ from typing import Any
 
 from piccolo_st._version import __version__
 
-_EXPORTS: dict[str, str] = {}
+_EXPORTS = {
+    "HomogeneousBatchSampler": "piccolo_st.data.sampler",
+    "InstructionPooling": "piccolo_st.pooling",
+    "PiccoloDataCollator": "piccolo_st.data.collator",
+    "PiccoloLoss": "piccolo_st.losses",
+    "PiccoloTrainer": "piccolo_st.trainer",
+    "PiccoloTrainingArguments": "piccolo_st.arguments",
+    "build_losses": "piccolo_st.losses",
+    "check_portable": "piccolo_st.portable",
+    "evaluate": "piccolo_st.evaluation",
+    "load_mixture": "piccolo_st.data.mixture",
+    "release": "piccolo_st.hub",
+    "save_portable": "piccolo_st.portable",
+}
 
 __all__ = ["__version__", *_EXPORTS]
 
