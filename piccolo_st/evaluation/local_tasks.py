@@ -175,7 +175,8 @@ class _LocalPairClassification(_Local, AbsTaskPairClassification):
             raise InputError(
                 f"all labels of task {self.spec.name!r} are {rows['label'][0]}; it needs pairs of both kinds"
             )
-        return DatasetDict({self.spec.split: Dataset.from_dict({**rows, "labels": rows.pop("label")})})
+        rows["labels"] = rows.pop("label")
+        return DatasetDict({self.spec.split: Dataset.from_dict(rows)})
 
     def _binary(self, value: Any) -> int:
         labels = self.spec.labels or {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "False": 0, "True": 1}
