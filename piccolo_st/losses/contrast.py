@@ -9,10 +9,10 @@ For row i with query q_i, positive p_i and similarity s (cosine), temperature t 
            + sum over documents d  exp(s(p_i, d)/t)        doc_to_doc
 
 where documents are all positives and all hard negatives of the batch, and each sum leaves out what is no negative of
-row i (``false_negatives.py``). The similarities are 2N x (2N + M) numbers; they are never all there. The loss is a scalar, so its gradients can be
-made in the forward pass and only scaled in the backward pass:
+row i (``false_negatives.py``). The similarities are 2N x (2N + M) numbers; they are never all there. The loss is a
+scalar, so its gradients can be made in the forward pass and only scaled in the backward pass:
 
-    for each tile of R rows, in one buffer of 2R anchors (R queries above their R positives) x all candidates:
+    for each tile of R rows, in one buffer of R x 2 anchors (the query, the positive) x all candidates:
     (1) scores: one matrix product of the anchors with each kind of candidates, already divided by t
     (2) what is no negative gets the score -inf; so does, with a margin, what is more similar than the positive allows
     (3) log Z_i from the maximum and the sum of exponentials of row i's two anchors; the exponentials stay in the buffer
@@ -190,28 +190,24 @@ class _Block(NamedTuple):
     """The part of a tile where some anchors meet one kind of candidates: one matrix product."""
 
     kind: int  # of candidates, 0: queries, 1: positives, 2: hard negatives
+    anchors: slice  # slice(0, 1): queries, slice(1, 2): positives, slice(0, 2): both
     columns: slice
-    halves: slice  # of anchors, slice(0, 1): queries, slice(1, 2): positives, slice(0, 2): both
-
-    def rows(self, height: int) -> slice:
-        """The block's anchors in a tile of ``height`` rows of the batch."""
-        return slice(self.halves.start * height, self.halves.stop * height)
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where things are in a tile.
+    """Where things are in a tile of R rows x anchors x candidates.
 
     Attributes:
-        halves: 1 if only queries are anchors, 2 if positives are as well.
+        anchors: 1 if only queries are anchors, 2 if positives are as well.
         width: all candidates that any anchor meets.
         blocks: what is computed.
         unused: what no direction asks for.
-        first: for each direction, the half of its anchors and the first column of its candidates, which follow in the
-            order in which :class:`Exclusions` numbers them.
+        first: for each direction, its anchor and the first column of its candidates, which follow in the order in
+            which :class:`Exclusions` numbers them.
     """
 
-    halves: int
+    anchors: int
     width: int
     blocks: tuple[_Block, ...]
     unused: tuple[_Block, ...]
@@ -220,19 +216,18 @@ class _Layout:
 
 def _layout(directions: Sequence[str], rows: int, negatives: int) -> _Layout:
     """Columns: queries, if any direction asks for them, then positives, then hard negatives."""
-    halves = 2 if any(direction.startswith("doc") for direction in directions) else 1
+    names = ("query", "doc")
+    anchors = 2 if any(direction.startswith("doc") for direction in directions) else 1
     width, blocks, unused, first = 0, [], [], {}
-    for target, sizes in (("query", {0: rows}), ("doc", {1: rows, 2: negatives})):
-        asked = [half for half, anchor in enumerate(("query", "doc")) if f"{anchor}_to_{target}" in directions]
-        if not asked:
-            continue
-        first.update({f"{('query', 'doc')[half]}_to_{target}": (half, width) for half in asked})
-        for kind, size in sizes.items():
+    for target, kinds in (("query", {0: rows}), ("doc", {1: rows, 2: negatives})):
+        asked = [anchor for anchor in range(anchors) if f"{names[anchor]}_to_{target}" in directions]
+        first.update({f"{names[anchor]}_to_{target}": (anchor, width) for anchor in asked})
+        for kind, size in kinds.items() if asked else ():
             columns = slice(width, width + size)
             width += size
-            blocks.append(_Block(kind, columns, slice(asked[0], asked[-1] + 1)))
-            unused += [_Block(kind, columns, slice(h, h + 1)) for h in range(halves) if h not in asked]
-    return _Layout(halves, width, tuple(blocks), tuple(unused), first)
+            blocks.append(_Block(kind, slice(asked[0], asked[-1] + 1), columns))
+            unused += [_Block(kind, slice(a, a + 1), columns) for a in range(anchors) if a not in asked]
+    return _Layout(anchors, width, tuple(blocks), tuple(unused), first)
 
 
 def _tiles(start: int, stop: int, row_bytes: int, tile_bytes: int) -> list[tuple[int, int]]:
@@ -263,72 +258,69 @@ def _loss_and_gradients(task: _Task, vectors: list[Tensor]) -> tuple[Tensor, Ten
     """The loss, how many candidates the margin masked, and the gradients, (N, D), (N, D) and (M, D)."""
     queries = vectors[0]
     layout = _layout(task.directions, len(queries), len(vectors[2]))
-    halves = layout.halves
-    tiles = _tiles(task.start, task.stop, halves * layout.width * queries.element_size(), task.tile_bytes)
-    buffer = queries.new_empty(max(stop - start for start, stop in tiles) * halves * layout.width)
+    row_size = layout.anchors * layout.width
+    tiles = _tiles(task.start, task.stop, row_size * queries.element_size(), task.tile_bytes)
+    buffer = queries.new_empty(max(stop - start for start, stop in tiles) * row_size)
     gradients = [torch.zeros_like(x) for x in vectors] if task.differentiable else []
     loss, masked = queries.new_zeros(()), torch.zeros((), dtype=torch.int64, device=queries.device)
 
     for start, stop in tiles:
-        height = stop - start
-        tile = buffer[: halves * height * layout.width].view(halves * height, layout.width)
-        anchors = torch.cat([x[start:stop] for x in vectors[:halves]]).div_(task.temperature)
-        for block in layout.blocks:  # (1)
-            rows = block.rows(height)
-            torch.mm(anchors[rows], vectors[block.kind].T, out=tile[rows, block.columns])
+        rows = torch.arange(stop - start, device=queries.device)
+        tile = buffer[: len(rows) * row_size].view(len(rows), layout.anchors, layout.width)
+        anchors = torch.stack([x[start:stop] for x in vectors[: layout.anchors]], dim=1).div_(task.temperature)
+        for kind, which, columns in layout.blocks:  # (1)
+            torch.mm(anchors[:, which].flatten(0, 1), vectors[kind].T, out=tile[:, which, columns].flatten(0, 1))
 
-        row = torch.arange(height, device=queries.device)
-        own = row, row + (start + layout.first["query_to_doc"][1])
+        own = rows, 0, rows + (start + layout.first["query_to_doc"][1])
         positive = tile[own]
         task.masked_duplicates += _mask_exclusions(task, tile, layout, start, stop)  # (2)
         if task.margin is not None:
             masked += _mask_margin(task, tile, layout, positive, start)
 
-        maximum = tile.amax(dim=1).view(halves, height).amax(dim=0)  # (3)
-        tile.sub_(maximum.repeat(halves).unsqueeze(1)).clamp_min_(_FLOOR[tile.dtype]).exp_()
+        maximum = tile.amax(dim=(1, 2), keepdim=True)  # (3)
+        tile.sub_(maximum).clamp_min_(_FLOOR[tile.dtype]).exp_()
         own_share = tile[own]
         tile[own] = 0
-        others = tile.sum(dim=1).view(halves, height).sum(dim=0)
+        others = tile.sum(dim=(1, 2))
         total = own_share + others
-        loss += (maximum + total.log() - positive).sum() / task.divisor
+        loss += (maximum.flatten() + total.log() - positive).sum() / task.divisor
         if not task.differentiable:
             continue
 
         tile[own] = -others  # (4)
-        weight = (1 / (total * task.divisor)).repeat(halves).unsqueeze(1)
+        weight = (1 / (total * task.divisor)).view(-1, 1, 1)
         weighted, anchor_gradient = anchors * weight, torch.zeros_like(anchors)
-        for block in layout.blocks:  # (5)
-            rows = block.rows(height)
-            part = tile[rows, block.columns]
-            anchor_gradient[rows].addmm_(part, vectors[block.kind])
-            gradients[block.kind].addmm_(part.T, weighted[rows])
+        for kind, which, columns in layout.blocks:  # (5)
+            part = tile[:, which, columns].flatten(0, 1)
+            anchor_gradient[:, which].flatten(0, 1).addmm_(part, vectors[kind])
+            gradients[kind].addmm_(part.T, weighted[:, which].flatten(0, 1))
         anchor_gradient.mul_(weight / task.temperature)
-        for half, gradient in enumerate(anchor_gradient.split(height)):
-            gradients[half][start:stop] += gradient
+        for anchor in range(layout.anchors):
+            gradients[anchor][start:stop] += anchor_gradient[:, anchor]
     return loss, masked, gradients
 
 
 def _mask_exclusions(task: _Task, tile: Tensor, layout: _Layout, start: int, stop: int) -> int:
     """Step (2). Returns how many duplicates were left out, beyond the query itself and the own documents."""
     masked = 0
-    for direction, (half, column) in layout.first.items():
+    for direction, (anchor, column) in layout.first.items():
         for row, candidate in task.exclusions.pairs(direction, start, stop):
-            tile[(row + half * (stop - start)).to(tile.device), (candidate + column).to(tile.device)] = -math.inf
+            tile[row.to(tile.device), anchor, (candidate + column).to(tile.device)] = -math.inf
             masked += len(row)
         masked -= task.exclusions.unavoidable(direction, start, stop)
-    for block in layout.unused:
-        tile[block.rows(stop - start), block.columns] = -math.inf
+    for _, which, columns in layout.unused:
+        tile[:, which, columns] = -math.inf
     return masked
 
 
 def _mask_margin(task: _Task, tile: Tensor, layout: _Layout, positive: Tensor, start: int) -> Tensor:
     """Step (2) for the margin, which never masks the positive pair itself. Returns how many were left out."""
     assert task.margin is not None
-    close = tile > (positive + task.margin / task.temperature).repeat(layout.halves).unsqueeze(1)
-    row = torch.arange(len(positive), device=tile.device)
+    close = tile > (positive + task.margin / task.temperature).view(-1, 1, 1)
+    rows = torch.arange(len(positive), device=tile.device)
     for direction in ("query_to_doc", "doc_to_query"):
         if direction in layout.first:
-            half, column = layout.first[direction]
-            close[row + half * len(positive), row + (start + column)] = False
+            anchor, column = layout.first[direction]
+            close[rows, anchor, rows + (start + column)] = False
     tile.masked_fill_(close, -math.inf)
     return close.sum()
