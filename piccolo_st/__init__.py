@@ -17,7 +17,7 @@ other. Names are loaded on first use, so importing this package costs nothing.
     checkpoint.py     written aside, verified, renamed; the newest complete one
     evaluation/       C-MTEB and local tasks through mteb
     model_card/       results -> model-index metadata, tables, the card
-    arguments.py      the dataclasses of a run, one YAML
+    arguments.py      the dataclasses of a run, by stage; configuration.py: one YAML and the command line -> those
     trainer.py        PiccoloTrainer
     hub.py            checks a release, shows it, pushes it in one commit, verifies it
     run.py            a training run from its configuration to its checkpoint

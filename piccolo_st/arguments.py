@@ -1,41 +1,17 @@
-"""The configuration of a run: one YAML file with a section per dataclass, any field overridden on the command line.
-
-    (1) read the YAML (``yaml.safe_load``) named by the first argument, or the recipe's default;
-    (2) lay ``--section.field value`` over it; the value is read as YAML, deeper keys reach into mappings;
-    (3) refuse every key that no dataclass has, naming the nearest one that exists;
-    (4) let transformers' HfArgumentParser convert and build the dataclass of each section.
-
-A configuration that cannot be used raises ``ConfigError``; ``run_recipe`` turns it and every other ``InputError``
-into one sentence and exit code 2.
-"""
+"""The dataclasses of a run's configuration, one for each section of its YAML; ``configuration.py`` reads them."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import inspect
 import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
+from typing import ClassVar
 
 import torch
-import yaml
 from sentence_transformers import SentenceTransformerTrainingArguments
-from transformers import HfArgumentParser
-from transformers.utils.logging import disable_progress_bar
 
-from piccolo_st.errors import InputError
+from piccolo_st.errors import ConfigError
 
 DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
-
-Section = TypeVar("Section")
-
-
-class ConfigError(InputError):
-    """A configuration that cannot be used."""
 
 
 def _at_least_one(name: str, value: int) -> None:
@@ -142,6 +118,16 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
     The per-device batch size stands in the data section, because it decides which negatives a row meets.
     """
 
+    # Fields of the parent that a configuration does not set, with what it sets instead.
+    REPLACED: ClassVar[dict[str, str]] = {
+        "per_device_train_batch_size": "data.batch_size",
+        "multi_dataset_batch_sampler": "data.mixing",
+        "batch_sampler": "data.mixing",
+        "prompts": "model.instructions",
+        "router_mapping": "model.query_length and model.document_length",
+        "resume_from_checkpoint": "train.resume",
+    }
+
     output_dir: str | None = field(default="runs/piccolo", metadata={"help": "Where checkpoints and reports go."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the mixture."})
     learning_rate: float = field(default=2e-5, metadata={"help": "The peak learning rate of AdamW."})
@@ -152,6 +138,20 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
     save_strategy: str = field(default="steps", metadata={"help": "When checkpoints are written: steps, epoch, no."})
     save_steps: float = field(default=500, metadata={"help": "Steps between checkpoints."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
+    resume: str = field(
+        default="auto",
+        metadata={
+            "help": "auto: go on from the newest complete checkpoint in output_dir, if there is one; never: start anew "
+            "and move earlier checkpoints aside; or the path of a checkpoint."
+        },
+    )
+    accept_changes: bool = field(
+        default=False, metadata={"help": "Go on from a checkpoint although data or settings have changed since."}
+    )
+    max_non_finite_steps: int = field(
+        default=3, metadata={"help": "Steps in a row with a loss or gradient that is not finite that end the run."}
+    )
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Whether such losses are left out of logs."})
     report_to: str | None = field(default="none", metadata={"help": "Trackers: none, tensorboard, trackio, wandb."})
     cpu_threads: int | None = field(
         default=None, metadata={"help": "torch threads of a process on CPU; empty: the cores shared among processes."}
@@ -159,6 +159,11 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.max_non_finite_steps < 1:
+            raise ConfigError(f"train.max_non_finite_steps must be 1 or more, but is {self.max_non_finite_steps}")
+        if self.activation_checkpointing and self.activation_checkpointing_kwargs is None:
+            # The reentrant kind runs a backward inside the backward, which DDP and ZeRO stage 2 do not survive.
+            self.activation_checkpointing_kwargs = {"use_reentrant": False}
         if self.device.type == "cpu":
             # accelerate launch sets OMP_NUM_THREADS to 1, which would leave every other core idle.
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -167,209 +172,44 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
             self.dataloader_pin_memory = False  # there is no device to pin for, and torch would warn at every epoch
 
 
-# Fields of the parent that mean something else here, with what to use in their stead.
-_REPLACED = {
-    "train.per_device_train_batch_size": "data.batch_size",
-    "train.multi_dataset_batch_sampler": "data.mixing",
-    "train.batch_sampler": "data.mixing",
-    "train.prompts": "model.instructions",
-    "train.router_mapping": "model.query_length and model.document_length",
+@dataclass
+class PretrainModelArguments(ModelArguments):
+    """What is pretrained: short inputs, so that a batch can be large."""
+
+    query_length: int = field(default=128, metadata={"help": "Longest query in tokens, instruction included."})
+    document_length: int = field(default=128, metadata={"help": "Longest passage in tokens, instruction included."})
+
+
+@dataclass
+class PretrainDataArguments(DataArguments):
+    """What it is pretrained on: pairs, in batches as large as the memory allows."""
+
+    batch_size: int = field(default=1024, metadata={"help": "Samples per device and step."})
+
+
+@dataclass
+class PretrainLossArguments(LossArguments):
+    """The plain softmax over in-batch negatives."""
+
+    directions: list[str] = field(
+        default_factory=lambda: ["query_to_doc"],
+        metadata={"help": f"Terms of the softmax: any of {', '.join(DIRECTIONS)}."},
+    )
+
+
+FINETUNE: dict[str, type] = {
+    "model": ModelArguments,
+    "data": DataArguments,
+    "loss": LossArguments,
+    "evaluation": EvaluationArguments,
+    "train": PiccoloTrainingArguments,
 }
+"""The sections of stage 2: query 64 and passage 512, hard negatives, four directions."""
 
-
-@dataclass(frozen=True)
-class RunConfig:
-    """A parsed run: its file, the merged plain mapping (for the record), and one dataclass per section."""
-
-    path: Path
-    resolved: dict[str, dict[str, Any]]
-    sections: dict[str, Any]
-
-    def __getitem__(self, name: str) -> Any:
-        """The dataclass of a section."""
-        return self.sections[name]
-
-
-class _Parser(HfArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping a YAML file holds; anything else raises ConfigError with the file and the line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"the configuration {path} does not exist; give the path of a YAML file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the configuration {path} cannot be read: {error}") from None
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path}{place} is not YAML: {getattr(error, 'problem', error)}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold a mapping of sections, but holds {type(content).__name__}")
-    return content
-
-
-def nearest(key: str, known: Sequence[str]) -> str:
-    """``; did you mean X?`` for the known key most like ``key``, or the list of known ones when none is like it."""
-    match = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    return f"; did you mean {match[0]}?" if match else f"; known are {', '.join(sorted(known))}"
-
-
-def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
-    """``--a.b value``, ``--a.b=value`` and a bare ``--a.b`` (true) as a flat mapping of dotted keys to YAML values."""
-    overrides: dict[str, Any] = {}
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        if not argument.startswith("--") or "." not in argument.split("=", 1)[0]:
-            raise ConfigError(f"{argument!r} is not an override; write --section.field value")
-        key, sign, text = argument[2:].partition("=")
-        if not sign:
-            text = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
-        try:
-            overrides[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--{key} {text}: the value is not YAML: {error}") from None
-    return overrides
-
-
-def _merge(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    merged: dict[str, Any] = {
-        name: dict(section) if isinstance(section, Mapping) else section for name, section in content.items()
-    }
-    for dotted, value in overrides.items():
-        *parents, last = dotted.split(".")
-        place: dict[str, Any] = merged
-        for parent in parents:
-            child = place.get(parent)
-            if child is not None and not isinstance(child, dict):
-                raise ConfigError(f"--{dotted}: {parent} is {child!r}, not a mapping with keys of its own")
-            place[parent] = dict(child) if child else {}
-            place = place[parent]
-        place[last] = value
-    return merged
-
-
-def _check_keys(merged: Mapping[str, Any], sections: Mapping[str, type], source: str) -> None:
-    fields = {name: [f.name for f in dataclasses.fields(cls) if f.init] for name, cls in sections.items()}
-    known = [f"{name}.{key}" for name, keys in fields.items() for key in keys if f"{name}.{key}" not in _REPLACED]
-    for name, section in merged.items():
-        if name not in sections:
-            raise ConfigError(f"unknown section {name!r} in {source}{nearest(name, list(sections))}")
-        if section is not None and not isinstance(section, Mapping):
-            raise ConfigError(f"section {name!r} in {source} must be a mapping, but is {section!r}")
-        for key in section or {}:
-            dotted = f"{name}.{key}"
-            if dotted in _REPLACED:
-                raise ConfigError(f"{dotted} is not set here (in {source}); set {_REPLACED[dotted]} instead")
-            if dotted not in known:
-                raise ConfigError(f"unknown key {dotted!r} in {source}{nearest(dotted, known)}")
-
-
-def build_section(name: str, cls: type[Section], values: Mapping[str, Any]) -> Section:
-    """One section's dataclass from plain values; scalars and lists of scalars are converted by HfArgumentParser."""
-    hints = get_type_hints(cls)
-    tokens: list[str] = []
-    plain: dict[str, Any] = {}
-    for key, value in values.items():
-        if value is None or isinstance(value, Mapping):
-            if isinstance(value, Mapping) and "dict" not in str(hints[key]):
-                raise ConfigError(f"{name}.{key} must be of type {_type_name(hints[key])}, but is a mapping")
-            plain[key] = value
-        elif isinstance(value, list):
-            if "list" not in str(hints[key]):
-                raise ConfigError(f"{name}.{key} must be of type {_type_name(hints[key])}, but is a list: {value}")
-            tokens += [f"--{key}", *(str(item) for item in value)]
-        else:
-            tokens.append(f"--{key}={_text(value, hints[key])}")
-    try:
-        namespace = vars(_Parser(cls, add_help=False).parse_args(tokens))
-    except ConfigError as error:
-        raise ConfigError(f"section {name!r}: {error}") from None
-    converted = {key: namespace[key] for key in values if key not in plain}
-    try:
-        return HfArgumentParser(cls).parse_dict({**converted, **plain})[0]  # type: ignore[arg-type]
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"section {name!r}: {error}") from None
-
-
-def _text(value: Any, hint: Any) -> str:
-    """A scalar as it would be typed. YAML reads an unquoted ``no`` as false, which is a word where no bool goes."""
-    if isinstance(value, bool) and hint is not bool and bool not in get_args(hint):
-        return "yes" if value else "no"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _type_name(hint: Any) -> str:
-    return getattr(hint, "__name__", str(hint).replace("typing.", ""))
-
-
-def parse_run(
-    arguments: Sequence[str], sections: Mapping[str, type], default: Path, description: str = ""
-) -> RunConfig:
-    """Parse a recipe's command line: ``[CONFIG.yaml] [--section.field value ...]``.
-
-    Args:
-        arguments: the command line without the program's name.
-        sections: section name -> dataclass.
-        default: the YAML to read when the first argument is not a path.
-        description: first lines of ``--help``.
-
-    Raises:
-        ConfigError: missing or unreadable file, unknown section or key, value of the wrong type.
-        SystemExit: after ``--help``.
-    """
-    arguments = list(arguments)
-    if any(argument in ("-h", "--help") for argument in arguments):
-        print(_help(sections, default, description))
-        raise SystemExit(0)
-    path = Path(arguments.pop(0)) if arguments and not arguments[0].startswith("-") else default
-    overrides = parse_overrides(arguments)
-    content = read_yaml(path)
-    _check_keys(content, sections, str(path))
-    merged = _merge(content, overrides)
-    _check_keys(merged, sections, "the command line")
-    built = {name: build_section(name, cls, merged.get(name) or {}) for name, cls in sections.items()}
-    resolved = {name: dict(merged.get(name) or {}) for name in sections}
-    return RunConfig(path=path, resolved=resolved, sections=built)
-
-
-def _help(sections: Mapping[str, type], default: Path, description: str) -> str:
-    lines = [description.strip(), "", f"usage: [CONFIG.yaml] [--section.field value ...]   (default: {default})", ""]
-    for name, cls in sections.items():
-        documented = (cls.__doc__ or "").strip().splitlines()[0]
-        lines.append(f"{name}: {documented}")
-        own = inspect.get_annotations(cls)
-        for item in dataclasses.fields(cls):
-            if item.name in own:
-                value = item.default if item.default is not dataclasses.MISSING else item.default_factory()  # type: ignore[misc]
-                lines.append(f"  --{name}.{item.name:<24} {item.metadata.get('help', '')} [{value}]")
-        if issubclass(cls, SentenceTransformerTrainingArguments):
-            lines.append("  ... and every other field of SentenceTransformerTrainingArguments.")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def run_recipe(main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Run a recipe's main: bad input is one sentence on stderr and exit code 2, Ctrl-C is exit code 130.
-
-    Every rank ends with the code; only the first one speaks.
-    """
-    speaks = os.environ.get("RANK", "0") == "0"
-    disable_progress_bar()  # one for each file written or read would break up the training's own bar
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        if speaks:
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        if speaks:
-            print("interrupted; the checkpoints written so far are complete", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(0)
+PRETRAIN: dict[str, type] = {
+    **FINETUNE,
+    "model": PretrainModelArguments,
+    "data": PretrainDataArguments,
+    "loss": PretrainLossArguments,
+}
+"""The sections of stage 1: length 128, large batches of pairs, the plain softmax."""

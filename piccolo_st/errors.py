@@ -8,3 +8,7 @@ class InputError(ValueError):
 
     Recipes print the message as one sentence, without a traceback, and end with exit code 2.
     """
+
+
+class ConfigError(InputError):
+    """A configuration that cannot be used."""

@@ -27,12 +27,11 @@ from torch import nn
 from piccolo_st import report
 from piccolo_st.arguments import (
     DataArguments,
-    EvaluationArguments,
     LossArguments,
     ModelArguments,
     PiccoloTrainingArguments,
-    RunConfig,
 )
+from piccolo_st.configuration import RunConfig
 from piccolo_st.data import store
 from piccolo_st.data.mining import MiningSettings, mine_negatives
 from piccolo_st.data.mixture import Mixture, load_mixture
@@ -43,14 +42,6 @@ from piccolo_st.evaluation import RetrievalEvaluator
 from piccolo_st.instructions import dataset_prompts, dataset_tasks, resolve_instructions
 from piccolo_st.losses import PiccoloLoss
 from piccolo_st.trainer import PiccoloTrainer
-
-SECTIONS: dict[str, type] = {
-    "model": ModelArguments,
-    "data": DataArguments,
-    "loss": LossArguments,
-    "evaluation": EvaluationArguments,
-    "train": PiccoloTrainingArguments,
-}
 
 
 class TrainingRun:
@@ -68,7 +59,7 @@ class TrainingRun:
         """Build the run.
 
         Args:
-            config: parsed with ``SECTIONS``.
+            config: parsed with ``arguments.PRETRAIN`` or ``arguments.FINETUNE``.
 
         Raises:
             InputError: a model, dataset, setting or output directory that cannot be used.

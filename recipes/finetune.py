@@ -9,12 +9,13 @@ accelerate launch --config_file recipes/accelerate/cpu_zero1.yaml recipes/finetu
 from collections.abc import Sequence
 from pathlib import Path
 
-from piccolo_st.arguments import parse_run, run_recipe
-from piccolo_st.run import SECTIONS, TrainingRun
+from piccolo_st.arguments import FINETUNE
+from piccolo_st.configuration import parse_run, run_recipe
+from piccolo_st.run import TrainingRun
 
 
 def main(arguments: Sequence[str]) -> None:
-    config = parse_run(arguments, SECTIONS, Path(__file__).parent / "configs" / "quickstart.yaml", __doc__)
+    config = parse_run(arguments, FINETUNE, Path(__file__).parent / "configs" / "quickstart.yaml", __doc__)
     run = TrainingRun(config)
     run.say(run.describe())
     run.train()

@@ -16,11 +16,12 @@ PACKAGE = Path(__file__).parent.parent / "piccolo_st"
 # but a package (losses, data, evaluation) may import within itself.
 LAYERS = [
     {"_version", "errors"},
+    {"configuration"},
     {"distributed", "instructions", "benchmarks", "report", "positions"},
-    {"batching", "lengths"},
+    {"batching", "lengths", "durable"},
     {"losses", "pooling", "data"},
     {"portable", "onnx_export", "encoder"},
-    {"checkpoint", "evaluation", "arguments", "guards"},
+    {"checkpoint", "evaluation", "arguments", "guards", "watching"},
     {"model_card", "resume"},
     {"trainer", "hub"},
     {"run"},

@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 import yaml
 
-from piccolo_st.arguments import run_recipe
+from piccolo_st.configuration import run_recipe
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))

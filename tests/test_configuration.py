@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from piccolo_st.arguments import ConfigError, build_section, parse_overrides, parse_run, run_recipe
+from piccolo_st.configuration import ConfigError, build_section, parse_overrides, parse_run, run_recipe
 from piccolo_st.errors import InputError
 
 

@@ -1,0 +1,230 @@
+"""Reading the configuration of a run: one YAML file with a section per dataclass, any field overridden by hand.
+
+    (1) read the YAML (``yaml.safe_load``) named by the first argument, or the recipe's default;
+    (2) lay ``--section.field value`` over it; the value is read as YAML, deeper keys reach into mappings;
+    (3) refuse every key that no dataclass has, naming the nearest one that exists;
+    (4) let transformers' HfArgumentParser convert and build the dataclass of each section.
+
+A configuration that cannot be used raises ``ConfigError``; ``run_recipe`` turns it and every other ``InputError``
+into one sentence and exit code 2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser
+from transformers.utils.logging import disable_progress_bar
+
+from piccolo_st.errors import ConfigError, InputError
+
+Section = TypeVar("Section")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A parsed run: its file, the merged plain mapping (for the record), and one dataclass per section."""
+
+    path: Path
+    resolved: dict[str, dict[str, Any]]
+    sections: dict[str, Any]
+
+    def __getitem__(self, name: str) -> Any:
+        """The dataclass of a section."""
+        return self.sections[name]
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping a YAML file holds; anything else raises ConfigError with the file and the line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"the configuration {path} does not exist; give the path of a YAML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the configuration {path} cannot be read: {error}") from None
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path}{place} is not YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold a mapping of sections, but holds {type(content).__name__}")
+    return content
+
+
+def nearest(key: str, known: Sequence[str]) -> str:
+    """``; did you mean X?`` for the known key most like ``key``, or the list of known ones when none is like it."""
+    match = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    return f"; did you mean {match[0]}?" if match else f"; known are {', '.join(sorted(known))}"
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """``--a.b value``, ``--a.b=value`` and a bare ``--a.b`` (true) as a flat mapping of dotted keys to YAML values."""
+    overrides: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("--") or "." not in argument.split("=", 1)[0]:
+            raise ConfigError(f"{argument!r} is not an override; write --section.field value")
+        key, sign, text = argument[2:].partition("=")
+        if not sign:
+            text = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+        try:
+            overrides[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--{key} {text}: the value is not YAML: {error}") from None
+    return overrides
+
+
+def _merge(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    merged: dict[str, Any] = {
+        name: dict(section) if isinstance(section, Mapping) else section for name, section in content.items()
+    }
+    for dotted, value in overrides.items():
+        *parents, last = dotted.split(".")
+        place: dict[str, Any] = merged
+        for parent in parents:
+            child = place.get(parent)
+            if child is not None and not isinstance(child, dict):
+                raise ConfigError(f"--{dotted}: {parent} is {child!r}, not a mapping with keys of its own")
+            place[parent] = dict(child) if child else {}
+            place = place[parent]
+        place[last] = value
+    return merged
+
+
+def _check_keys(merged: Mapping[str, Any], sections: Mapping[str, type], source: str) -> None:
+    fields = {name: [f.name for f in dataclasses.fields(cls) if f.init] for name, cls in sections.items()}
+    replaced = {f"{n}.{key}": use for n, cls in sections.items() for key, use in getattr(cls, "REPLACED", {}).items()}
+    known = [f"{name}.{key}" for name, keys in fields.items() for key in keys if f"{name}.{key}" not in replaced]
+    for name, section in merged.items():
+        if name not in sections:
+            raise ConfigError(f"unknown section {name!r} in {source}{nearest(name, list(sections))}")
+        if section is not None and not isinstance(section, Mapping):
+            raise ConfigError(f"section {name!r} in {source} must be a mapping, but is {section!r}")
+        for key in section or {}:
+            dotted = f"{name}.{key}"
+            if dotted in replaced:
+                raise ConfigError(f"{dotted} is not set here (in {source}); set {replaced[dotted]} instead")
+            if dotted not in known:
+                raise ConfigError(f"unknown key {dotted!r} in {source}{nearest(dotted, known)}")
+
+
+def build_section(name: str, cls: type[Section], values: Mapping[str, Any]) -> Section:
+    """One section's dataclass from plain values; scalars and lists of scalars are converted by HfArgumentParser."""
+    hints = get_type_hints(cls)
+    tokens: list[str] = []
+    plain: dict[str, Any] = {}
+    for key, value in values.items():
+        if value is None or isinstance(value, Mapping):
+            if isinstance(value, Mapping) and "dict" not in str(hints[key]):
+                raise ConfigError(f"{name}.{key} must be of type {_type_name(hints[key])}, but is a mapping")
+            plain[key] = value
+        elif isinstance(value, list):
+            if "list" not in str(hints[key]):
+                raise ConfigError(f"{name}.{key} must be of type {_type_name(hints[key])}, but is a list: {value}")
+            tokens += [f"--{key}", *(str(item) for item in value)]
+        else:
+            tokens.append(f"--{key}={_text(value, hints[key])}")
+    try:
+        namespace = vars(_Parser(cls, add_help=False).parse_args(tokens))
+    except ConfigError as error:
+        raise ConfigError(f"section {name!r}: {error}") from None
+    converted = {key: namespace[key] for key in values if key not in plain}
+    try:
+        return HfArgumentParser(cls).parse_dict({**converted, **plain})[0]  # type: ignore[arg-type]
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"section {name!r}: {error}") from None
+
+
+def _text(value: Any, hint: Any) -> str:
+    """A scalar as it would be typed. YAML reads an unquoted ``no`` as false, which is a word where no bool goes."""
+    if isinstance(value, bool) and hint is not bool and bool not in get_args(hint):
+        return "yes" if value else "no"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _type_name(hint: Any) -> str:
+    return getattr(hint, "__name__", str(hint).replace("typing.", ""))
+
+
+def parse_run(
+    arguments: Sequence[str], sections: Mapping[str, type], default: Path, description: str = ""
+) -> RunConfig:
+    """Parse a recipe's command line: ``[CONFIG.yaml] [--section.field value ...]``.
+
+    Args:
+        arguments: the command line without the program's name.
+        sections: section name -> dataclass.
+        default: the YAML to read when the first argument is not a path.
+        description: first lines of ``--help``.
+
+    Raises:
+        ConfigError: missing or unreadable file, unknown section or key, value of the wrong type.
+        SystemExit: after ``--help``.
+    """
+    arguments = list(arguments)
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(_help(sections, default, description))
+        raise SystemExit(0)
+    path = Path(arguments.pop(0)) if arguments and not arguments[0].startswith("-") else default
+    overrides = parse_overrides(arguments)
+    content = read_yaml(path)
+    _check_keys(content, sections, str(path))
+    merged = _merge(content, overrides)
+    _check_keys(merged, sections, "the command line")
+    built = {name: build_section(name, cls, merged.get(name) or {}) for name, cls in sections.items()}
+    resolved = {name: dict(merged.get(name) or {}) for name in sections}
+    return RunConfig(path=path, resolved=resolved, sections=built)
+
+
+def _help(sections: Mapping[str, type], default: Path, description: str) -> str:
+    lines = [description.strip(), "", f"usage: [CONFIG.yaml] [--section.field value ...]   (default: {default})", ""]
+    for name, cls in sections.items():
+        documented = (cls.__doc__ or "").strip().splitlines()[0]
+        lines.append(f"{name}: {documented}")
+        own = inspect.get_annotations(cls)
+        for item in dataclasses.fields(cls):
+            if item.name in own:
+                value = item.default if item.default is not dataclasses.MISSING else item.default_factory()  # type: ignore[misc]
+                lines.append(f"  --{name}.{item.name:<24} {item.metadata.get('help', '')} [{value}]")
+        inherited = [base.__name__ for base in cls.__mro__[1:] if dataclasses.is_dataclass(base)]
+        if inherited:
+            lines.append(f"  ... and every other field of {inherited[0]}.")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def run_recipe(main: Callable[[Sequence[str]], None]) -> NoReturn:
+    """Run a recipe's main: bad input is one sentence on stderr and exit code 2, Ctrl-C is exit code 130.
+
+    Every rank ends with the code; only the first one speaks.
+    """
+    speaks = os.environ.get("RANK", "0") == "0"
+    disable_progress_bar()  # one for each file written or read would break up the training's own bar
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        if speaks:
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        if speaks:
+            print("interrupted; the checkpoints written so far are complete", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)

@@ -1,0 +1,26 @@
+"""Pretrain a Piccolo embedding model on pairs, stage 1: length 128, large batches, in-batch negatives of all ranks.
+
+    accelerate launch recipes/pretrain.py                  the dictionaries of the quickstart as pairs, no network
+    accelerate launch recipes/pretrain.py CONFIG.yaml      any run
+    accelerate launch recipes/pretrain.py CONFIG.yaml --loss.mini_batch_num_tokens 16384
+    accelerate launch --config_file recipes/accelerate/cpu_zero1.yaml recipes/pretrain.py
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from piccolo_st.arguments import PRETRAIN
+from piccolo_st.configuration import parse_run, run_recipe
+from piccolo_st.run import TrainingRun
+
+
+def main(arguments: Sequence[str]) -> None:
+    config = parse_run(arguments, PRETRAIN, Path(__file__).parent / "configs" / "pretrain-quickstart.yaml", __doc__)
+    run = TrainingRun(config)
+    run.say(run.describe())
+    run.train()
+    run.say(run.summary())
+
+
+if __name__ == "__main__":
+    run_recipe(main)
