@@ -53,7 +53,7 @@ def export_onnx(path: str | Path, opset: int = 18) -> Path:
     with tempfile.TemporaryDirectory(prefix=".onnx.", dir=path) as folder:
         file = Path(folder) / "model.onnx"
         torch.onnx.export(
-            _HiddenStates(encoder),
+            _HiddenStates(encoder).eval(),
             kwargs=_batch(encoder, names, rows=2, length=7),
             f=file,
             input_names=names,

@@ -41,6 +41,7 @@ from piccolo_st.portable.layout import POOLING_FLAGS
 from piccolo_st.positions import usable_positions
 
 STATE_KEY = "piccolo_st"
+LENGTHS = ("query_length", "document_length")
 # What a folder of an older model may hold and the new one does not: other forms of the weights, and module folders.
 _STALE = ("model*.safetensors*", "pytorch_model*.bin*", "onnx", "openvino", "[0-9]_[A-Z]*")
 
@@ -103,8 +104,8 @@ def load_portable(path: str | Path, **kwargs: Any) -> SentenceTransformer:
     model = SentenceTransformer(str(path), **kwargs)
     config = Path(path) / "config_sentence_transformers.json"
     state = json.loads(config.read_text(encoding="utf-8")).get(STATE_KEY, {}) if config.exists() else {}
-    for name, value in state.get("transformer", {}).items():
-        setattr(model[0], name, value)
+    for name in LENGTHS:
+        setattr(model[0], name, state.get(name, getattr(model[0], name, None)))
     if "pooling" in state:
         (place,) = (place for place, module in enumerate(model) if isinstance(module, Pooling))
         model[place] = InstructionPooling(**state["pooling"]).to(model.device)
@@ -205,8 +206,7 @@ def _forget_feature_names(config: dict[str, Any]) -> None:
 
 def _keep_state(model: SentenceTransformer, config: dict[str, Any]) -> None:
     """Note what only ``load_portable`` puts back."""
-    lengths = {name: getattr(model[0], name) for name in ("query_length", "document_length")}
-    state: dict[str, Any] = {"transformer": lengths} if any(lengths.values()) else {}
+    state: dict[str, Any] = {name: value for name in LENGTHS if (value := getattr(model[0], name)) is not None}
     for module in model:
         if isinstance(module, InstructionPooling):
             state["pooling"] = module.get_config_dict()
