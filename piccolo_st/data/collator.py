@@ -4,9 +4,11 @@
     (2) a column whose cells are lists of texts is *sampled*: from the first two columns (query, positive) one text a
         row, from the others ``num_negatives`` or all. Which ones is a function of (seed, row, visit), and successive
         visits to a row go through its list before any text comes twice;
-    (3) the lists left are flattened in row order; ``{column}_owner`` says which row each text belongs to;
+    (3) the lists left are flattened in row order; ``{column}_owner`` says which row each text belongs to. A negative
+        that is missing (None) makes its column such a list, with one text a row or none;
     (4) ``{column}_identity`` is a 64-bit hash of the text before any instruction: equal texts are equal on every rank;
-    (5) each column is tokenized at once, with the prompt, task and length limit that its role has, by the model.
+    (5) each column is tokenized at once, with the prompt, task and length limit that its role has, as the model's
+        ``preprocess`` does (``FastPreprocess``).
 
 The result, for each text column in order: ``{column}_input_ids``, ``_attention_mask`` and what else the tokenizer
 makes, (texts, length) int64; ``_task``, "query" or "document"; ``_identity`` (texts,) int64; for a list column
@@ -24,13 +26,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from numpy.typing import NDArray
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from transformers.utils import logging
 
+from piccolo_st.data.duplicates import text_identities
 from piccolo_st.data.permutation import mix, mix_array
 from piccolo_st.data.reading import ColumnBatch
+from piccolo_st.data.tokenization import FastPreprocess
 from piccolo_st.errors import InputError
 
 logger = logging.get_logger(__name__)
@@ -49,8 +52,8 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
         num_negatives: texts taken from each list of negatives at a visit, at most; None takes all.
         identities: whether ``{column}_identity`` is made.
 
-    The other arguments are ST's. A column that ``router_mapping`` does not name has the task "query" if it is called
-    query, anchor or question, else "document".
+    The other arguments are ST's; ``max_length`` may also be dataset name -> task -> tokens. A column that
+    ``router_mapping`` does not name has the task "query" if it is called query, anchor or question, else "document".
     """
 
     seed: int = 0
@@ -58,6 +61,7 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
     identities: bool = True
 
     def __post_init__(self) -> None:
+        self._tokenize = FastPreprocess(self.preprocess_fn)
         if self.num_negatives is not None and self.num_negatives < 1:
             raise InputError(f"num_negatives must be 1 or more, or None for all, but is {self.num_negatives}")
 
@@ -92,6 +96,7 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
             raise InputError(f"a batch needs a column of texts, but {where(0)} has only {label or 'none'}")
 
         routes, prompts = self._resolve_router_mapping(batch), self._resolve_prompts(batch)
+        limits = self._resolve_max_length(name)
         sampler = _ListSampler(self, columns, row_ids, getattr(features, "visit", None), where)
         for position, (column, cells) in enumerate(columns.items()):
             texts, owners = sampler.texts_of(column, position, cells)
@@ -103,7 +108,7 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
                         f"{', '.join(self.valid_label_columns)}"
                     )
             if texts:
-                batch.update(self._features(column, position, texts, owners, routes, prompts))
+                batch.update(self._features(column, position, texts, owners, routes, prompts, limits))
         return batch
 
     def _features(
@@ -114,13 +119,11 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
         owners: NDArray[np.int64] | None,
         routes: dict[str, str],
         prompts: Any,
+        limits: Mapping[str, int],
     ) -> dict[str, Any]:
         """Steps (4) and (5) for one column."""
         task = self._get_task_for_column(column, position, routes)
-        limit = self._get_max_length_for_task(task)
-        # The limit only where there is one: a preprocess_fn need not take it.
-        limits = {} if limit is None else {"max_length": limit}
-        tokens = self.preprocess_fn(texts, prompt=self._get_prompt_for_column(prompts, column), task=task, **limits)
+        tokens = self._tokenize(texts, self._get_prompt_for_column(prompts, column), task, limits.get(task))
         features = {f"{column}_{key}": value for key, value in tokens.items()}
         features[f"{column}_task"] = task
         if self.identities:
@@ -128,6 +131,14 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
         if owners is not None:
             features[f"{column}_owner"] = torch.from_numpy(owners)
         return features
+
+    def _resolve_max_length(self, dataset_name: str | None) -> dict[str, int]:
+        """Task -> tokens, for the batch's dataset; a task that is missing has the model's limit."""
+        limits: Any = self.max_length or {}
+        if isinstance(limits, int):
+            return {"query": limits, "document": limits}
+        nested = any(isinstance(value, Mapping) for value in limits.values())
+        return dict(limits.get(dataset_name, {})) if nested else limits
 
     def _get_task_for_column(self, column_name: str, column_position: int, router_mapping: dict[str, str]) -> str:
         default = "query" if column_name in QUERY_COLUMNS else "document"
@@ -151,11 +162,12 @@ class _ListSampler:
         self, column: str, position: int, cells: Sequence[Any]
     ) -> tuple[Sequence[str], NDArray[np.int64] | None]:
         """The texts of a column in row order and, for a column with any number of texts a row, the row of each."""
-        if not isinstance(next((cell for cell in cells if cell is not None), None), (list, tuple)):
-            return cells, None
-        lists = [() if cell is None else cell for cell in cells]
-        lengths = np.fromiter(map(len, lists), np.int64, len(lists))
         one_each = position < _FIRST_NEGATIVE
+        listed = isinstance(next((cell for cell in cells if cell is not None), None), (list, tuple))
+        if not listed and (one_each or None not in cells):
+            return cells, None
+        lists = [() if cell is None else cell if listed else (cell,) for cell in cells]
+        lengths = np.fromiter(map(len, lists), np.int64, len(lists))
         if one_each and not lengths.all():
             raise InputError(f"{self.where(lengths.argmin())} lists no text in column {column!r}, but needs one")
         texts = list(chain.from_iterable(lists))
@@ -209,12 +221,6 @@ def sample_from_lists(
     ranks[np.lexsort((noise, owners))] = elements
     turn = (ranks - visit * count) % lengths[owners]
     return np.flatnonzero(turn < count)
-
-
-def text_identities(texts: Sequence[str]) -> NDArray[np.int64]:
-    """A 64-bit hash (XXH3) of each text: (texts,). The same text has the same hash in every process."""
-    digest = xxhash.xxh3_64_intdigest
-    return np.fromiter((digest(text.encode()) for text in texts), np.uint64, len(texts)).view(np.int64)
 
 
 def _columns(features: Sequence[Mapping[str, Any]]) -> dict[str, Sequence[Any]]:
