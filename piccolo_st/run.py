@@ -231,6 +231,10 @@ class TrainingRun:
         )
         trainer.data_collator.num_negatives = data.num_negatives
         trainer.data_collator.seed = arguments.seed
+        # What a checkpoint must agree with beside what the trainer sees. The batch size is there as that of all ranks.
+        sections = {name: dataclasses.asdict(self.config[name]) for name in ("model", "data", "loss")}
+        sections["data"] |= {"mixture": self.mixture.fingerprint, "batch_size": None}
+        trainer.run_configuration = {"configuration": sections}
         return trainer
 
     def _losses(self, specs: list[Any]) -> dict[str, nn.Module]:

@@ -1,12 +1,13 @@
-"""PiccoloTrainer: SentenceTransformerTrainer with Piccolo's collator, sampler, reading, logs and saving.
+"""PiccoloTrainer: SentenceTransformerTrainer with Piccolo's collator, sampler, reading, guards, logs and saving.
 
-Only what ST's trainer cannot be told by its arguments stands here:
+Only what ST's trainer cannot be told by its arguments stands here; durable.py adds exact resume and complete
+checkpoints.
 
-    (1) each batch is read at once from one Arrow table (``homogeneous_dataloader``), and the dataloader is checked
-        against the plan before the first step;
-    (2) what the losses count (masked false negatives) and the loss of each dataset enter the trainer's logs, and so
-        every tracker;
-    (3) the progress bar says which dataset the step came from;
+    (1) each batch is read at once from one Arrow table (``homogeneous_dataloader``);
+    (2) before each micro-step the ranks compare what they are about to do, and tell each other whether they were asked
+        to stop; after each optimizer step they judge its gradient (guards.py);
+    (3) tokens, padding, the loss of each dataset, alignment and uniformity, and what the losses and guards count enter
+        the trainer's logs, and so every tracker; the progress bar says which dataset the step came from;
     (4) a checkpoint holds a portable model (``save_portable``) and nothing that would have to be unpickled to load it.
 """
 
@@ -14,24 +15,38 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from sentence_transformers import SentenceTransformerTrainer
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import TrainOutput
 
 from piccolo_st.arguments import PiccoloTrainingArguments
 from piccolo_st.data.collator import PiccoloDataCollator
 from piccolo_st.data.reading import homogeneous_dataloader
-from piccolo_st.data.sampler import HomogeneousBatchSampler, check_dataloader
+from piccolo_st.distributed import agree
+from piccolo_st.durable import DurableTrainer
+from piccolo_st.guards import (
+    MicroStep,
+    NonFiniteGuard,
+    StopSignals,
+    TrainingStopped,
+    check_supported,
+    lost_rank,
+    poison,
+)
 from piccolo_st.portable import save_portable
+from piccolo_st.watching import Meter, alignment_and_uniformity, embed
 
 logger = logging.getLogger(__name__)
 
 
-class PiccoloTrainer(SentenceTransformerTrainer):
+class PiccoloTrainer(DurableTrainer):
     """SentenceTransformerTrainer for Piccolo; see the module's docstring for what it adds.
 
     It takes the arguments of SentenceTransformerTrainer. ``args.multi_dataset_batch_sampler`` should be
@@ -44,65 +59,167 @@ class PiccoloTrainer(SentenceTransformerTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.step_dataset: str | None = None
-        # dataset -> [sum of losses, steps] since the last log; sums stay on the device until then.
-        self._dataset_losses: dict[str, list[Any]] = defaultdict(lambda: [0.0, 0])
+        self.signals = StopSignals()
+        self.guard = NonFiniteGuard(getattr(self.args, "max_non_finite_steps", 3), Path(self.args.output_dir))
+        self.meter = Meter()
+        self._stopping = False
+        self._last_features: list[dict[str, Any]] = []
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(_DatasetProgressCallback(self))
+        self.add_callback(_BoundaryCallback(self))
 
     def _build_dataloader(self, dataset: Any, batch_size: int, dataset_kind: str) -> DataLoader:
         dataloader = super()._build_dataloader(dataset, batch_size, dataset_kind)
         return homogeneous_dataloader(dataloader) if dataset_kind == "train" else dataloader
 
-    def get_train_dataloader(self) -> DataLoader:
-        """The training batches of this rank; with a HomogeneousBatchSampler they are checked against its plan."""
-        dataloader = super().get_train_dataloader()
-        sampler = self.args.multi_dataset_batch_sampler
-        if getattr(sampler, "func", sampler) is HomogeneousBatchSampler:
-            check_dataloader(dataloader)
-        return dataloader
+    # Step (2).
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train, or go on; see DurableTrainer.
+
+        Raises:
+            InputError: a combination of settings that is known to fail, or a checkpoint that cannot be used.
+            ValueError: the ranks do not run the same data, code and configuration.
+            NonFiniteError: too many steps in a row had a loss or gradient that is not finite.
+            LostRankError: another process has ended.
+            TrainingStopped: SIGTERM or SIGINT arrived; a checkpoint was saved. It is a SystemExit with code 75.
+        """
+        cached = sorted({type(one).__name__ for one in self._loss_modules() if _caches_gradients(one)})
+        check_supported(self.args, self.zero_stage, cached)
+        self._stopping = False
+        with self.signals, lost_rank(lambda: self.state.global_step):
+            output = super().train(*args, **kwargs)
+        if self._stopping and self.state.global_step < self.state.max_steps:
+            raise TrainingStopped(
+                f"stopped by {self.signals.received or 'a signal to another rank'} at step {self.state.global_step} of "
+                f"{self.state.max_steps}; the same command goes on from the checkpoint that was saved"
+            )
+        return output
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """The stock step, between what the ranks must agree on and what the guard must know."""
+        name, rows = inputs.get("dataset_name"), inputs.get("row_ids")
+        self.step_dataset = name
+        facts = {"step": self.state.global_step, "dataset": name, "columns": sorted(inputs)}
+        asked = agree("the step", facts, self.args.device, [self.signals.received is not None])
+        self._stopping = self._stopping or any(flag for (flag,) in asked)
+        loss = super().training_step(model, dict(inputs), *args, **kwargs)
+        self.guard.add(MicroStep(name, None if rows is None else rows.tolist(), inputs, loss))
+        self.meter.add_batch(inputs)
+        self._last_features = self.collect_features(inputs)[0]
+        return loss
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """ST's compute_loss; remembers the dataset and adds the loss to that dataset's account."""
-        name = inputs.get("dataset_name")
+        """ST's compute_loss, added to its dataset's account."""
+        name = inputs.get("dataset_name") or "train"
         result = super().compute_loss(model, inputs, *args, **kwargs)
-        if model.training:
-            loss = result[0] if isinstance(result, tuple) else result
-            self.step_dataset = name
-            account = self._dataset_losses[name or "train"]
-            account[0] = account[0] + loss.detach()
-            account[1] += 1
-        return result
+        if not model.training:
+            return result
+        loss = result[0] if isinstance(result, tuple) else result
+        self.meter.add_loss(name, loss)
+        return (poison(loss), *result[1:]) if isinstance(result, tuple) else poison(loss)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        step = self.state.global_step + 1
+        if not self.guard.judge(step, norm, self._loss_scale(), self._suspects, self._row) and not self._scaled():
+            model.zero_grad()  # without gradients the optimizer changes nothing
+        return norm
+
+    def _scaled(self) -> bool:
+        """Whether a loss scaler, or DeepSpeed, skips steps by itself."""
+        return self.is_deepspeed_enabled or getattr(self.accelerator, "scaler", None) is not None
+
+    def _loss_scale(self) -> float | None:
+        if self.is_deepspeed_enabled:
+            return float(self.model_wrapped.optimizer.cur_scale) if self.args.fp16 else None
+        scaler = getattr(self.accelerator, "scaler", None)
+        return None if scaler is None else float(scaler.get_scale())
+
+    @torch.no_grad()
+    def _suspects(self, step: MicroStep) -> list[int]:
+        """Rows of a micro-step whose label, or the embedding of one of whose texts, is not finite."""
+        features, labels = self.collect_features(step.inputs)
+        bad: set[int] = set()
+        if isinstance(labels, Tensor) and labels.is_floating_point():
+            bad.update(_rows_not_finite(labels))
+        training = self.model.training
+        self.model.eval()
+        for one in features:
+            rows = _rows_not_finite(embed(self.model, one))
+            owner = one.get("owner")
+            bad.update(rows if owner is None else (int(owner[row]) for row in rows))
+        self.model.train(training)
+        return sorted(bad)
+
+    def _row(self, dataset: str | None, row: int) -> dict[str, Any]:
+        part = self.train_dataset[dataset] if isinstance(self.train_dataset, Mapping) else self.train_dataset
+        return part[row]
+
+    # Step (3).
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the mean loss of each dataset and the losses' own statistics beside a training loss.
-
-        The numbers are this rank's; ranks share a dataset at every step, so rank 0 knows all of them.
-        """
+        """Log, with what meter, losses and guard have counted beside a training loss."""
         if "loss" in logs:
-            if len(self._dataset_losses) > 1:
-                for name, (total, steps) in sorted(self._dataset_losses.items()):
-                    logs[f"loss_{name}"] = round(float(total) / steps, 4)
-            self._dataset_losses.clear()
+            logs.update(self.meter.pop())
+            logs.update(alignment_and_uniformity(self.model, self._last_features))
             logs.update(self._loss_statistics())
+            logs.update(self.guard.pop_statistics())
         super().log(logs, start_time)
+
+    def _loss_modules(self) -> Iterator[nn.Module]:
+        losses = self.loss.values() if isinstance(self.loss, dict) else [self.loss]
+        for loss in losses:
+            yield from loss.modules()
 
     def _loss_statistics(self) -> dict[str, float]:
         """What the losses counted since the last log, averaged over the losses that counted it."""
-        losses = self.loss.values() if isinstance(self.loss, dict) else [self.loss]
         found: dict[str, list[float]] = defaultdict(list)
-        for loss in losses:
-            for module in loss.modules():
-                if hasattr(module, "pop_statistics"):
-                    for key, value in module.pop_statistics().items():
-                        found[key].append(value)
+        for module in self._loss_modules():
+            if hasattr(module, "pop_statistics"):
+                for key, value in module.pop_statistics().items():
+                    found[key].append(value)
         return {key: round(sum(values) / len(values), 4) for key, values in found.items()}
+
+    # Step (4).
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         # ST would save its own layout, the tokenizer a second time with this run's truncation baked in, and a pickle
-        # of the arguments. Only rank 0 comes here.
+        # of the arguments, and all that on every rank at once: transformers 5 comes here with each of them.
+        if not self.args.should_save:
+            return
         folder = output_dir if output_dir is not None else self.args.output_dir
         logger.info("Saving model checkpoint to %s", folder)
         save_portable(self.model, folder)
+
+
+def _caches_gradients(loss: nn.Module) -> bool:
+    """Whether a loss embeds in mini-batches and runs a backward pass for each: PiccoloLoss, or ST's Cached losses."""
+    sizes = (getattr(loss, "mini_batch_size", None), getattr(loss, "mini_batch_num_tokens", None))
+    return any(size is not None for size in sizes)
+
+
+def _rows_not_finite(values: Tensor) -> list[int]:
+    return (
+        (~torch.isfinite(values).flatten(1 if values.ndim > 1 else 0).view(len(values), -1).all(1))
+        .nonzero()[:, 0]
+        .tolist()
+    )
+
+
+class _BoundaryCallback(TrainerCallback):
+    """What happens at the boundary of a step."""
+
+    def __init__(self, trainer: PiccoloTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save and end where a signal asks for it. No evaluation first: whoever sent it may not wait for long."""
+        if self.trainer.args.world_size == 1 and self.trainer.signals.received is not None:
+            self.trainer._stopping = True
+        if self.trainer._stopping:
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
 
 
 class _DatasetProgressCallback(ProgressCallback):

@@ -18,11 +18,12 @@ LAYERS = [
     {"_version", "errors"},
     {"configuration"},
     {"distributed", "instructions", "benchmarks", "report", "positions"},
-    {"batching", "lengths", "durable"},
+    {"batching", "lengths"},
     {"losses", "pooling", "data"},
     {"portable", "onnx_export", "encoder"},
     {"checkpoint", "evaluation", "arguments", "guards", "watching"},
     {"model_card", "resume"},
+    {"durable"},
     {"trainer", "hub"},
     {"run"},
 ]

@@ -1,0 +1,307 @@
+"""DurableTrainer: SentenceTransformerTrainer whose runs survive being killed and go on exactly.
+
+    (1) ``train`` looks for the newest complete checkpoint of the run's directory, checks that it belongs to this run,
+        and goes on from it (``args.resume``). A finished run is loaded, not trained again;
+    (2) the position is a count of samples over all ranks, and a missing part of a checkpoint is an error;
+    (3) ``_save_checkpoint`` lets the stock trainer write into a hidden folder, then seals and publishes it (see
+        checkpoint.py). An error on one rank is an error of all, and the earlier checkpoints stay;
+    (4) nothing of a checkpoint is unpickled freely, also not by DeepSpeed.
+
+Exact means: the same weights, bit for bit, as a run that was never interrupted, with as many processes, on the same
+machine and versions. On a GPU that also takes kernels that repeat themselves (train.full_determinism).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformerTrainer
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import TrainerState, set_seed
+from transformers.trainer_utils import TrainOutput
+
+from piccolo_st import checkpoint, resume
+from piccolo_st._version import __version__
+from piccolo_st.checkpoint import Checkpoint, CheckpointError
+from piccolo_st.data.permutation import mix
+from piccolo_st.data.plan import BatchPlan
+from piccolo_st.data.sampler import HomogeneousBatchSampler, check_dataloader
+from piccolo_st.distributed import agree, fail_together, get_rank, on_first_rank
+from piccolo_st.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+class DurableTrainer(SentenceTransformerTrainer):
+    """SentenceTransformerTrainer with exact resume and complete checkpoints; see the module's docstring.
+
+    ``args.resume`` (``auto``) and ``args.accept_changes`` (False) are read where the arguments have them.
+
+    Attributes:
+        run_configuration: sections of the configuration that decide the run and that the trainer does not see
+            otherwise, as JSON; a checkpoint of a run with others is refused.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.run_configuration: Mapping[str, Any] = {}
+        self._resumed: Checkpoint | None = None
+        self._plan: BatchPlan | None = None
+        self._signature: dict[str, Any] = {}
+        self._writing: Path | None = None  # the hidden folder, while a checkpoint is being written
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The training batches of this rank; with a HomogeneousBatchSampler they are checked against its plan."""
+        dataloader = super().get_train_dataloader()
+        multi = isinstance(self.train_dataset, Mapping)
+        sampler = self.args.multi_dataset_batch_sampler if multi else self.args.batch_sampler
+        if getattr(sampler, "func", sampler) is HomogeneousBatchSampler:
+            self._plan = check_dataloader(dataloader).plan
+        return dataloader
+
+    # Step (1).
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train, or go on.
+
+        Args:
+            resume_from_checkpoint: None does what ``args.resume`` says; True demands a checkpoint in the output
+                directory; False starts anew; a path names the checkpoint.
+            args: of the stock trainer.
+            kwargs: of the stock trainer.
+
+        Raises:
+            CheckpointError: the checkpoint to go on from is broken, missing or of another run.
+        """
+        wanted = resume_from_checkpoint
+        if wanted is None:
+            wanted = getattr(self.args, "resume", "never")
+        steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+        self._signature = resume.signature(
+            self.args,
+            self._plan.signature() if self._plan is not None else {},
+            resume.data_fingerprints(self.train_dataset),
+            self.run_configuration,
+        )
+        self._compare_ranks()
+        found = on_first_rank(lambda: self._find(wanted))
+        self._resumed = found
+        if found is None:
+            return super().train(None, *args, **kwargs)
+        if found.step >= steps:
+            return self._load_finished(found)
+        logger.info("going on from %s, step %d of %d", found.path, found.step, steps)
+        on_start, self.args.eval_on_start = self.args.eval_on_start, False  # the run started long ago
+        try:
+            return super().train(str(found.path), *args, **kwargs)
+        finally:
+            self.args.eval_on_start = on_start
+
+    def _compare_ranks(self) -> None:
+        """Compare data, code and configuration before a rank could wait in vain for another."""
+        datasets = self.train_dataset if isinstance(self.train_dataset, Mapping) else {"train": self.train_dataset}
+        facts: dict[str, Any] = {f"columns of {name}": sorted(one.column_names) for name, one in datasets.items()}
+        facts |= {**self._signature, "engine": self._engine(), "piccolo_st": __version__, "torch": torch.__version__}
+        facts["parameters"] = sum(parameter.numel() for parameter in self.model.parameters())
+        agree("the run", facts, self.args.device, remedy="Start every process from the same files and configuration.")
+
+    def _find(self, wanted: str | bool) -> Checkpoint | None:
+        """The checkpoint to go on from, checked; None to start anew. Runs on the first rank alone."""
+        output_dir = Path(self.args.output_dir)
+        checkpoint.recover(output_dir)
+        if wanted is False or wanted == "never":
+            aside = checkpoint.set_aside(output_dir)
+            if aside is not None:
+                logger.warning("starting anew; the checkpoints of the earlier run are now in %s", aside)
+            return None
+        if isinstance(wanted, str) and wanted != "auto":
+            found: Checkpoint | None = checkpoint.verify(Path(wanted))
+            skipped: list[str] = []
+            self._check_parts(found)
+        else:
+            found, skipped = checkpoint.newest_complete(output_dir, self._check_parts)
+        for reason in skipped:
+            logger.warning("passed over: %s", reason)
+        if found is None:
+            if wanted is True or skipped:
+                raise CheckpointError(
+                    f"there is no complete checkpoint in {output_dir} to go on from"
+                    + (f" ({'; '.join(skipped)})" if skipped else "")
+                    + "; start anew with --train.resume never"
+                )
+            return None
+        resume.decide(found, self._facts(), bool(getattr(self.args, "accept_changes", False)))
+        return found
+
+    def _check_parts(self, found: Checkpoint) -> None:
+        run = found.run
+        if run.get("resumable"):
+            parts = resume.expected_parts(run["world_size"], run["engine"], found.step, run["scaler"])
+            resume.complete_for(found, parts)
+
+    def _load_finished(self, found: Checkpoint) -> TrainOutput:
+        """Take over the weights and the record of a run that has taken all its steps."""
+        logger.warning(
+            "%s is the end of this run, so nothing is trained. To train again, use --train.resume never or another "
+            "train.output_dir; to train longer, raise the number of steps or epochs with --train.accept_changes true",
+            found.path,
+        )
+        self.state = TrainerState.load_from_json(str(found.path / "trainer_state.json"))
+        best = self.state.best_model_checkpoint
+        if self.args.load_best_model_at_end and best is not None and Path(best).is_dir():
+            self._load_from_checkpoint(best)
+        else:
+            self._load_from_checkpoint(str(found.path))
+        losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+        return TrainOutput(found.step, losses[-1] if losses else float("nan"), {})
+
+    # Step (2).
+
+    def _init_training_state(
+        self, max_steps: int, num_update_steps_per_epoch: int, *args: Any, **kwargs: Any
+    ) -> tuple[int, int]:
+        epoch, step = super()._init_training_state(max_steps, num_update_steps_per_epoch, *args, **kwargs)
+        if self._resumed is None:
+            return epoch, step
+        self.state.compute_steps(self.args, max_steps)  # the file has the intervals of the run before
+        cursor = self._resumed.run["cursor"]
+        if self._plan is None or cursor is None:
+            return epoch, step
+        epoch, step = self._plan.position(cursor)
+        if step % self.args.gradient_accumulation_steps:
+            raise InputError(
+                f"{self._resumed.path} stands {step} batches into epoch {epoch}, which is inside an optimizer step of "
+                f"{self.args.gradient_accumulation_steps}; go on with the train.gradient_accumulation_steps it had"
+            )
+        return epoch, step
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self._resumed is None:
+            super()._load_rng_state(checkpoint)
+        elif self._resumed.run["world_size"] != self.args.world_size:
+            # No generator of that run belongs to this rank; the one it gets depends on nothing that happened before.
+            set_seed(mix(self.args.seed, self._resumed.step, self.args.world_size, get_rank()) % 2**32)
+        else:
+            super()._load_rng_state(checkpoint)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: Any) -> Any:
+        with contextlib.ExitStack() as stack:
+            if resume_from_checkpoint is not None:
+                classes = resume.deepspeed_classes() if self.is_deepspeed_enabled else []
+                stack.enter_context(resume.weights_only(classes))
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
+    # Step (3).
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._writing) if self._writing is not None else super()._get_output_dir(trial)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The stock save_model; while a checkpoint is written, an error of the writing rank is an error of all."""
+        error: Exception | None = None
+        try:
+            super().save_model(output_dir, _internal_call)
+        except Exception as raised:
+            if self._writing is None:
+                raise
+            error = raised
+        if self._writing is not None:
+            fail_together(error)  # now: the other ranks would wait for this one in what the stock trainer does next
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        output_dir, step = Path(self._get_output_dir(trial)), self.state.global_step
+        try:
+            folder = on_first_rank(lambda: checkpoint.begin(output_dir, step))
+        except Exception as error:
+            raise self._cannot_write(output_dir, step, error) from error
+        error = self._write_parts(folder, model, trial)
+        if error is not None and self.is_deepspeed_enabled:
+            # The others may wait for this rank inside DeepSpeed, and learn of its end from the broken connection.
+            raise self._cannot_write(output_dir, step, error) from error
+        try:
+            fail_together(error)
+            on_first_rank(lambda: self._finish(folder))
+        except Exception as error:
+            if self.is_world_process_zero():
+                checkpoint.discard(folder)
+            raise self._cannot_write(output_dir, step, error) from error
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(str(output_dir / folder.name))
+
+    def _write_parts(self, folder: Path, model: nn.Module, trial: Any) -> Exception | None:
+        """Let the stock trainer write this rank's parts; its error, if it had one."""
+        self._writing = folder.parent
+        try:
+            super()._save_checkpoint(model, trial)
+        except Exception as error:
+            return error
+        finally:
+            self._writing = None
+            best = self.state.best_model_checkpoint
+            if best is not None and Path(best) == folder:
+                self.state.best_model_checkpoint = str(folder.parent.parent / folder.name)
+        return None
+
+    def _finish(self, folder: Path) -> None:
+        """Seal, publish and rotate; on the first rank alone."""
+        self.state.save_to_json(str(folder / "trainer_state.json"))  # again: the best one may have a new place
+        facts = self._facts()
+        parts = []
+        if facts["resumable"]:
+            parts = resume.expected_parts(facts["world_size"], facts["engine"], self.state.global_step, facts["scaler"])
+        checkpoint.seal(folder, facts, parts)
+        final = checkpoint.publish(folder)
+        best = self.state.best_model_checkpoint
+        checkpoint.rotate(final.parent, self.args.save_total_limit, [Path(best)] if best else [])
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing while the folder may still be renamed; ``_save_checkpoint`` pushes the final one."""
+
+    def _facts(self) -> dict[str, Any]:
+        """What a checkpoint says about its run."""
+        cursor = None
+        if self._plan is not None and self.state.global_step:
+            updates = max(1, -(-self._plan.steps() // self.args.gradient_accumulation_steps))
+            epoch, update = divmod(self.state.global_step, updates)
+            cursor = self._plan.cursor(epoch, update * self.args.gradient_accumulation_steps)
+        return {
+            "signature": self._signature,
+            "cursor": cursor,
+            "world_size": self.args.world_size,
+            "engine": self._engine(),
+            "scaler": getattr(self.accelerator, "scaler", None) is not None,
+            "resumable": not self.args.save_only_model,
+            "environment": resume.environment(self.args),
+        }
+
+    def _engine(self) -> str:
+        if self.is_deepspeed_enabled:
+            return f"DeepSpeed ZeRO-{self.zero_stage}"
+        return "FSDP" if self.is_fsdp_enabled else resume.PLAIN
+
+    @property
+    def zero_stage(self) -> int | None:
+        """The stage of DeepSpeed ZeRO, or None without DeepSpeed."""
+        if not self.is_deepspeed_enabled:
+            return None
+        return int(
+            self.accelerator.state.deepspeed_plugin.hf_ds_config.config.get("zero_optimization", {}).get("stage", 0)
+        )
+
+    def _cannot_write(self, output_dir: Path, step: int, error: Exception) -> CheckpointError:
+        known = checkpoint.checkpoints(output_dir)
+        free = ""
+        with contextlib.suppress(OSError):
+            free = f" ({shutil.disk_usage(output_dir).free / 1e9:.1f} GB are free)"
+        return CheckpointError(
+            f"checkpoint-{step} could not be written to {output_dir}{free}: {type(error).__name__}: {error}. "
+            + (f"The one before, {known[-1].name}, is as it was" if known else "There is none before it")
+            + ". Make room or choose a directory that can be written to, and start the run again"
+        )

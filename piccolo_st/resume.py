@@ -1,0 +1,222 @@
+"""Where a run goes on, and whether it may: pure functions over what a checkpoint says and what the run is now.
+
+(1) a run has a *signature*: everything that decides its rows and its arithmetic, as flat JSON;
+(2) a checkpoint carries the signature of its run and the *position*: the samples that all ranks have seen
+    (``BatchPlan.cursor``), which means the same place for any number of processes;
+(3) ``decide`` compares the two. Equal signatures go on, bit for bit with as many processes as before. Another
+    number of processes with the same global batch goes on with the same rows at each step. Anything else that
+    differs is an error that names it, unless the run says that it accepts changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from datasets import Dataset, DatasetDict
+
+from piccolo_st.checkpoint import Checkpoint, CheckpointError
+
+logger = logging.getLogger(__name__)
+
+# Training arguments that change a weight. What only changes logs, evaluation or when a checkpoint is written is absent.
+_DECISIVE = (
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "bf16",
+    "fp16",
+    "learning_rate",
+    "lr_scheduler_kwargs",
+    "lr_scheduler_type",
+    "max_grad_norm",
+    "max_steps",
+    "num_train_epochs",
+    "optim",
+    "optim_args",
+    "seed",
+    "warmup_steps",
+    "weight_decay",
+)
+_SAMPLED_ROWS = 256
+
+#: The engine of one process and of DistributedDataParallel, whose checkpoints are the same.
+PLAIN = "torch"
+
+
+def signature(args: Any, plan: Mapping[str, Any], data: Mapping[str, str], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that decides a run's rows and arithmetic, save the number of processes.
+
+    Args:
+        args: the training arguments.
+        plan: ``BatchPlan.signature()``, or what stands in for it with another sampler.
+        data: dataset name -> fingerprint.
+        extra: sections of the configuration that the trainer does not see, such as the loss's.
+
+    Returns:
+        Dotted name -> a JSON value.
+    """
+    train = {name: getattr(args, name) for name in _DECISIVE}
+    # In-batch negatives come from one micro-step of all ranks.
+    train["rows of a micro-step"] = args.world_size * args.per_device_train_batch_size
+    sections = {"plan": plan, "data": data, "train": train, **extra}
+    return json.loads(json.dumps(dict(_flat(sections)), default=str))
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, child in value.items():
+            yield from _flat(child, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What two signatures differ in, in words."""
+    names = sorted({*before, *now})
+    return [
+        f"{name} was {before.get(name, 'absent')} and is {now.get(name, 'absent')}"
+        for name in names
+        if before.get(name) != now.get(name) or (name in before) != (name in now)
+    ]
+
+
+def data_fingerprints(datasets: Dataset | DatasetDict) -> dict[str, str]:
+    """A hash of each dataset: its columns, its size and rows spread evenly over it. Reads at most 256 rows."""
+    parts = datasets if isinstance(datasets, Mapping) else {"train": datasets}
+    return {name: _fingerprint(dataset) for name, dataset in parts.items()}
+
+
+def _fingerprint(dataset: Dataset) -> str:
+    dataset = dataset.with_format(None)  # without the transform that adds the dataset's name
+    size = len(dataset)
+    count = min(size, _SAMPLED_ROWS)
+    rows = dataset[[index * (size - 1) // max(count - 1, 1) for index in range(count)]] if size else {}
+    content = json.dumps([sorted(dataset.column_names), size, rows], sort_keys=True, default=str, ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def environment(args: Any) -> dict[str, Any]:
+    """What the last bits of a result depend on beside the signature."""
+    import sentence_transformers
+    import transformers
+
+    device = torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "sentence_transformers": sentence_transformers.__version__,
+        "device": device,
+        "threads": torch.get_num_threads() if args.device.type == "cpu" else None,
+    }
+
+
+def decide(found: Checkpoint, now: Mapping[str, Any], accept_changes: bool) -> None:
+    """Check that a run may go on from a checkpoint; log what will differ though it may.
+
+    Args:
+        found: the checkpoint.
+        now: what this run would write into its own: ``signature``, ``world_size``, ``engine``, ``environment``.
+        accept_changes: whether a changed signature is only a warning.
+
+    Raises:
+        CheckpointError: the signatures differ, or the checkpoint's optimizer state is in parts for other ranks.
+    """
+    before = found.run
+    if not before.get("resumable"):
+        raise CheckpointError(
+            f"{found.path} holds a model but no optimizer state (train.save_only_model): training cannot go on from "
+            "it. Start from its weights with model.name_or_path, in another train.output_dir"
+        )
+    changed = differences(before["signature"], now["signature"])
+    if changed and not accept_changes:
+        raise CheckpointError(
+            f"{found.path} is of another run: {'; '.join(changed)}. Undo the change to go on; or keep both runs with "
+            "another train.output_dir; or start anew here with --train.resume never (earlier checkpoints are kept "
+            "aside); or go on with the change with --train.accept_changes true"
+        )
+    for change in changed:
+        logger.warning("going on with a change that was accepted: %s", change)
+    if before["engine"] != now["engine"]:
+        raise CheckpointError(
+            f"{found.path} was written under {before['engine']} and this run is {now['engine']}, whose optimizer state "
+            f"has another form. Go on under {before['engine']}, or start from the checkpoint's weights with "
+            "model.name_or_path in another train.output_dir"
+        )
+    if before["world_size"] != now["world_size"]:
+        if now["engine"] != PLAIN:
+            raise CheckpointError(
+                f"{found.path} was written by {before['world_size']} processes and there are {now['world_size']}: the "
+                f"optimizer state of {now['engine']} is cut into one part for each process. Go on with "
+                f"{before['world_size']} processes, or start from the checkpoint's weights with model.name_or_path in "
+                "another train.output_dir"
+            )
+        logger.warning(
+            "%s was written by %s processes and there are %s: each step reads the same rows, but dropout is drawn "
+            "anew and sums are rounded in another order",
+            found.path,
+            before["world_size"],
+            now["world_size"],
+        )
+    else:
+        for difference in differences(before["environment"], now["environment"]):
+            logger.warning("going on, though perhaps not bit for bit: %s", difference)
+
+
+def expected_parts(world_size: int, engine: str, step: int, scaler: bool) -> list[str]:
+    """The files without which a run cannot go on, as patterns inside a checkpoint."""
+    parts = ["modules.json", "config.json", "trainer_state.json"]
+    parts += ["rng_state.pth"] if world_size == 1 else [f"rng_state_{rank}.pth" for rank in range(world_size)]
+    if engine.startswith("DeepSpeed"):
+        shards = f"global_step{step}"
+        parts += ["latest", f"{shards}/mp_rank_00_model_states.pt"]
+        if not engine.endswith("-0"):
+            parts += [f"{shards}/*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(world_size)]
+        return parts
+    return [*parts, "optimizer.pt", "scheduler.pt", *(["scaler.pt"] if scaler else [])]
+
+
+def complete_for(found: Checkpoint, parts: list[str]) -> None:
+    """Check that a checkpoint has all ``parts``.
+
+    Raises:
+        CheckpointError: naming those it lacks.
+    """
+    missing = [part for part in parts if not any(found.path.glob(part))]
+    if missing:
+        raise CheckpointError(f"the checkpoint {found.path} is not whole: {', '.join(missing)} is missing")
+
+
+@contextmanager
+def weights_only(allowed: list[Any]) -> Iterator[None]:
+    """Inside, every ``torch.load`` of this process, also DeepSpeed's, refuses a file that would run code.
+
+    Args:
+        allowed: classes that may be rebuilt nevertheless.
+    """
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        with torch.serialization.safe_globals(allowed):
+            yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def deepspeed_classes() -> list[Any]:
+    """The classes that stand in DeepSpeed's own checkpoints."""
+    from deepspeed.runtime.fp16 import loss_scaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [loss_scaler.LossScaler, loss_scaler.DynamicLossScaler, ZeroStageEnum, fragment_address]
