@@ -22,7 +22,7 @@ from pathlib import Path
 
 import datasets
 
-from piccolo_st.arguments import ConfigError, nearest, read_yaml, run_recipe
+from piccolo_st.configuration import ConfigError, nearest, read_yaml, run_recipe
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation import (
     Evaluation,
@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--benchmark", nargs="+", default=["c-mteb-35"], help="benchmarks, types, tasks, .yaml files")
     options.add_argument("--output", type=Path, default=Path("results"), help="folder of all results")
     options.add_argument("--name", help="org/name to keep the results under")
+    options.add_argument("--revision", help="branch, tag or commit of a repository")
     options.add_argument("--truncate_dim", default="", help="dimensions to score, such as 256,512,1024")
     options.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="dtype to encode in")
     options.add_argument("--device", help="cpu, cuda, cuda:1")
@@ -128,6 +129,7 @@ def main(arguments: Sequence[str]) -> None:
         options.benchmark,
         output=options.output,
         name=options.name,
+        revision=options.revision,
         truncate_dim=dimensions(options.truncate_dim),
         dtype=options.dtype,
         device=options.device,

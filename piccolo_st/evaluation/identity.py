@@ -19,8 +19,9 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from piccolo_st.errors import InputError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -30,15 +31,21 @@ _CONFIG_BOOKKEEPING = frozenset(
     {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "_commit_hash", "use_cache"}
     | {"_attn_implementation", "_attn_implementation_autoset", "attn_implementation"}
 )
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Name (``org/name``) and revision (40 hexadecimal digits) under which a model's results are stored."""
+    """Under what a model's results are stored, and what its content is.
+
+    Attributes:
+        name: ``org/name``; for a model that is not from the Hub only a label.
+        revision: the commit on the Hub, or the content hash; 40 hexadecimal digits.
+        content: the content hash.
+    """
 
     name: str
     revision: str
+    content: str
 
     def __str__(self) -> str:
         return f"{self.name}@{self.revision[:8]}"
@@ -94,27 +101,19 @@ def _tokenizer_state(tokenizer: Any) -> dict[str, Any]:
     return {**{key: value for key, value in state.items() if key not in ("padding", "truncation")}, **limits}
 
 
-def identify(model: SentenceTransformer, source: str | Path | None = None, name: str | None = None) -> Identity:
+def identify(model: SentenceTransformer, name: str = "local/in-memory", commit: str | None = None) -> Identity:
     """The identity of a model.
 
     Args:
-        model: the loaded model.
-        source: what it was loaded from just now: a directory, or a repository name on the Hub. None for a model that
-            was built or trained in this process; its card may name a model that it no longer is.
-        name: a label ``org/name`` of the caller's choice, in place of the one made from ``source``.
+        model: the loaded model. What its card says is not asked: it may name a model that this one no longer is.
+        name: ``org/name``.
+        commit: the commit of the Hub repository ``name`` that the model has just been loaded from, unchanged. None for
+            every other model.
 
     Raises:
-        ValueError: ``name`` is not of the form ``org/name``.
+        InputError: ``name`` is not of the form ``org/name``.
     """
-    if name is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ValueError(f'a model name has the form "org/name" (letters, digits, "_", "-", "."), got {name!r}')
-    if source is None:
-        return Identity(name or "local/in-memory", content_hash(model))
-    path = Path(source)
-    if path.exists():
-        label = re.sub(r"[^\w.-]", "-", path.resolve().name)
-        return Identity(name or f"local/{label}", content_hash(model))
-    commit = getattr(getattr(model, "config", None), "_commit_hash", None)
-    if commit is None or not _COMMIT.fullmatch(commit):
-        commit = content_hash(model)
-    return Identity(name or str(source), commit)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise InputError(f'a model name has the form "org/name" (letters, digits, "_", "-", "."), got {name!r}')
+    content = content_hash(model)
+    return Identity(name, commit or content, content)

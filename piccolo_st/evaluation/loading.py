@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from huggingface_hub import hf_hub_download
 from sentence_transformers import SentenceTransformer
 
 from piccolo_st.errors import InputError
@@ -36,6 +38,7 @@ def load_model(
     model: SentenceTransformer | str | Path,
     *,
     name: str | None = None,
+    revision: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
     instructions: Any = None,
@@ -50,29 +53,38 @@ def load_model(
     """
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    source: str | Path | None = None
+    label, commit = "local/in-memory", None
     if not isinstance(model, SentenceTransformer):
-        source = model
-        device = device or str(process_state().device)
+        source = str(model)
         try:
-            model = SentenceTransformer(str(source), device=device)
+            if Path(source).exists():
+                label = "local/" + re.sub(r"[^\w.-]", "-", Path(source).resolve().name)
+            else:
+                label, commit = source, _commit(source, revision)
+            device = device or str(process_state().device)
+            model = SentenceTransformer(source, revision=commit or revision, device=device)
         except (OSError, ValueError) as error:
             raise InputError(
-                f"{str(source)!r} cannot be loaded as a sentence-transformers model, neither as a directory nor from "
+                f"{source!r} cannot be loaded as a sentence-transformers model, neither as a directory nor from "
                 f"the Hub: {str(error).splitlines()[0]}"
             ) from error
     if instructions is not None:
         set_prompts(model, instructions)
+        commit = None
     identity: list[Any] = [None]
     if process_state().is_main_process:
-        identity = [_identity(model, source, name, changed=instructions is not None)]
+        identity = [identify(model, name or label, commit)]
     own = str(next(model.parameters()).dtype).removeprefix("torch.")
     if dtype is not None and dtype != own:
         model.to(getattr(torch, dtype))
-    return Loaded(model, broadcast_object_list(identity)[0], {} if dtype in (None, own) else {"dtype": dtype})
+    settings = {} if dtype in (None, own) else {"dtype": dtype}
+    return Loaded(model, broadcast_object_list(identity)[0], settings)
 
 
-def _identity(model: SentenceTransformer, source: str | Path | None, name: str | None, changed: bool) -> Identity:
-    if changed and source is not None and not Path(source).exists():
-        return identify(model, None, name or str(source))
-    return identify(model, source, name)
+def _commit(repository: str, revision: str | None) -> str | None:
+    """The commit that a repository stands at, or that was downloaded last where there is no network.
+
+    The cache of the Hub keeps a file of a commit at ``snapshots/<commit>/<file>``.
+    """
+    path = Path(hf_hub_download(repository, "modules.json", revision=revision))
+    return path.parent.name if re.fullmatch("[0-9a-f]{40}", path.parent.name) else None

@@ -55,8 +55,9 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Everything about the evaluation that :func:`json.dumps` can write; scores in percent."""
         averages, scores = self.averages, self.scores
+        model = {"name": self.identity.name, "revision": self.identity.revision, "content": self.identity.content}
         return {
-            "model": {"name": self.identity.name, "revision": self.identity.revision, "settings": dict(self.settings)},
+            "model": {**model, "settings": dict(self.settings)},
             "benchmark": {"name": self.benchmark.name, "description": self.benchmark.description},
             "average": averages.overall,
             "average_by_type": averages.by_type,

@@ -76,6 +76,7 @@ def evaluate(
     *,
     output: str | Path = "results",
     name: str | None = None,
+    revision: str | None = None,
     truncate_dim: Sequence[int] = (),
     dtype: str | None = None,
     device: str | None = None,
@@ -96,6 +97,7 @@ def evaluate(
             :mod:`piccolo_st.evaluation.tasks`.
         output: folder of all results.
         name: ``org/name`` to store the results under; made from ``model`` by default.
+        revision: branch, tag or commit of a repository.
         truncate_dim: score these numbers of leading dimensions, each, from one encoding; by default all dimensions.
         dtype: evaluate in "float16" or "bfloat16", whatever the weights are stored in.
         device: where to load a directory or repository to.
@@ -114,7 +116,7 @@ def evaluate(
             no way to reach the Hub. What was finished before is kept.
     """
     groups = select(benchmark)
-    loaded = load_model(model, name=name, device=device, dtype=dtype, instructions=instructions)
+    loaded = load_model(model, name=name, revision=revision, device=device, dtype=dtype, instructions=instructions)
     truncations = _truncations(loaded, truncate_dim)
     remember = len(truncations) > 1 or any(len(task.eval_splits) > 1 for group in groups for task in group.tasks)
     encoder = BenchmarkEncoder(
