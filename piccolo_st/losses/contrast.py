@@ -16,7 +16,8 @@ scalar, so its gradients can be made in the forward pass and only scaled in the 
     (1) scores: one matrix product of the anchors with each kind of candidates, already divided by t
     (2) what is no negative gets the score -inf; so does, with a margin, what is more similar than the positive allows
     (3) log Z_i from the maximum and the sum of exponentials of row i's two anchors; the exponentials stay in the buffer
-    (4) the positive's entry becomes minus the sum of all others: now buffer / Z_i is d loss_i / d scores
+    (4) the own pair's entry becomes minus the sum of all others: now buffer / Z_i is d loss_i / d scores (its entry
+        among doc_to_query stands for the same product of vectors and is 0, so that nothing cancels)
     (5) gradients: two more matrix products with the buffer, one for the anchors and one for the candidates
 
 That is three matrix products and a few passes over a buffer that is still in the cache; nothing is computed twice.
@@ -43,7 +44,7 @@ from piccolo_st.losses.false_negatives import Exclusions
 DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 
 _TILE_BYTES = 32 << 20
-_LEAST_ROWS = 128
+_LEAST_ROWS = 64
 
 # Scores so far below the maximum count as this far below. Their share, e^-60 = 1e-26, is under the resolution of the
 # dtype; without the floor, exponentials that underflow make exp and the matrix products after it up to 40 times slower.
@@ -111,7 +112,7 @@ def contrastive_loss(
     rows: tuple[int, int] | None = None,
     divisor: float | None = None,
     false_negative_margin: float | None = None,
-    tile_bytes: int = _TILE_BYTES,
+    tile_rows: int | None = None,
 ) -> Contrast:
     """The contrastive loss of some rows against all, see the module docstring.
 
@@ -125,16 +126,18 @@ def contrastive_loss(
         rows: (start, stop), the rows whose losses are summed: this rank's own. None: all.
         divisor: what the sum is divided by. None: the number of rows in ``rows``, so the loss is their mean.
         false_negative_margin: leave out a candidate whose similarity exceeds the positive's by more than this.
-        tile_bytes: the size of the buffer; at least 128 rows are computed at a time.
+        tile_rows: R, how many rows are computed at a time. None: as many as fit into 32 MiB, at least 64.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit, rows out of range, a temperature that is not positive, a negative
-            margin, unknown directions.
+        ValueError: shapes or dtypes that do not fit, rows out of range, a temperature or divisor that is not positive,
+            a negative margin, unknown directions.
     """
     _check_shapes(queries, positives, negatives, exclusions)
     start, stop = rows if rows is not None else (0, len(queries))
     if not 0 <= start < stop <= len(queries):
         raise ValueError(f"rows must be a range within the {len(queries)} queries, got {(start, stop)}")
+    if divisor is not None and not divisor > 0:
+        raise ValueError(f"divisor must be positive, got {divisor}")
     differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (queries, positives, negatives))
     task = _Task(
         exclusions=exclusions,
@@ -144,7 +147,7 @@ def contrastive_loss(
         stop=stop,
         divisor=float(stop - start) if divisor is None else float(divisor),
         margin=check_margin(false_negative_margin),
-        tile_bytes=tile_bytes,
+        tile_rows=tile_rows,
         differentiable=differentiable,
     )
     loss, masked_by_margin = _Contrast.apply(task, queries, positives, negatives)
@@ -181,7 +184,7 @@ class _Task:
     stop: int
     divisor: float
     margin: float | None
-    tile_bytes: int
+    tile_rows: int | None
     differentiable: bool
     masked_duplicates: int = 0
 
@@ -230,11 +233,11 @@ def _layout(directions: Sequence[str], rows: int, negatives: int) -> _Layout:
     return _Layout(anchors, width, tuple(blocks), tuple(unused), first)
 
 
-def _tiles(start: int, stop: int, row_bytes: int, tile_bytes: int) -> list[tuple[int, int]]:
+def _tiles(task: _Task, row_bytes: int) -> list[tuple[int, int]]:
     """Ranges of rows of nearly equal size."""
-    count = -(-(stop - start) // max(_LEAST_ROWS, tile_bytes // row_bytes))
-    borders = [start + (stop - start) * tile // count for tile in range(count + 1)]
-    return list(pairwise(borders))
+    most = task.tile_rows or max(_LEAST_ROWS, _TILE_BYTES // row_bytes)
+    count = -(-(task.stop - task.start) // most)
+    return list(pairwise(task.start + (task.stop - task.start) * tile // count for tile in range(count + 1)))
 
 
 class _Contrast(torch.autograd.Function):
@@ -259,7 +262,7 @@ def _loss_and_gradients(task: _Task, vectors: list[Tensor]) -> tuple[Tensor, Ten
     queries = vectors[0]
     layout = _layout(task.directions, len(queries), len(vectors[2]))
     row_size = layout.anchors * layout.width
-    tiles = _tiles(task.start, task.stop, row_size * queries.element_size(), task.tile_bytes)
+    tiles = _tiles(task, row_size * queries.element_size())
     buffer = queries.new_empty(max(stop - start for start, stop in tiles) * row_size)
     gradients = [torch.zeros_like(x) for x in vectors] if task.differentiable else []
     loss, masked = queries.new_zeros(()), torch.zeros((), dtype=torch.int64, device=queries.device)
@@ -271,23 +274,25 @@ def _loss_and_gradients(task: _Task, vectors: list[Tensor]) -> tuple[Tensor, Ten
         for kind, which, columns in layout.blocks:  # (1)
             torch.mm(anchors[:, which].flatten(0, 1), vectors[kind].T, out=tile[:, which, columns].flatten(0, 1))
 
-        own = rows, 0, rows + (start + layout.first["query_to_doc"][1])
-        positive = tile[own]
+        own = _own_pairs(layout, rows, start)
+        positive = tile[own[0]]
         task.masked_duplicates += _mask_exclusions(task, tile, layout, start, stop)  # (2)
         if task.margin is not None:
-            masked += _mask_margin(task, tile, layout, positive, start)
+            masked += _mask_margin(task, tile, positive, own)
 
         maximum = tile.amax(dim=(1, 2), keepdim=True)  # (3)
         tile.sub_(maximum).clamp_min_(_FLOOR[tile.dtype]).exp_()
-        own_share = tile[own]
-        tile[own] = 0
+        own_share = torch.stack([tile[index] for index in own]).sum(dim=0)
+        for index in own:
+            tile[index] = 0
         others = tile.sum(dim=(1, 2))
         total = own_share + others
-        loss += (maximum.flatten() + total.log() - positive).sum() / task.divisor
+        # log1p: where the positive is the maximum and meets itself once, a small loss keeps all its digits.
+        loss += (maximum.flatten() - positive + (others + (own_share - 1)).log1p()).sum() / task.divisor
         if not task.differentiable:
             continue
 
-        tile[own] = -others  # (4)
+        tile[own[0]] = -others  # (4)
         weight = (1 / (total * task.divisor)).view(-1, 1, 1)
         weighted, anchor_gradient = anchors * weight, torch.zeros_like(anchors)
         for kind, which, columns in layout.blocks:  # (5)
@@ -298,6 +303,12 @@ def _loss_and_gradients(task: _Task, vectors: list[Tensor]) -> tuple[Tensor, Ten
         for anchor in range(layout.anchors):
             gradients[anchor][start:stop] += anchor_gradient[:, anchor]
     return loss, masked, gradients
+
+
+def _own_pairs(layout: _Layout, rows: Tensor, start: int) -> list[tuple[Tensor, int, Tensor]]:
+    """Where each row's query meets its own positive: in query_to_doc and, if it is asked for, in doc_to_query."""
+    places = [layout.first[name] for name in ("query_to_doc", "doc_to_query") if name in layout.first]
+    return [(rows, anchor, rows + (start + column)) for anchor, column in places]
 
 
 def _mask_exclusions(task: _Task, tile: Tensor, layout: _Layout, start: int, stop: int) -> int:
@@ -313,14 +324,11 @@ def _mask_exclusions(task: _Task, tile: Tensor, layout: _Layout, start: int, sto
     return masked
 
 
-def _mask_margin(task: _Task, tile: Tensor, layout: _Layout, positive: Tensor, start: int) -> Tensor:
-    """Step (2) for the margin, which never masks the positive pair itself. Returns how many were left out."""
+def _mask_margin(task: _Task, tile: Tensor, positive: Tensor, own: list[tuple[Tensor, int, Tensor]]) -> Tensor:
+    """Step (2) for the margin, which never masks the own pair. Returns how many were left out."""
     assert task.margin is not None
     close = tile > (positive + task.margin / task.temperature).view(-1, 1, 1)
-    rows = torch.arange(len(positive), device=tile.device)
-    for direction in ("query_to_doc", "doc_to_query"):
-        if direction in layout.first:
-            anchor, column = layout.first[direction]
-            close[rows, anchor, rows + (start + column)] = False
+    for index in own:
+        close[index] = False
     tile.masked_fill_(close, -math.inf)
     return close.sum()

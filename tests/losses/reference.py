@@ -1,0 +1,67 @@
+"""The contrastive loss written naively: every similarity at once, every rule as a condition on two rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def allowed_candidates(
+    row: int, directions: Sequence[str], owner: Sequence[int], queries: Sequence[int], documents: Sequence[int]
+) -> dict[str, list[int]]:
+    """For one row the candidates of each direction that count in its denominator, its own pair included."""
+    rows = len(queries)
+    owners = [*range(rows), *owner]
+    known = {(queries[j], documents[j]) for j in range(rows)}
+    own_query, own_positive = queries[row], documents[row]
+    allowed = {
+        "query_to_doc": [d for d in range(len(documents)) if d == row or (own_query, documents[d]) not in known],
+        "query_to_query": [j for j in range(rows) if queries[j] != own_query],
+        "doc_to_query": [j for j in range(rows) if j == row or (queries[j], own_positive) not in known],
+        "doc_to_doc": [
+            d
+            for d in range(len(documents))
+            if queries[owners[d]] != own_query and (own_query, documents[d]) not in known
+        ],
+    }
+    return {direction: allowed[direction] for direction in directions}
+
+
+def naive_loss(
+    queries: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    owner: Sequence[int],
+    *,
+    temperature: float,
+    directions: Sequence[str],
+    query_identity: Sequence[int] | None = None,
+    document_identity: Sequence[int] | None = None,
+    rows: tuple[int, int] | None = None,
+    margin: float | None = None,
+    divisor: float | None = None,
+) -> Tensor:
+    """The loss of embeddings of any length, in float64, by autograd."""
+    q, p, h = (torch.nn.functional.normalize(x.double(), dim=-1) for x in (queries, positives, negatives))
+    d = torch.cat([p, h])
+    query_identity = list(range(len(q))) if query_identity is None else query_identity
+    document_identity = list(range(len(d))) if document_identity is None else document_identity
+    start, stop = rows or (0, len(q))
+    losses = []
+    for i in range(start, stop):
+        allowed = allowed_candidates(i, directions, owner, query_identity, document_identity)
+        own = q[i] @ p[i]
+        logits = []
+        for direction, candidates in allowed.items():
+            anchor = q[i] if direction.startswith("query") else p[i]
+            pool = q if direction.endswith("query") else d
+            for candidate in candidates:
+                similarity = anchor @ pool[candidate]
+                is_own_pair = candidate == i and direction in ("query_to_doc", "doc_to_query")
+                if margin is not None and not is_own_pair and similarity > own + margin:
+                    continue
+                logits.append(similarity / temperature)
+        losses.append(torch.logsumexp(torch.stack(logits), 0) - own / temperature)
+    return torch.stack(losses).sum() / (stop - start if divisor is None else divisor)
