@@ -23,7 +23,7 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -86,6 +86,7 @@ class HubServer:
         self.repos: dict[tuple[str, str], Repository] = {}
         self.calls: list[Call] = []
         self.faults: list[Fault] = []
+        self.before: dict[str, Callable[[], object]] = {}  # route -> what happens just before it is answered, once
         self.lock = threading.RLock()
         handler = type("Handler", (_Handler,), {"hub": self})
         self._servers = [ThreadingHTTPServer(("127.0.0.1", p), handler) for p in (port, 0)]
@@ -172,6 +173,8 @@ class _Handler(Endpoints, BaseHTTPRequestHandler):
                 raise HubError(404, f"no such endpoint: {self.command} {self.path}")
             if sent_token and self.user is None and route not in STORAGE:
                 raise HubError(401, "Invalid credentials in Authorization header")
+            if route in self.hub.before:  # outside the lock: it may well be a request of its own
+                self.hub.before.pop(route)()
             with self.hub.lock:
                 if route in WRITES:
                     self.check_write(self.repository().id)

@@ -345,11 +345,15 @@ def test_golden_card(model: Any, tmp_path: Path) -> None:
 
 def test_everything_sentence_transformers_writes_is_still_there(model: Any, tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
+    losses = [MultipleNegativesRankingLoss(model)]
+    model.model_card_data.set_losses(losses)
     model.save(str(tmp_path / "ours"))
     ours = (tmp_path / "ours" / "README.md").read_text(encoding="utf-8")
     model.model_card_data = SentenceTransformerModelCardData(model_name="tiny", language="zh", license="mit")
     model.model_card_data.register_model(model)
+    model.model_card_data.set_losses(losses)
     model.save(str(tmp_path / "theirs"))
     theirs = (tmp_path / "theirs" / "README.md").read_text(encoding="utf-8")
     headings = re.findall(r"^#{2,3} .*$", re.sub(r"<!--.*?-->", "", theirs, flags=re.S), re.M)
@@ -396,17 +400,17 @@ def test_results_are_added_to_an_edited_card(model: Any, tmp_path: Path) -> None
     )
     results = read_results(LARGE / "results.jsonl")
     facts = {"size_gb": 0.1, "dimension": 32, "max_tokens": 512}
-    add_results(tmp_path, results, content_hash="a" * 40, model_id="org/tiny", facts=facts, date="2024-01-02")
+    add_results(tmp_path, results, evaluated="a" * 40, model_id="org/tiny", facts=facts, date="2024-01-02")
     card = path.read_text(encoding="utf-8")
     assert "我自己写的话。\n\n## 我的一节" in card and 'SentenceTransformer("org/tiny")' in card
     assert "**64.11**" in card and "sentence_transformers_model_id" not in card
     assert metadata(card)["model-index"][0]["name"] == "tiny" and len(ModelCard(card).data.eval_results) == 367
     assert "mteb" in metadata(card)["tags"] and evaluated_model(card) == "a" * 40
     assert len(list((tmp_path / ".eval_results").glob("*.yaml"))) == 35
-    add_results(tmp_path, results, content_hash="a" * 40, model_id="org/tiny", facts=facts, date="2024-01-02")
+    add_results(tmp_path, results, evaluated="a" * 40, model_id="org/tiny", facts=facts, date="2024-01-02")
     assert path.read_text(encoding="utf-8") == card
     few = [r for r in results if r.task_type == "STS"]
-    add_results(tmp_path, few, content_hash="b" * 40, model_id="org/tiny")
+    add_results(tmp_path, few, evaluated="b" * 40, model_id="org/tiny")
     card = path.read_text(encoding="utf-8")
     assert len(ModelCard(card).data.eval_results) == 48 and evaluated_model(card) == "b" * 40
     assert len(list((tmp_path / ".eval_results").glob("*.yaml"))) == 8, "files of the earlier results are gone"
@@ -414,4 +418,4 @@ def test_results_are_added_to_an_edited_card(model: Any, tmp_path: Path) -> None
 
 def test_results_need_a_card(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no README\.md; save the model with its card first"):
-        add_results(tmp_path, [], content_hash="a" * 40, model_id="org/tiny")
+        add_results(tmp_path, [], evaluated="a" * 40, model_id="org/tiny")

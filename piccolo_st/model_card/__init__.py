@@ -10,7 +10,7 @@
 """
 
 from piccolo_st.model_card.card import PiccoloModelCardData, render_card, stage_facts
-from piccolo_st.model_card.folder import add_results, card_from_folder
+from piccolo_st.model_card.folder import add_results, card_from_folder, prepare_card, read_rows
 from piccolo_st.model_card.results import TaskResult, eval_result_files, read_results, scores, write_results
 
 __all__ = [
@@ -19,7 +19,9 @@ __all__ = [
     "add_results",
     "card_from_folder",
     "eval_result_files",
+    "prepare_card",
     "read_results",
+    "read_rows",
     "render_card",
     "scores",
     "stage_facts",

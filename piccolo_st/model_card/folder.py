@@ -5,25 +5,29 @@ A folder of data files (model_cards/NAME) holds ``card.yaml``, whose keys are th
 the README.md from them and from nothing else, so data and card cannot drift apart unnoticed.
 
 A model directory already has a README.md, written when the model was saved and perhaps edited since. ``add_results``
-puts results into its metadata and its evaluation part and leaves the rest as it is.
+puts results into its metadata and its evaluation part and leaves the rest as it is; ``prepare_card`` does that and
+whatever else a release asks of a card.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard
+from sentence_transformers import SentenceTransformer
 
 from piccolo_st.benchmarks import C_MTEB_35, Benchmark, average_scores, get_benchmark, nearest
 from piccolo_st.errors import InputError
+from piccolo_st.evaluation.identity import content_hash
 from piccolo_st.instructions import resolve_instructions
-from piccolo_st.model_card.card import PLACEHOLDER_ID, PiccoloModelCardData, render_card
+from piccolo_st.model_card.card import PLACEHOLDER_ID, PiccoloModelCardData, render_card, stage_facts
 from piccolo_st.model_card.results import TaskResult, eval_result_files, eval_results, read_results, scores
-from piccolo_st.model_card.sections import TableRow, evaluation_section, replace_block
+from piccolo_st.model_card.sections import TableRow, evaluation_section, replace_block, training_section
 
 
 def read_rows(path: str | Path) -> list[TableRow]:
@@ -74,7 +78,7 @@ def add_results(
     model_dir: str | Path,
     results: Sequence[TaskResult],
     *,
-    content_hash: str,
+    evaluated: str,
     model_id: str,
     benchmark: Benchmark = C_MTEB_35,
     comparison: Sequence[TableRow] = (),
@@ -86,8 +90,7 @@ def add_results(
     Args:
         model_dir: the directory; its README.md has to exist.
         results: what was measured, see :func:`read_results`. They replace results of an earlier evaluation.
-        content_hash: of the evaluated model (``piccolo_st.evaluation.identity.content_hash``); a release compares it
-            with the weights it is about to publish.
+        evaluated: the content hash of the evaluated model; a release compares it with what it is about to publish.
         model_id: the Hub id under which the model is or will be published.
         benchmark: the definition by which the results are averaged.
         comparison: rows of other models, scored by the same definition.
@@ -110,7 +113,7 @@ def add_results(
     card.data.tags = list(dict.fromkeys([*(card.data.tags or []), "mteb"]))
     known = scores(results, benchmark)
     own = TableRow.computed(model_id, average_scores(known, benchmark), **(facts or {}))
-    section = evaluation_section(known, benchmark, own, comparison, content_hash)
+    section = evaluation_section(known, benchmark, own, comparison, evaluated)
     card.text = replace_block(card.text, "evaluation", section).replace(PLACEHOLDER_ID, model_id)
     path.write_text(str(card), encoding="utf-8")
     files = eval_result_files(results, benchmark, date=date)
@@ -121,6 +124,63 @@ def add_results(
         file = Path(model_dir) / name
         file.parent.mkdir(exist_ok=True)
         file.write_text(text, encoding="utf-8")
+
+
+def prepare_card(
+    model_dir: str | Path,
+    model_id: str,
+    *,
+    results: str | Path | None = None,
+    benchmark: Benchmark = C_MTEB_35,
+    comparison: Sequence[TableRow] = (),
+    run_dir: str | Path | None = None,
+) -> None:
+    """Make the card of a saved model ready for its release: the id it loads, its results, the facts of its training.
+
+    Args:
+        model_dir: the saved model; its README.md changes.
+        model_id: the Hub id under which it will be published.
+        results: the folder of its result files, ``.../org__name/REVISION``. The revision has to be the content hash
+            of this model, so another model's results are refused.
+        benchmark: the definition by which they are averaged.
+        comparison: rows of other models, scored by the same definition.
+        run_dir: the output directory of the run that trained it, with ``config.yaml``, ``run.json`` and ``curves.png``.
+
+    Raises:
+        InputError: a file is missing or broken, or the results belong to another model.
+    """
+    folder, path = Path(model_dir), Path(model_dir) / "README.md"
+    if not path.is_file():
+        raise InputError(f"{folder} has no README.md; save the model with its card first")
+    text = path.read_text(encoding="utf-8").replace(PLACEHOLDER_ID, model_id)
+    if run_dir is not None:
+        config, facts = _yaml(Path(run_dir) / "config.yaml"), _yaml(Path(run_dir) / "run.json")
+        pictures = []
+        if (Path(run_dir) / "curves.png").exists():
+            shutil.copyfile(Path(run_dir) / "curves.png", folder / "curves.png")
+            pictures.append("curves.png")
+        text = replace_block(text, "training", training_section([stage_facts(config, facts)], pictures))
+    path.write_text(text, encoding="utf-8")
+    if results is None:
+        return
+    model = SentenceTransformer(str(folder), device="cpu")
+    actual, evaluated = content_hash(model), Path(results).name
+    if evaluated != actual:
+        raise InputError(
+            f"the results in {results} belong to the model with the content hash {evaluated[:12]}, {folder} has "
+            f"{actual[:12]}; evaluate this directory, and give the folder named after its hash"
+        )
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9
+    facts = {"size_gb": float(f"{size:.2g}"), "dimension": model.get_embedding_dimension()}
+    add_results(
+        folder,
+        read_results(results, benchmark),
+        evaluated=actual,
+        model_id=model_id,
+        benchmark=benchmark,
+        comparison=[row for row in comparison if row.model != model_id],
+        facts={**facts, "max_tokens": model.max_seq_length},
+    )
 
 
 def _row(content: Any, folder: Path, place: str) -> TableRow:

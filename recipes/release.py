@@ -1,0 +1,79 @@
+"""Check a saved model, show what releasing it would change on the Hub, and with --push release it.
+
+    python recipes/release.py MODEL_DIR ORG/NAME                            # checks and a dry run; nothing is sent
+    python recipes/release.py MODEL_DIR ORG/NAME --fill-card --run-dir RUN  # finish the card first (changes README.md)
+    python recipes/release.py MODEL_DIR ORG/NAME --results results/org__name/REVISION --compare ROWS.yaml
+    python recipes/release.py MODEL_DIR ORG/NAME --push --tag v1.0          # private; one commit, verified, tagged
+    python recipes/release.py MODEL_DIR ORG/NAME --push --public
+
+Interrupted or refused at any point, the same command goes on from there. Log in with `hf auth login` or set HF_TOKEN.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from piccolo_st.configuration import run_recipe
+from piccolo_st.benchmarks import C_MTEB_35, get_benchmark
+from piccolo_st.hub import release
+from piccolo_st.model_card import prepare_card, read_rows
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("model_dir", type=Path, help="directory of a saved model")
+    options.add_argument("repo_id", help="where it goes: org/name")
+    options.add_argument("--push", action="store_true", help="release; otherwise show what would happen")
+    options.add_argument(
+        "--public", action="store_true", help="make the repository public once the release is verified"
+    )
+    options.add_argument("--revision", default="main", help="branch to release to")
+    options.add_argument("--pull-request", action="store_true", help="open a pull request instead of committing")
+    options.add_argument("--tag", help="tag for the commit, such as v1.0")
+    options.add_argument("--message", help="title of the commit")
+    options.add_argument("--parent", help="refuse unless the branch is still at this commit")
+    options.add_argument("--include", nargs="+", default=[], help="patterns of further files to publish")
+    options.add_argument("--exclude", nargs="+", default=[], help="patterns of files to leave out")
+    options.add_argument("--delete", nargs="+", default=[], help="patterns of remote files to delete")
+    options.add_argument("--foreign-results", action="store_true", help="publish results that name no model")
+    card = options.add_argument_group("the card, changed on disk before the checks")
+    card.add_argument("--fill-card", action="store_true", help="write the repository's id into the usage snippets")
+    card.add_argument("--results", type=Path, help="folder of result files, named after the model's content hash")
+    card.add_argument("--benchmark", default=C_MTEB_35.name, help="definition by which results are averaged")
+    card.add_argument("--compare", type=Path, help="YAML file of rows to compare with")
+    card.add_argument("--run-dir", type=Path, help="output directory of the run, for the training part")
+    return options
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = parser().parse_args(arguments)
+    if options.fill_card or options.results or options.run_dir:
+        prepare_card(
+            options.model_dir,
+            options.repo_id,
+            results=options.results,
+            benchmark=get_benchmark(options.benchmark),
+            comparison=read_rows(options.compare) if options.compare else (),
+            run_dir=options.run_dir,
+        )
+    release(
+        options.model_dir,
+        options.repo_id,
+        push=options.push,
+        private=not options.public,
+        revision=options.revision,
+        create_pr=options.pull_request,
+        tag=options.tag,
+        message=options.message,
+        parent=options.parent,
+        include=options.include,
+        exclude=options.exclude,
+        delete=options.delete,
+        foreign_results=options.foreign_results,
+    )
+
+
+if __name__ == "__main__":
+    run_recipe(main)
