@@ -34,13 +34,13 @@ from piccolo_st.arguments import (
 from piccolo_st.configuration import RunConfig
 from piccolo_st.data import store
 from piccolo_st.data.mining import MiningSettings, mine_negatives
-from piccolo_st.data.mixture import Mixture, load_mixture
+from piccolo_st.data.mixture import DatasetSpec, Mixture, load_mixture
 from piccolo_st.data.sampler import HomogeneousBatchSampler, check_dataloader
 from piccolo_st.encoder import EncoderSettings, build_encoder, load_encoder
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation import RetrievalEvaluator
 from piccolo_st.instructions import dataset_prompts, dataset_tasks, resolve_instructions
-from piccolo_st.losses import PiccoloLoss
+from piccolo_st.losses import build_losses
 from piccolo_st.trainer import PiccoloTrainer
 
 
@@ -237,12 +237,11 @@ class TrainingRun:
         trainer.run_configuration = {"configuration": sections}
         return trainer
 
-    def _losses(self, specs: list[Any]) -> dict[str, nn.Module]:
+    def _losses(self, specs: list[DatasetSpec]) -> dict[str, nn.Module]:
         loss: LossArguments = self.config["loss"]
         options = {item.name: getattr(loss, item.name) for item in dataclasses.fields(loss)}
-        options.pop("matryoshka_dims")
         with _blamed("loss"):
-            return {spec.name: PiccoloLoss(self.model, **options) for spec in specs}
+            return build_losses(self.model, {spec.name: (spec.task, spec.loss) for spec in specs}, **options)
 
     def _evaluators(self) -> list[RetrievalEvaluator]:
         options: dict[str, Any] = {

@@ -8,6 +8,7 @@ piccolo.py          PiccoloLoss: embeds, gathers, masks, calls contrast
 hybrid.py           task type -> loss with its weight
 """
 
+from piccolo_st.losses.hybrid import OwnNegativesLoss, build_losses
 from piccolo_st.losses.piccolo import PiccoloLoss
 
-__all__ = ["PiccoloLoss"]
+__all__ = ["OwnNegativesLoss", "PiccoloLoss", "build_losses"]

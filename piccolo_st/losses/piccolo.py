@@ -141,7 +141,7 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
             facts={"the loss": type(self).__name__, **self._settings()},
         )
         if not self.uses_gradient_cache:
-            return self._loss(embed_columns(self.model, columns, self._chunk_tokens(columns)), batch)
+            return self._loss(embed_columns(self.model, columns, chunk_tokens_for(self.chunk_tokens, columns)), batch)
         refuse_partitioned_gradients(self.model)
         rows = sort_rows(columns, model_reads_task(self.model))
         # The mixin hands what it calls the labels to calculate_loss as they are. Ours are the step.
@@ -183,11 +183,6 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
         if torch.is_grad_enabled():
             self._count(own[1] - own[0], result)
         return result.loss
-
-    def _chunk_tokens(self, columns: Sequence[Features]) -> int | None:
-        if self.chunk_tokens != "auto":
-            return self.chunk_tokens
-        return CPU_CHUNK_TOKENS if device_of(columns).type == "cpu" else None
 
     def _count(self, rows: int, result: Contrast) -> None:
         self._rows += rows
@@ -232,6 +227,13 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
     def citation(self) -> str:
         """BibTeX of what this configuration implements, for ST's model card."""
         return GTE_CITATION + (GRADCACHE_CITATION if self.uses_gradient_cache else "")
+
+
+def chunk_tokens_for(setting: int | str | None, columns: Sequence[Features]) -> int | None:
+    """The size of a forward pass in tokens: the setting itself, or for "auto" what suits the columns' device."""
+    if setting != "auto":
+        return setting
+    return CPU_CHUNK_TOKENS if device_of(columns).type == "cpu" else None
 
 
 def refuse_partitioned_gradients(model: Any) -> None:

@@ -1,0 +1,180 @@
+"""The hybrid: each task's loss with its weight, against references written out, and all of it in ST's trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import CoSENTLoss, MatryoshkaLoss
+
+from piccolo_st import HomogeneousBatchSampler, PiccoloDataCollator
+from piccolo_st.losses import OwnNegativesLoss, PiccoloLoss, build_losses
+from piccolo_st.losses.hybrid import WeightedLoss
+
+TEXTS = ["今天下雨", "明天天气好", "猫", "大狗和小猫", "红黄蓝绿", "山川河海"]
+
+
+def columns(model: Any, owners: list[int]) -> list[dict[str, torch.Tensor]]:
+    features = [dict(model.preprocess(TEXTS[:3])), dict(model.preprocess(TEXTS[3:]))]
+    if owners:
+        negatives = dict(model.preprocess([TEXTS[(2 * i + 1) % 6] for i in range(len(owners))]))
+        features.append({**negatives, "owner": torch.tensor(owners)})
+    return features
+
+
+@pytest.mark.parametrize("owners", [[0, 0, 2], [1], []])
+def test_own_negatives_are_the_softmax_written_out(make_model: Callable[..., Any], owners: list[int]) -> None:
+    model = make_model().double()
+    features = columns(model, owners)
+    loss = OwnNegativesLoss(model, temperature=0.07)(features)
+    embedded = [torch.nn.functional.normalize(model(dict(f))["sentence_embedding"], dim=-1) for f in features]
+    expected = []
+    for i in range(3):
+        scores = [embedded[0][i] @ embedded[1][i]]
+        scores += [embedded[0][i] @ embedded[2][k] for k, owner in enumerate(owners) if owner == i]
+        scores = torch.stack(scores) / 0.07
+        expected.append(torch.logsumexp(scores, 0) - scores[0])
+    reference = torch.stack(expected).mean()
+    torch.testing.assert_close(loss, reference, rtol=1e-12, atol=1e-12)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    wanted = torch.autograd.grad(reference, parameters, allow_unused=True)
+    assert any(w is not None and w.abs().max() > 1e-6 for w in wanted) or not owners, "nothing to compare"
+    for one, other in zip(found, wanted, strict=True):
+        if other is not None:
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+def test_each_task_gets_its_loss_weight_and_temperature(make_model: Callable[..., Any]) -> None:
+    model = make_model()
+    tasks = {
+        "search": "retrieval",
+        "own": ("retrieval", {"temperature": 0.02, "weight": 0.5}),
+        "graded": "sts",
+        "equal": ("pair", {"temperature": 0.1, "weight": 1.0}),
+        "topic": "classification",
+    }
+    losses = build_losses(model, tasks, temperature=0.03, directions=("query_to_doc",))
+    assert list(losses) == list(tasks)
+    assert isinstance(losses["search"], PiccoloLoss) and losses["search"].temperature == 0.03
+    own = losses["own"]
+    assert isinstance(own, WeightedLoss) and own.weight == 0.5 and own.loss.temperature == 0.02
+    assert own.loss.directions == ("query_to_doc",)
+    graded = losses["graded"]
+    assert isinstance(graded, WeightedLoss) and isinstance(graded.loss, CoSENTLoss)
+    assert (graded.weight, graded.loss.scale) == (0.04, pytest.approx(20.0))
+    assert isinstance(losses["equal"], CoSENTLoss) and losses["equal"].scale == pytest.approx(10.0)
+    topic = losses["topic"]
+    assert isinstance(topic.loss, OwnNegativesLoss) and (topic.weight, topic.loss.temperature) == (0.2, 0.05)
+
+
+def test_the_weight_scales_the_loss(make_model: Callable[..., Any]) -> None:
+    model = make_model()
+    plain, weighted = OwnNegativesLoss(model), WeightedLoss(OwnNegativesLoss(model), 0.25)
+    features = columns(model, [0, 1, 2])
+    torch.testing.assert_close(weighted(features), plain(features) * 0.25)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_mrl_is_the_sum_over_the_dimensions(make_model: Callable[..., Any], cached: bool) -> None:
+    """ST's MatryoshkaLoss around ours: the losses of the truncated embeddings, added up, with their gradients."""
+    model = make_model()
+    caching = {"mini_batch_size": 2, "mask_duplicates": False} if cached else {"mask_duplicates": False}
+    loss = build_losses(model, {"a": "retrieval"}, matryoshka_dims=[32, 16], temperature=0.05, **caching)["a"]
+    assert isinstance(loss, MatryoshkaLoss)
+    features = columns(model, [0, 2])
+    value = loss(features, None)
+    value.backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    total = 0.0
+    for dimension in (32, 16):
+        model.truncate_dim = dimension
+        plain = PiccoloLoss(model, temperature=0.05)
+        embedded = [model(dict(f))["sentence_embedding"][:, :dimension] for f in without_owner(features)]
+        batch_owner = features[2]["owner"]
+        total = total + reference_loss(plain, embedded, batch_owner)
+    total.backward()
+    model.truncate_dim = None
+    torch.testing.assert_close(value.detach(), total.detach(), rtol=1e-4, atol=1e-5)
+    wanted = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert found.keys() == wanted.keys() and len(found) > 10
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def without_owner(features: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+    return [{key: value for key, value in column.items() if key != "owner"} for column in features]
+
+
+def reference_loss(loss: PiccoloLoss, embedded: list[torch.Tensor], owner: torch.Tensor) -> torch.Tensor:
+    from piccolo_st.losses.contrast import contrastive_loss, unit
+    from piccolo_st.losses.false_negatives import Exclusions
+
+    exclusions = Exclusions(len(embedded[0]), owner)
+    queries, positives, negatives = (unit(e) for e in embedded)
+    return contrastive_loss(queries, positives, negatives, exclusions, temperature=loss.temperature).loss
+
+
+def test_all_tasks_alternate_in_the_stock_trainer(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    model = make_model(dropout=True)
+    words = [a + b for a in "天地人山川" for b in "红黄蓝绿白"][:24]
+    data = DatasetDict(
+        search=Dataset.from_dict({"query": words, "positive": words[::-1]}),
+        ragged=Dataset.from_dict(
+            {"query": words, "positive": words[::-1], "negative": [words[: i % 3] for i in range(24)]}
+        ),
+        graded=Dataset.from_dict({"sentence1": words, "sentence2": words[::-1], "label": [i / 24 for i in range(24)]}),
+        topic=Dataset.from_dict(
+            {"query": words, "positive": words[::-1], "negative": [words[i : i + 2] for i in range(24)]}
+        ),
+    )
+    tasks = {"search": "retrieval", "ragged": "retrieval", "graded": "sts", "topic": "classification"}
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=8,
+        num_train_epochs=1,
+        learning_rate=1e-3,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        multi_dataset_batch_sampler=HomogeneousBatchSampler,
+    )
+    before = [p.detach().clone() for p in model.parameters()]
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=data,
+        loss=build_losses(model, tasks, matryoshka_dims=[32, 8]),
+        data_collator=PiccoloDataCollator(model.preprocess),
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 12 and all(loss == loss and loss > 0 for loss in losses)
+    assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("tasks", "options", "message"),
+    [
+        ({}, {}, r"needs at least one dataset"),
+        ({"a": "retreival"}, {}, r"loss of dataset 'a': the task must be one of retrieval, sts, .* got 'retreival'"),
+        ({"a": ("sts", {"margin": 1})}, {}, r"dataset 'a': sts data has the options .*, got \['margin'\]"),
+        ({"a": ("retrieval", {"wieght": 1})}, {}, r"dataset 'a': .*wieght"),
+        ({"a": ("sts", {"weight": 0})}, {}, r"dataset 'a': weight must be a positive number, got 0.0"),
+        ({"a": ("classification", {"temperature": -1})}, {}, r"dataset 'a': temperature must be a positive number"),
+        ({"a": "retrieval"}, {"matryoshka_dims": [64]}, r"dataset 'a': Dimensions in matryoshka_dims cannot exceed"),
+    ],
+)  # fmt: skip
+def test_bad_settings_name_the_dataset(
+    make_model: Callable[..., Any], tasks: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_losses(make_model(), tasks, **options)
