@@ -71,8 +71,14 @@ def check_supported(args: Any, zero_stage: int | None, cached_losses: list[str])
         cached_losses: names of losses that cache gradients.
 
     Raises:
-        InputError: ZeRO stage 2 with gradient caching or reentrant checkpointing; checkpoints on each node.
+        InputError: ZeRO stage 2 with gradient caching or reentrant checkpointing; checkpoints on each node; a
+            DeepSpeed configuration that would be ignored.
     """
+    if args.deepspeed and zero_stage is None:
+        raise InputError(
+            "train.deepspeed is set, but transformers runs without DeepSpeed where use_cpu (or ACCELERATE_USE_CPU) is "
+            "on, and would silently use DistributedDataParallel; unset use_cpu, or unset train.deepspeed"
+        )
     if args.save_on_each_node:
         raise InputError(
             "train.save_on_each_node writes parts of a checkpoint to different disks, where nobody can tell whether it "
@@ -293,6 +299,6 @@ def lost_rank(step: Callable[[], int]) -> Iterator[None]:
         first = str(error).splitlines()[0]
         raise LostRankError(
             f"another process of the run has ended or does not answer, noticed by rank {get_rank()} (process "
-            f"{os.getpid()}) after step {step()}: {first}. Its own message says why; the checkpoints written so far are "
-            "complete, and the same command goes on from the newest one"
+            f"{os.getpid()}) after step {step()}: {first}. Its own message says why; the checkpoints written so far "
+            "are complete, and the same command goes on from the newest one"
         ) from error

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parent.parent
+
 # One query in a dataset; the texts differ in length, so that batches are padded.
 WORDS = "天地山川河海风雨云春夏秋冬猫狗鱼鸟花草树木红黄蓝绿白黑"
 
@@ -76,7 +78,7 @@ def make_trainer(encoder: Path, output: Path, case: Case, **options: Any) -> Any
     settings: dict[str, Any] = {
         "num_train_epochs": 3,
         "learning_rate": 1e-3,
-        "logging_steps": 5,
+        "logging_steps": 20,
         "save_steps": 4,
         "disable_tqdm": True,
         "use_cpu": True,
@@ -84,10 +86,15 @@ def make_trainer(encoder: Path, output: Path, case: Case, **options: Any) -> Any
         "dataloader_pin_memory": False,
     }
     if case.engine == "zero1":
-        # As `accelerate launch` does; with use_cpu transformers would fall back to DistributedDataParallel.
-        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-        del settings["use_cpu"]
-        settings["deepspeed"] = str(Path(__file__).parent.parent / "recipes" / "deepspeed" / "zero1.json")
+        # As `accelerate launch --config_file recipes/accelerate/cpu_zero1.yaml` does.
+        os.environ.pop("ACCELERATE_USE_CPU", None)
+        os.environ |= {
+            "ACCELERATE_USE_DEEPSPEED": "true",
+            "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(ROOT / "recipes" / "deepspeed" / "zero1.json"),
+            "ACCELERATE_CONFIG_DS_FIELDS": "deepspeed_config_file,zero3_init_flag",
+            "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+            "ACCELERATE_MIXED_PRECISION": "no",
+        }
     arguments = PiccoloTrainingArguments(
         output_dir=str(output),
         per_device_train_batch_size=case.batch_size,
