@@ -156,6 +156,7 @@ class TrainingRun:
                 include_instruction=arguments.include_instruction,
                 query_length=arguments.query_length,
                 document_length=arguments.document_length,
+                dimension=arguments.dimension,
             )
 
     def _build_encoder(self, settings: EncoderSettings) -> Path:
