@@ -197,10 +197,11 @@ def scale_dimension(model: SentenceTransformer, dimension: int, seed: int = 0) -
     from sentence_transformers.base.modules import Dense
 
     width = model.get_embedding_dimension()
-    if dimension < 1 or any(isinstance(module, Dense) for module in model) and width != dimension:
+    scaled = any(isinstance(module, Dense) for module in model)
+    if dimension < 1 or (scaled and width != dimension):
         raise InputError(
-            f"model.dimension must be a whole number from 1 up and that of a model with a Dense layer, but is {dimension} "
-            f"for a model of {width} dimensions"
+            f"model.dimension must be a whole number from 1 up and that of a model with a Dense layer, but is "
+            f"{dimension} for a model of {width} dimensions"
         )
     if width == dimension:
         return
