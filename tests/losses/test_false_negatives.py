@@ -1,0 +1,124 @@
+"""The excluded pairs against the rules written as conditions, and the identities that texts are compared by."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from piccolo_st.losses import false_negatives
+from piccolo_st.losses.contrast import DIRECTIONS
+from piccolo_st.losses.false_negatives import Exclusions
+from piccolo_st.losses.identity import column_identities
+from tests.losses.reference import allowed_candidates
+
+
+@given(st.data())
+def test_pairs_are_those_of_the_rules_each_once(data: st.DataObject) -> None:
+    rows = data.draw(st.integers(1, 8))
+    owner = data.draw(st.lists(st.integers(0, rows - 1), max_size=10))
+    texts = data.draw(st.sampled_from([st.just(5), st.integers(0, 3), st.integers(0, 30)]))
+    queries = data.draw(st.lists(texts, min_size=rows, max_size=rows))
+    documents = data.draw(st.lists(texts, min_size=rows + len(owner), max_size=rows + len(owner)))
+    start = data.draw(st.integers(0, rows - 1))
+    stop = data.draw(st.integers(start + 1, rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(false_negatives, "_PAIRS", data.draw(st.sampled_from([1, 8, 1 << 20])))
+        exclusions = Exclusions(
+            rows, torch.tensor(owner, dtype=torch.int64), torch.tensor(queries), torch.tensor(documents)
+        )
+    for direction in DIRECTIONS:
+        parts = list(exclusions.pairs(direction, start, stop))
+        listed = [(int(r) + start, int(c)) for row, candidate in parts for r, c in zip(row, candidate, strict=True)]
+        candidates = rows if direction.endswith("query") else rows + len(owner)
+        expected = {
+            (row, candidate)
+            for row in range(start, stop)
+            for candidate in set(range(candidates))
+            - set(allowed_candidates(row, [direction], owner, queries, documents)[direction])
+        }
+        assert len(listed) == len(set(listed))
+        assert set(listed) == expected
+    alone = Exclusions(rows, torch.tensor(owner, dtype=torch.int64))
+    for direction in DIRECTIONS:
+        assert alone.unavoidable(direction, start, stop) == sum(len(r) for r, _ in alone.pairs(direction, start, stop))
+
+
+def test_rules_in_words() -> None:
+    """Row 0 and 1 ask the same; row 2 has row 0's positive; row 3 has row 1's positive as its hard negative."""
+    queries, documents, owner = [1, 1, 2, 3], [10, 11, 10, 12, 13, 11], [0, 3]  # documents 4 and 5 are hard negatives
+    exclusions = Exclusions(4, torch.tensor(owner), torch.tensor(queries), torch.tensor(documents))
+
+    def of(direction: str, row: int) -> set[int]:
+        return {int(c) for _, candidate in exclusions.pairs(direction, row, row + 1) for c in candidate}
+
+    assert of("query_to_doc", 0) == {
+        1,
+        2,
+        5,
+    }  # the twin's positive, its own positive's copy, the twin's positive's copy
+    assert of("query_to_query", 0) == {0, 1}
+    assert of("doc_to_query", 0) == {1, 2}  # the twin, and the query that has the same positive
+    assert of("doc_to_doc", 0) == {0, 1, 2, 4, 5}  # 4: the row's own hard negative, as for ST
+    assert of("doc_to_doc", 1) == {0, 1, 2, 4, 5}  # and so for its twin
+    assert of("query_to_doc", 3) == set()  # its hard negative is nobody's positive for query 3
+    assert of("query_to_query", 3) == {3}
+
+
+def test_nearly_equal_texts_everywhere_stay_within_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(false_negatives, "_PAIRS", 1000)
+    same = torch.zeros(200, dtype=torch.int64)
+    exclusions = Exclusions(200, torch.empty(0, dtype=torch.int64), same, same)
+    parts = [row for row, _ in exclusions.pairs("query_to_query", 0, 200)]
+    assert sum(map(len, parts)) == 200 * 200
+    assert max(map(len, parts)) <= 1000
+
+
+def tokens(*rows: list[int], left: bool = False) -> dict[str, torch.Tensor]:
+    width = max(map(len, rows)) + 2
+    pad = [[0] * (width - len(row)) for row in rows]
+    ids = [p + r if left else r + p for r, p in zip(rows, pad, strict=True)]
+    mask = [
+        [0] * len(p) + [1] * len(r) if left else [1] * len(r) + [0] * len(p) for r, p in zip(rows, pad, strict=True)
+    ]
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+@given(st.lists(st.lists(st.integers(0, 25000), min_size=1, max_size=12), min_size=1, max_size=8))
+def test_identities_are_equal_exactly_when_the_tokens_are(rows: list[list[int]]) -> None:
+    rows = [*rows, rows[0], [*rows[0], 0], [0, *rows[0]], rows[0][::-1]]
+    identities = column_identities(tokens(*rows)).tolist()
+    assert len(set(identities)) == len({tuple(row) for row in rows})
+    assert identities[len(rows) - 4] == identities[0]
+    assert column_identities(tokens(*rows, left=True)).tolist() == identities
+    borders = torch.tensor([0, *torch.tensor([len(row) for row in rows]).cumsum(0).tolist()], dtype=torch.int32)
+    flat = {"input_ids": torch.tensor([[token for row in rows for token in row]]), "cu_seq_lens_q": borders}
+    assert column_identities(flat).tolist() == identities
+
+
+def splitmix64(place: int) -> int:
+    number = (place + 1) * 0x9E3779B97F4A7C15 % 2**64
+    number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    number = (number ^ number >> 27) * 0x94D049BB133111EB % 2**64
+    return number ^ number >> 31
+
+
+def test_identities_are_the_documented_sum() -> None:
+    """In whole numbers without a limit; every process must get the same, they are compared across ranks."""
+    rows = [[101, 2769, 102], [101, 102], list(range(20000, 20050))]
+    expected = [sum((token + 1) * splitmix64(k) for k, token in enumerate(row)) % 2**64 for row in rows]
+    assert [number % 2**64 for number in column_identities(tokens(*rows)).tolist()] == expected
+
+
+def test_the_collators_identity_wins_and_unknown_inputs_have_none() -> None:
+    given_identity = torch.tensor([4, 4])
+    assert column_identities({**tokens([1], [2]), "identity": given_identity}) is given_identity
+    assert column_identities({"pixel_values": torch.zeros(2, 3, 4, 4)}) is None
+    assert column_identities({"input_ids": torch.arange(5), "offsets": torch.tensor([0, 3])}) is None
+
+
+@pytest.mark.parametrize("owner", [torch.zeros(2, 2, dtype=torch.int64), torch.zeros(2)])
+def test_owners_are_whole_numbers_in_one_dimension(owner: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"owner must be whole numbers, one for each hard negative"):
+        Exclusions(3, owner)
