@@ -3,30 +3,53 @@
 ST's StaticEmbedding holds one random Gaussian vector a token, scaled by the square root of the token's inverse document
 frequency. The inner product of two sums of such vectors is, up to noise of about 1/sqrt(dimensions), the sum of
 tf x tf x idf over the shared tokens (a random projection: Johnson and Lindenstrauss 1984; Achlioptas 2003), so its
-cosine ranks as TF-IDF does, in dense vectors that every dense search understands.
+cosine ranks as TF-IDF does, in dense vectors that every dense search understands. Beside it stands BM25 over the same
+kind of terms, for a first round of mining that counts exactly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from piccolo_st.data.specs import MixtureError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
+_RUNS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+|[^\W\u2e80-\U0003ffff]+")
+
+
+def learn_tokenizer(texts: Iterable[str]) -> Tokenizer:
+    """A tokenizer for the lexical encoder where there is no model's: Chinese characters and whole Latin words."""
+    from tokenizers import Tokenizer as FastTokenizer
+    from tokenizers import models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = FastTokenizer(models.WordLevel(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordLevelTrainer(special_tokens=["[UNK]"], min_frequency=2, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
 
 def lexical_encoder(
-    tokenizer: Tokenizer | PreTrainedTokenizerFast, texts: Sequence[str], *, dimensions: int = 256, seed: int = 13
+    texts: Sequence[str],
+    tokenizer: Tokenizer | PreTrainedTokenizerFast | None = None,
+    *,
+    dimensions: int = 256,
+    seed: int = 13,
 ) -> SentenceTransformer:
     """An untrained SentenceTransformer whose cosine ranks as TF-IDF does.
 
     Args:
-        tokenizer: the run's own tokenizer; it is copied, not changed.
         texts: where the document frequencies are counted.
+        tokenizer: the run's own tokenizer, which is copied, not changed; None: one learned from the texts.
         dimensions: width of the vectors; the noise of a cosine is about 1 / sqrt(dimensions).
         seed: of the random vectors.
     """
@@ -34,6 +57,7 @@ def lexical_encoder(
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
     from tokenizers import Tokenizer as FastTokenizer
 
+    tokenizer = tokenizer if tokenizer is not None else learn_tokenizer(texts)
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     copy = FastTokenizer.from_str(backend.to_str())  # StaticEmbedding switches padding off in the one it is given
     copy.no_truncation()
@@ -46,3 +70,43 @@ def lexical_encoder(
     weights = np.random.default_rng(seed).standard_normal((size, dimensions), dtype=np.float32)
     weights *= np.sqrt(idf / dimensions).astype(np.float32)[:, None]
     return SentenceTransformer(modules=[StaticEmbedding(copy, embedding_weights=weights)], device="cpu")
+
+
+def lexical_tokens(text: str) -> list[str]:
+    """Terms for BM25: characters and their bigrams in Chinese, whole words elsewhere."""
+    terms: list[str] = []
+    for run in _RUNS.findall(text.lower()):
+        if run[0] >= "\u2e80":
+            terms += [*run, *(run[i : i + 2] for i in range(len(run) - 1))]
+        else:
+            terms.append(run)
+    return terms
+
+
+class Bm25:
+    """BM25 over a corpus (bm25s; Robertson and Zaragoza 2009).
+
+    Args:
+        corpus: the texts to search among.
+
+    Raises:
+        MixtureError: bm25s is not installed.
+    """
+
+    def __init__(self, corpus: Sequence[str]) -> None:
+        try:
+            from bm25s import BM25
+        except ImportError as error:
+            raise MixtureError('BM25 needs bm25s; run: pip install "piccolo_st[data]"') from error
+        self.corpus = corpus
+        self.index = BM25()
+        self.index.index([lexical_tokens(text) for text in corpus], show_progress=False)
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[str]]:
+        """The ``k`` texts that score highest for each query, best first; fewer where no term is shared."""
+        tokens = [lexical_tokens(query) for query in queries]
+        found, scores = self.index.retrieve(tokens, k=min(k, len(self.corpus)), show_progress=False)
+        return [
+            [self.corpus[index] for index, score in zip(row.tolist(), own.tolist(), strict=True) if score > 0]
+            for row, own in zip(found, scores, strict=True)
+        ]

@@ -1,0 +1,338 @@
+"""Which rows are worth training on: duplicates, test texts, language, length, and consistency.
+
+Functions of tables and arrays, with no files and no state:
+
+    (1) ``row_keys`` and ``band_keys`` are what duplicates agree on; ``similar_rows`` checks candidates exactly;
+    (2) ``contaminated`` and ``without_tests`` find texts of evaluation sets, exact or nearly so, and miss none;
+    (3) ``text_statistics`` and ``heuristic_faults`` judge length, language and repetition;
+    (4) ``consistent`` keeps a pair if its positive is among the ``top_k`` of a random pool for its query, as E5 does
+        (Wang et al. 2022, arXiv 2212.03533, section 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from piccolo_st.data.roles import flatten
+from piccolo_st.data.shingles import (
+    Collection,
+    Shingles,
+    band_hashes,
+    jaccard,
+    merge,
+    scramble,
+    shingle,
+    text_hashes,
+    text_key,
+)
+from piccolo_st.data.specs import DatasetSpec, MixtureError
+
+SYMMETRIC = ("sts", "pair")
+
+
+@dataclass(frozen=True)
+class DedupSettings:
+    """What counts as a duplicate; texts are compared as ``text_key`` has them.
+
+    Attributes:
+        near: two rows are near duplicates if each of their texts reaches this Jaccard similarity of character n-grams;
+            None: exact duplicates only.
+        decontaminate: texts as similar as this to a text of an evaluation set are removed; None: none are.
+        shingle: characters an n-gram.
+        permutations: length of the MinHash signatures that find candidates.
+        across: whether datasets of the same task are compared with each other; the first in the mixture keeps the row.
+        part_rows: rows a task and an output file.
+        seed: of the signatures.
+    """
+
+    near: float | None = field(
+        default=0.8, metadata={"help": "Jaccard similarity of near duplicates; empty: exact only."}
+    )
+    decontaminate: float | None = field(
+        default=0.8, metadata={"help": "Jaccard similarity to an evaluation text that removes; empty: none."}
+    )
+    shingle: int = field(default=3, metadata={"help": "Characters an n-gram."})
+    permutations: int = field(default=128, metadata={"help": "Length of the MinHash signatures."})
+    across: bool = field(default=True, metadata={"help": "Whether datasets of one task are compared with each other."})
+    part_rows: int = field(default=200_000, metadata={"help": "Rows a task and an output file."})
+    seed: int = field(default=13, metadata={"help": "Of the signatures."})
+
+    def __post_init__(self) -> None:
+        for name in ("near", "decontaminate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise MixtureError(f"{name} of dedup must be above 0 and at most 1, got {value}")
+        for name in ("shingle", "permutations", "part_rows"):
+            if getattr(self, name) < 1:
+                raise MixtureError(f"{name} of dedup must be at least 1, got {getattr(self, name)}")
+
+
+def identity_columns(spec: DatasetSpec, table: pa.Table) -> list[pa.Array]:
+    """The texts that make a row what it is: query and positive, both sentences, or the text alone of labelled texts
+    (whose positive and negatives were drawn for it)."""
+    names = [name for name in table.column_names if name in ("query", "positive", "sentence1", "sentence2", "text")]
+    if spec.task in ("classification", "clustering"):
+        names = names[:1]
+    columns = []
+    for name in names:
+        column = table[name].combine_chunks()
+        columns.append(pc.binary_join(column, "\n") if pa.types.is_list(column.type) else column)
+    return columns
+
+
+def row_keys(spec: DatasetSpec, table: pa.Table, group: int) -> np.ndarray:
+    """(n,) uint64, equal for rows of one group with equal texts; the sentences of a pair may change places."""
+    parts = [text_hashes(text_key(column)) for column in identity_columns(spec, table)]
+    if spec.task in SYMMETRIC:
+        parts = [np.minimum(*parts), np.maximum(*parts)]
+    keys = np.full(table.num_rows, group, dtype=np.uint64)
+    for part in parts:
+        keys = scramble(keys * np.uint64(0x100000001B3) + part)
+    return keys
+
+
+def row_shingles(spec: DatasetSpec, table: pa.Table, n: int) -> list[Shingles]:
+    """The n-grams of the texts of each row, one Shingles a column."""
+    return [shingle(column, n, tag) for tag, column in enumerate(identity_columns(spec, table))]
+
+
+def band_keys(
+    spec: DatasetSpec, table: pa.Table, group: int, settings: DedupSettings, bands: int, rows: int
+) -> np.ndarray:
+    """(bands, n) uint64: rows of a group whose texts are similar agree in at least one band, with the probability that
+    ``bands_for`` promises. If every column of two rows reaches a similarity, so does the union of their n-grams."""
+    union = merge(row_shingles(spec, table, settings.shingle))
+    return band_hashes(union, bands, rows, settings.seed) ^ scramble(np.array([group], dtype=np.uint64))
+
+
+def similar_rows(spec: DatasetSpec, other: DatasetSpec, first: pa.Table, second: pa.Table, n: int) -> np.ndarray:
+    """(n,) float64: similarity of row i of both tables, that of their least similar column."""
+    columns = zip(row_shingles(spec, first, n), row_shingles(other, second, n), strict=True)
+    return np.min([jaccard(one, another) for one, another in columns], axis=0)
+
+
+def distinct_pairs(pairs: np.ndarray, rows: int) -> np.ndarray:
+    """(k, 2) int64: pairs of numbers below ``rows``, each once, in ascending order."""
+    return np.stack(np.divmod(np.unique(pairs[:, 0] * rows + pairs[:, 1]), rows), axis=1)
+
+
+def greedy_duplicates(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows go, so that of every similar pair at most one stays and every row that goes has one that stays.
+
+    Args:
+        pairs: (m, 2) int64, row numbers of similar rows, the smaller first.
+
+    Returns:
+        (k,) rows that go, ascending, and (k,) a row that stays for each.
+    """
+    gone: dict[int, int] = {}
+    for earlier, later in pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))].tolist():
+        if earlier not in gone and later not in gone:
+            gone[later] = earlier
+    rows = np.array(sorted(gone), dtype=np.int64)
+    return rows, np.array([gone[row] for row in rows.tolist()], dtype=np.int64)
+
+
+def contaminated(table: pa.Table, tests: Collection) -> tuple[np.ndarray, np.ndarray]:
+    """How much the texts of each row resemble texts of the evaluation sets; negatives do not count.
+
+    Returns:
+        (n,) float64, the highest similarity of any text of the row, and (n,) int64, to which of ``tests`` (-1: none).
+    """
+    best, which = np.zeros(table.num_rows), np.full(table.num_rows, -1, dtype=np.int64)
+    for name in table.column_names:
+        kind = table.schema.field(name).type
+        if name.startswith("negative") or not (pa.types.is_string(kind) or pa.types.is_list(kind)):
+            continue
+        if pa.types.is_list(kind):
+            texts, owners = flatten(table[name])
+        else:
+            texts, owners = table[name].combine_chunks(), np.arange(table.num_rows)
+        overlap, text = tests.best_overlap(texts)
+        order = np.argsort(overlap, kind="stable")  # the last assignment to a row is its highest
+        order = order[overlap[order] > best[owners[order]]]
+        best[owners[order]], which[owners[order]] = overlap[order], text[order]
+    return best, which
+
+
+def without_tests(table: pa.Table, tests: Collection, threshold: float) -> tuple[pa.Table, np.ndarray]:
+    """The table without negatives that resemble texts of the evaluation sets.
+
+    Returns:
+        The table, lists without such items, and (n,) bool: a single negative of the row resembles one, so it must go.
+    """
+    bad = np.zeros(table.num_rows, dtype=bool)
+    for index, name in enumerate(table.column_names):
+        if not name.startswith("negative"):
+            continue
+        if pa.types.is_list(table.schema.field(name).type):
+            texts, owners = flatten(table[name])
+            good = tests.best_overlap(texts)[0] < threshold
+            counts = np.bincount(owners[good], minlength=table.num_rows)
+            offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+            table = table.set_column(index, name, pa.ListArray.from_arrays(offsets, texts.filter(pa.array(good))))
+        else:
+            bad |= tests.best_overlap(table[name].combine_chunks())[0] >= threshold
+    return table, bad
+
+
+@dataclass(frozen=True)
+class FilterSettings:
+    """Which rows are kept; None switches a rule off. Lengths are in characters.
+
+    Attributes:
+        min_characters, max_query_characters, max_document_characters: limits of length.
+        min_han: least share of Chinese characters among letters and digits.
+        max_kana: largest share of Japanese kana among them.
+        max_repetition: largest share of a text's commonest character, in texts of 10 characters or more.
+        simplify: write traditional characters as simplified ones (OpenCC).
+        top_k: keep a pair if its positive is among the k of the pool most similar to its query.
+        pool: positives drawn at random to rank among.
+        model: encoder for ``top_k``: ``lexical``, or a SentenceTransformer's Hub id or folder.
+        batch_size: texts encoded at a time.
+        part_rows: rows a task and an output file.
+        seed: of the pool.
+    """
+
+    min_characters: int | None = field(default=None, metadata={"help": "Shorter texts go."})
+    max_query_characters: int | None = field(default=None, metadata={"help": "Longer queries and sentences go."})
+    max_document_characters: int | None = field(default=None, metadata={"help": "Longer positives go."})
+    min_han: float | None = field(default=0.3, metadata={"help": "Least share of Chinese among letters and digits."})
+    max_kana: float | None = field(default=0.1, metadata={"help": "Largest share of kana among letters and digits."})
+    max_repetition: float | None = field(default=0.5, metadata={"help": "Largest share of the commonest character."})
+    simplify: bool = field(default=False, metadata={"help": "Write traditional characters as simplified ones."})
+    top_k: int | None = field(default=None, metadata={"help": "Consistency: the positive is among the k nearest."})
+    pool: int = field(default=100_000, metadata={"help": "Positives drawn to rank among."})
+    model: str = field(default="lexical", metadata={"help": "Encoder for top_k: lexical, a Hub id or a folder."})
+    batch_size: int = field(default=256, metadata={"help": "Texts encoded at a time."})
+    part_rows: int = field(default=200_000, metadata={"help": "Rows a task and an output file."})
+    seed: int = field(default=13, metadata={"help": "Of the pool."})
+
+    def __post_init__(self) -> None:
+        for name in ("min_han", "max_kana", "max_repetition"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise MixtureError(f"{name} of filter is a share from 0 to 1, got {value}")
+        for name in ("top_k", "pool", "part_rows", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise MixtureError(f"{name} of filter must be at least 1, got {value}")
+        if self.top_k is not None and self.top_k > self.pool:
+            raise MixtureError(f"top_k={self.top_k} of filter is above pool={self.pool}, so that it keeps every row")
+
+
+@dataclass(frozen=True)
+class TextStatistics:
+    """Of n texts: length in characters, shares of Han and kana among letters and digits, and of the commonest
+    character; (n,) each."""
+
+    length: np.ndarray
+    han: np.ndarray
+    kana: np.ndarray
+    repetition: np.ndarray
+
+
+def text_statistics(texts: pa.Array) -> TextStatistics:
+    """Count characters by kind; a text without letters and digits has shares of 0."""
+    length = pc.utf8_length(texts).to_numpy(False).astype(np.int64)
+
+    def count(pattern: str) -> np.ndarray:
+        return pc.count_substring_regex(texts, pattern).to_numpy(False)
+
+    letters = np.maximum(count(r"[\p{L}\p{Nd}]"), 1)
+    codes = np.frombuffer("".join(texts.to_pylist()).encode("utf-32-le"), dtype=np.uint32).astype(np.int64)
+    owners = np.repeat(np.arange(len(length)), length)
+    _, first, repeats = np.unique(owners << 21 | codes, return_index=True, return_counts=True)
+    commonest = np.zeros(len(length), dtype=np.int64)
+    np.maximum.at(commonest, owners[first], repeats)
+    return TextStatistics(
+        length,
+        count(r"\p{Han}") / letters,
+        count(r"[\p{Hiragana}\p{Katakana}]") / letters,
+        commonest / np.maximum(length, 1),
+    )
+
+
+def heuristic_faults(spec: DatasetSpec, table: pa.Table, settings: FilterSettings) -> np.ndarray:
+    """(n,) object: None, or the first rule that a text of the row breaks."""
+    faults = np.full(table.num_rows, None, dtype=object)
+    for column, texts in enumerate(identity_columns(spec, table)):
+        found = text_statistics(texts)
+        long = (
+            settings.max_document_characters if column and spec.task == "retrieval" else settings.max_query_characters
+        )
+        rules = (
+            ("too short", settings.min_characters, lambda limit, s: s.length < limit),
+            ("too long", long, lambda limit, s: s.length > limit),
+            ("too little Chinese", settings.min_han, lambda limit, s: s.han < limit),
+            ("Japanese", settings.max_kana, lambda limit, s: s.kana > limit),
+            (
+                "one character repeated",
+                settings.max_repetition,
+                lambda limit, s: (s.repetition > limit) & (s.length >= 10),
+            ),
+        )
+        for reason, limit, broken in rules:
+            if limit is not None:
+                faults[broken(limit, found) & (faults == None)] = reason  # noqa: E711  (elementwise)
+    return faults
+
+
+def simplified(table: pa.Table) -> pa.Table:
+    """The table with traditional characters written as simplified ones.
+
+    Raises:
+        MixtureError: OpenCC is not installed.
+    """
+    try:
+        from opencc import OpenCC
+    except ImportError as error:
+        raise MixtureError('simplify needs OpenCC; run: pip install "piccolo_st[data]"') from error
+    convert = OpenCC("t2s").convert
+
+    def column(array: pa.ChunkedArray) -> pa.Array:
+        if pa.types.is_list(array.type):
+            return pa.array([[convert(text) for text in texts] for texts in array.to_pylist()], type=array.type)
+        return pa.array([convert(text) for text in array.to_pylist()], type=array.type)
+
+    textual = [not pa.types.is_floating(table.schema.field(name).type) for name in table.column_names]
+    columns = [column(array) if text else array for array, text in zip(table.columns, textual, strict=True)]
+    return pa.table(columns, names=table.column_names)
+
+
+def consistent(query: np.ndarray, positive: np.ndarray, pool: np.ndarray, top_k: int) -> np.ndarray:
+    """Whether each positive is among the ``top_k`` of pool and positive that are most similar to the query.
+
+    Args:
+        query: (n, d) float32, normalized.
+        positive: (n, d) float32, normalized.
+        pool: (m, d) float32, normalized.
+        top_k: ranks that count.
+
+    Raises:
+        MixtureError: faiss is not installed.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise MixtureError('the consistency filter needs faiss; run: pip install "piccolo_st[data]"') from error
+    if top_k > len(pool):
+        return np.ones(len(query), dtype=bool)
+    index = faiss.IndexFlatIP(pool.shape[1])
+    if getattr(faiss, "get_num_gpus", lambda: 0)():
+        index = faiss.index_cpu_to_all_gpus(index)
+    index.add(np.ascontiguousarray(pool, dtype=np.float32))
+    nearest, _ = index.search(np.ascontiguousarray(query, dtype=np.float32), top_k)
+    own = np.einsum("nd,nd->n", query, positive)
+    # The positive itself may stand in the pool: rounding must not rank it below itself.
+    return own >= nearest[:, -1] - 1e-5
+
+
+def first_of_each(keys: np.ndarray) -> np.ndarray:
+    """(n,) int64: the first place where the same key stands."""
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    return first[inverse]

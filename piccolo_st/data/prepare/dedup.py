@@ -1,0 +1,260 @@
+"""The step ``dedup``: exact and near duplicates within and across datasets, and texts of the evaluation sets.
+
+    (1) signatures: every part leaves its rows' exact keys and MinHash bands, and the rows that hold a text of an
+        evaluation set, found by exact comparison; those go;
+    (2) exact: rows whose keys stand earlier go; of pairs with contradictory labels all go;
+    (3) candidates: one task a band finds the remaining rows that agree in it;
+    (4) near: candidates are compared exactly, column by column; of similar rows the earliest stays;
+    (5) write: each part without those rows, and without evaluation texts among its negatives.
+
+Memory: a stage holds 8 bytes a row for each array it sorts, and the texts of one part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from piccolo_st.data.curation import (
+    DedupSettings,
+    band_keys,
+    contaminated,
+    distinct_pairs,
+    first_of_each,
+    greedy_duplicates,
+    row_keys,
+    similar_rows,
+    without_tests,
+)
+from piccolo_st.data.prepare.job import Job, Part, finish, read_counts, write_counts, write_part, write_rejects
+from piccolo_st.data.prepare.stages import Stage
+from piccolo_st.data.shingles import Collection, bands_for
+from piccolo_st.data.specs import DatasetSpec
+
+# Rows compared or hashed at once: bounds the memory of a task, whatever its part's size.
+_ROWS = 20_000
+# In the place of the first row with the same key.
+_CONTRADICTED, _TESTED = -1, -2
+
+
+@dataclass(frozen=True)
+class Deduplication:
+    """The step over one mixture.
+
+    Attributes:
+        job: its input and output.
+        settings: what counts as a duplicate.
+    """
+
+    job: Job
+    settings: DedupSettings
+
+    def stages(self) -> list[Stage]:
+        """What to run, in order."""
+        parts = len(self.parts)
+        near = []
+        if self.settings.near is not None:
+            near = [
+                Stage("candidates", self.bands[0], partial(_candidates, self)),
+                Stage("near", 1, partial(_near, self)),
+            ]
+        return [
+            Stage("signatures", parts, partial(_signatures, self)),
+            Stage("exact", 1, partial(_exact, self)),
+            *near,
+            Stage("write", parts, partial(_write, self)),
+            Stage("finish", 1, partial(_finish, self)),
+        ]
+
+    @property
+    def parts(self) -> list[Part]:
+        """The rows in tasks."""
+        return self.job.parts(self.settings.part_rows)
+
+    @property
+    def bands(self) -> tuple[int, int]:
+        """(bands, rows a band) of the signatures; none without a search for near duplicates."""
+        return bands_for(self.settings.near, self.settings.permutations) if self.settings.near is not None else (0, 0)
+
+    @property
+    def work(self) -> Path:
+        """Where stages leave what the next ones need."""
+        folder = self.job.folder / "work"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def group(self, dataset: str) -> int:
+        """Rows of one group may be duplicates of each other."""
+        names = list(self.job.mixture.train)
+        if not self.settings.across:
+            return names.index(dataset)
+        tasks = [self.job.mixture.specs[name].task for name in names]
+        return tasks.index(self.job.mixture.specs[dataset].task)
+
+    def load(self, name: str) -> np.ndarray:
+        """An array that a stage left."""
+        return np.load(self.work / f"{name}.npy")
+
+    def save(self, name: str, array: np.ndarray) -> None:
+        """Leave an array."""
+        np.save(self.work / f"{name}.npy", array)
+
+    def offsets(self) -> np.ndarray:
+        """(parts + 1,) int64: the number, over all datasets, of each part's first row."""
+        return np.concatenate([[0], np.cumsum([part.stop - part.start for part in self.parts])])
+
+    def starts(self) -> np.ndarray:
+        """(datasets + 1,) int64: the number, over all datasets, of each dataset's first row."""
+        return np.concatenate([[0], np.cumsum([len(dataset) for dataset in self.job.mixture.train.values()])])
+
+    def datasets_of(self, rows: np.ndarray) -> np.ndarray:
+        """The dataset, by its place in the mixture, of rows numbered over all datasets."""
+        return np.searchsorted(self.starts(), rows, side="right") - 1
+
+    def spec(self, dataset: int) -> DatasetSpec:
+        """Of a dataset by its place."""
+        return self.job.mixture.specs[list(self.job.mixture.train)[dataset]]
+
+    def rows(self, dataset: int, rows: np.ndarray) -> pa.Table:
+        """Rows, numbered over all datasets, of the dataset at that place."""
+        numbers = (rows - self.starts()[dataset]).tolist()
+        return list(self.job.mixture.train.values())[dataset].with_format("arrow")[numbers]
+
+    def name_of(self, row: int) -> str:
+        """A row for a message, counted from 1 in its dataset."""
+        dataset = int(self.datasets_of(np.array(row)))
+        return f"row {row - int(self.starts()[dataset]) + 1} of {list(self.job.mixture.train)[dataset]}"
+
+    def tests(self) -> Collection | None:
+        """The texts that must not be trained on."""
+        texts = self.job.evaluation_texts()
+        if self.settings.decontaminate is None or not texts:
+            return None
+        return _collection(tuple(texts), self.settings.shingle, self.job)
+
+    def test_names(self) -> list[str]:
+        """The evaluation set of each of those texts."""
+        return [name for name, texts in self.job.evaluation_texts().items() for _ in range(len(texts))]
+
+
+@lru_cache(maxsize=1)
+def _collection(_: tuple[str, ...], shingle: int, job: Job) -> Collection:
+    return Collection(pa.concat_arrays(list(job.evaluation_texts().values())), shingle)
+
+
+def _signatures(step: Deduplication, task: int) -> None:
+    """``keys``, ``bands``, ``tests`` (the evaluation text a row holds, or -1) and, where there are any, ``labels``."""
+    part = step.parts[task]
+    spec, table, group = step.job.mixture.specs[part.dataset], step.job.table(part), step.group(part.dataset)
+    tests = step.tests()
+    keys, bands, found = [], [], []
+    for start in range(0, table.num_rows, _ROWS):
+        some = table.slice(start, _ROWS)
+        keys.append(row_keys(spec, some, group))
+        if step.settings.near is not None:
+            bands.append(band_keys(spec, some, group, step.settings, *step.bands))
+        which = np.full(some.num_rows, -1, dtype=np.int64)
+        if tests is not None:
+            overlap, nearest = contaminated(some, tests)
+            which = np.where(overlap >= step.settings.decontaminate, nearest, -1)
+        found.append(which)
+    step.save(f"keys-{task}", np.concatenate(keys))
+    step.save(f"tests-{task}", np.concatenate(found))
+    if bands:
+        step.save(f"bands-{task}", np.concatenate(bands, axis=1))
+    if "label" in table.column_names:
+        step.save(f"labels-{task}", table["label"].to_numpy().astype(np.float32))
+
+
+def _exact(step: Deduplication, _: int) -> None:
+    """``exact``: (n,) int64, the earliest row with the same key (often the row itself), -1 where labels contradict,
+    -2 where the row holds an evaluation text."""
+    tasks = range(len(step.parts))
+    clean = np.flatnonzero(np.concatenate([step.load(f"tests-{task}") for task in tasks]) < 0)
+    keys = np.concatenate([step.load(f"keys-{task}") for task in tasks])
+    first = np.full(len(keys), _TESTED, dtype=np.int64)
+    first[clean] = clean[first_of_each(keys[clean])]
+    offsets, labels = step.offsets(), np.full(len(keys), np.nan, dtype=np.float32)
+    for task in tasks:
+        if (step.work / f"labels-{task}.npy").is_file():
+            labels[offsets[task] : offsets[task + 1]] = step.load(f"labels-{task}")
+    # Scores are 0..1: two of the same pair that are far apart cannot both be right, and which one is, nobody knows.
+    apart = np.zeros(len(keys), dtype=bool)
+    apart[clean] = np.abs(labels[clean] - labels[first[clean]]) > 0.5
+    first[np.isin(first, first[apart])] = _CONTRADICTED
+    step.save("exact", first)
+
+
+def _candidates(step: Deduplication, band: int) -> None:
+    """``candidates-BAND``: (m, 2) int64, rows that agree in the band, neighbours and with the first of their group."""
+    stored = [np.load(step.work / f"bands-{task}.npy", mmap_mode="r") for task in range(len(step.parts))]
+    hashes = np.concatenate([matrix[band] for matrix in stored])
+    exact = step.load("exact")
+    alive = np.flatnonzero(exact == np.arange(len(exact)))
+    order = alive[np.argsort(hashes[alive], kind="stable")]
+    same = np.zeros(len(order), dtype=bool)
+    same[1:] = hashes[order][1:] == hashes[order][:-1]
+    begins = np.flatnonzero(~same)
+    leader = np.repeat(order[begins], np.diff(np.append(begins, len(order))))
+    follows = np.flatnonzero(same)
+    pairs = [np.stack([before, order[follows]], axis=1) for before in (leader[follows], order[follows - 1])]
+    step.save(f"candidates-{band}", distinct_pairs(np.concatenate(pairs), len(exact)))
+
+
+def _near(step: Deduplication, _: int) -> None:
+    """``near``: (k, 2) int64, a row that goes and the similar row that stays."""
+    found = [step.load(f"candidates-{band}") for band in range(step.bands[0])]
+    pairs = distinct_pairs(np.concatenate(found), int(step.offsets()[-1]))
+    similar = np.zeros(len(pairs), dtype=bool)
+    datasets = step.datasets_of(pairs)
+    for one, other in distinct_pairs(datasets, len(step.job.mixture.train)).tolist():
+        of_both = np.flatnonzero((datasets == [one, other]).all(axis=1))
+        for start in range(0, len(of_both), _ROWS):
+            where = of_both[start : start + _ROWS]
+            tables = step.rows(one, pairs[where, 0]), step.rows(other, pairs[where, 1])
+            overlap = similar_rows(step.spec(one), step.spec(other), *tables, step.settings.shingle)
+            similar[where] = overlap >= step.settings.near
+    gone, kept = greedy_duplicates(pairs[similar])
+    step.save("near", np.stack([gone, kept], axis=1))
+
+
+def _write(step: Deduplication, task: int) -> None:
+    part = step.parts[task]
+    start, stop = step.offsets()[task : task + 2].tolist()
+    table = step.job.table(part)
+    reasons: dict[int, tuple[str, str]] = {}  # row of the part -> kind, detail
+    names = step.test_names()
+    for row, test in enumerate(step.load(f"tests-{task}").tolist()):
+        if test >= 0:
+            reasons[row] = ("evaluation text", f"of {names[test]}")
+    for row, first in enumerate(step.load("exact")[start:stop].tolist()):
+        if first == _CONTRADICTED:
+            reasons[row] = ("contradictory labels", "for the same texts")
+        elif first != _TESTED and first != start + row:
+            reasons[row] = ("exact duplicate", f"of {step.name_of(first)}")
+    if step.settings.near is not None:
+        near = step.load("near")
+        for row, kept in near[(near[:, 0] >= start) & (near[:, 0] < stop)].tolist():
+            reasons[row - start] = ("near duplicate", f"of {step.name_of(kept)}")
+    tests = step.tests()
+    if tests is not None:
+        threshold = step.settings.decontaminate
+        assert threshold is not None
+        pieces = [without_tests(table.slice(at, _ROWS), tests, threshold) for at in range(0, table.num_rows, _ROWS)]
+        table = pa.concat_tables([piece for piece, _ in pieces])
+        for row in np.flatnonzero(np.concatenate([bad for _, bad in pieces])).tolist():
+            reasons.setdefault(row, ("evaluation text", "as its negative"))
+    gone = np.array(sorted(reasons), dtype=np.int64)
+    stays = np.ones(table.num_rows, dtype=bool)
+    stays[gone] = False
+    write_rejects(step.job.folder, part, table, gone, [" ".join(reasons[row]) for row in gone.tolist()])
+    write_part(step.job.folder, part, table.filter(pa.array(stays)))
+    write_counts(step.job.folder, part, int(stays.sum()), [kind for kind, _ in reasons.values()])
+
+
+def _finish(step: Deduplication, _: int) -> None:
+    finish(step.job, "dedup", read_counts(step.job.folder, step.parts))
