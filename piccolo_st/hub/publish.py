@@ -141,8 +141,7 @@ def release(
         say(f"verified: {len(files)} files of commit {commit[:8]} downloaded, same hashes, same embeddings")
     if tag and plan.tagged != commit:
         with _explained(f"setting the tag {tag}", f"{held}It is verified. Still to do: {', '.join(left)}."):
-            api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True)
-            _check_tag(api, repo_id, tag, commit)
+            _set_tag(api, repo_id, tag, commit)
     if not private and plan.private:
         with _explained(f"making {repo_id} public", f"{held}It is verified. Still to do: making it public."):
             api.update_repo_settings(repo_id, private=False)
@@ -217,10 +216,14 @@ def _same_file(sent: Path, received: Path) -> bool:
     return received.is_file() and sha256(sent) == sha256(received)
 
 
-def _check_tag(api: HfApi, repo_id: str, tag: str, commit: str) -> None:
-    for ref in api.list_repo_refs(repo_id).tags:
-        if ref.name == tag and ref.target_commit != commit:
-            raise ReleaseError(f"somebody set the tag {tag} on {ref.target_commit[:8]} meanwhile; choose another one")
+def _set_tag(api: HfApi, repo_id: str, tag: str, commit: str) -> None:
+    """Set the tag, and see where it stands: "it exists already" is also what the Hub says of somebody else's."""
+    api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True)
+    found = next((ref.target_commit for ref in api.list_repo_refs(repo_id).tags if ref.name == tag), None)
+    if found is not None and found != commit:
+        raise ReleaseError(f"somebody set the tag {tag} on {found[:8]} meanwhile; choose another one")
+    if found is None:
+        raise ReleaseError(f"the Hub did not set the tag {tag}. Run the same command again")
 
 
 def _farewell(plan: Plan, commit: str, pr_url: str | None, tag: str | None, private: bool) -> str:
