@@ -205,8 +205,11 @@ class _GatherRows(torch.autograd.Function):
         results: list[Tensor | None] = [None]
         for gradient, count in zip(gradients, ctx.counts, strict=True):
             height = max(count)
-            if height == 0 or not gradient.is_floating_point():
+            if not gradient.is_floating_point():
                 results.append(None)
+                continue
+            if height == 0:
+                results.append(gradient)
                 continue
             if min(count) < height:
                 gradient = torch.cat([_padded(part, height) for part in gradient.split(count)])

@@ -1,0 +1,283 @@
+"""PiccoloLoss in one process: against ST's losses, ragged negatives, gradient caching, MRL, statistics, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    MatryoshkaLoss,
+    MultipleNegativesRankingLoss,
+)
+
+from piccolo_st.batching import without_bookkeeping
+from piccolo_st.losses import PiccoloLoss
+from piccolo_st.losses.contrast import DIRECTIONS
+from tests.losses.reference import naive_loss
+
+QUERIES = ["天气", "猫和狗都是动物", "好", "红黄蓝"]
+POSITIVES = ["今天天气很好，明天有雨", "狗", "好的", "颜色有红黄蓝绿白黑"]
+NEGATIVES = [["山", "河川海", "冬", "水"], ["一二三", "四五", "六", "七八九十百"]]
+TWO = ["山", "水"]
+CACHING = [{}, {"mini_batch_size": 3}, {"mini_batch_num_tokens": 12}]
+
+
+def preprocess(model: Any, *columns: list[str]) -> list[dict[str, Any]]:
+    return [model.preprocess(list(texts)) for texts in columns]
+
+
+def run(loss: Any, columns: list[dict[str, Any]], scale: float = 1.0) -> tuple[float, torch.Tensor]:
+    loss.model.zero_grad()
+    value = loss([dict(column) for column in columns], None)
+    (value * scale).backward()
+    return value.item(), torch.cat([p.grad.flatten() for p in loss.model.parameters() if p.grad is not None])
+
+
+def naive(model: Any, columns: list[dict[str, Any]], owner: list[int], **settings: Any) -> tuple[float, torch.Tensor]:
+    model.zero_grad()
+    q, p, *h = [model(without_bookkeeping(column))["sentence_embedding"] for column in columns]
+    value = naive_loss(q, p, torch.cat([q[:0], *h]), owner, **settings)
+    value.backward()
+    return value.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def assert_same(one: tuple[float, torch.Tensor], other: tuple[float, torch.Tensor], tolerance: float = 1e-10) -> None:
+    assert one[0] == pytest.approx(other[0], rel=tolerance)
+    assert other[1].norm() > 1e-4
+    assert (one[1] - other[1]).norm() <= tolerance * other[1].norm()
+
+
+@pytest.mark.parametrize("negatives", [0, 1, 2])
+@pytest.mark.parametrize("directions", [DIRECTIONS, ("query_to_doc",), ("query_to_doc", "doc_to_query")])
+@pytest.mark.parametrize("caching", CACHING)
+def test_equals_st(
+    make_model: Callable[..., Any], negatives: int, directions: tuple[str, ...], caching: dict[str, int]
+) -> None:
+    model = make_model().double()
+    columns = preprocess(model, QUERIES, POSITIVES, *NEGATIVES[:negatives])
+    settings = {"scale": 20.0, "directions": directions}
+    expected = run(MultipleNegativesRankingLoss(model, **settings), columns)
+    loss = PiccoloLoss(model, temperature=0.05, directions=directions, **caching)
+    assert_same(run(loss, columns), expected)
+    assert_same(run(CachedMultipleNegativesRankingLoss(model, mini_batch_size=3, **settings), columns), expected)
+    with torch.no_grad():
+        assert loss(columns, None).item() == pytest.approx(expected[0])
+
+
+@pytest.mark.parametrize("caching", CACHING)
+@pytest.mark.parametrize("chunk_tokens", [None, 16, "auto"])
+def test_ragged_negatives(make_model: Callable[..., Any], caching: dict[str, int], chunk_tokens: Any) -> None:
+    model = make_model().double()
+    owner = [0, 0, 0, 2, 3, 3]
+    columns = preprocess(model, QUERIES, POSITIVES, [*NEGATIVES[0], *NEGATIVES[1][:2]])
+    columns[2]["owner"] = torch.tensor(owner)
+    loss = PiccoloLoss(model, temperature=0.05, chunk_tokens=chunk_tokens, **caching)
+    assert_same(run(loss, columns), naive(model, columns, owner, temperature=0.05, directions=DIRECTIONS))
+
+
+def test_equal_columns_equal_one_ragged_column(make_model: Callable[..., Any]) -> None:
+    model = make_model().double()
+    fixed = preprocess(model, QUERIES, POSITIVES, *NEGATIVES)
+    ragged = preprocess(model, QUERIES, POSITIVES, [text for row in zip(*NEGATIVES, strict=True) for text in row])
+    ragged[2]["owner"] = torch.arange(4).repeat_interleave(2)
+    assert_same(run(PiccoloLoss(model), fixed), run(PiccoloLoss(model), ragged))
+
+
+@pytest.mark.parametrize("with_identity", [False, True])
+def test_the_same_text_is_no_negative(make_model: Callable[..., Any], with_identity: bool) -> None:
+    """Rows 0 and 2 ask the same; row 3 has row 1's positive; a hard negative is row 0's positive."""
+    model = make_model().double()
+    queries = ["天气", "猫和狗", "天气", "红黄蓝"]
+    positives = ["今天天气很好", "狗", "晴", "狗"]
+    negatives = ["山", "今天天气很好", "水", "雨"]
+    columns = preprocess(model, queries, positives, negatives)
+    if with_identity:
+        # What the collator writes decides, not the tokens: here all texts differ but rows 0 and 2's query.
+        for column, texts in zip(columns, ([1, 2, 1, 3], [4, 5, 6, 7], [8, 9, 10, 11]), strict=True):
+            column["identity"] = torch.tensor(texts)
+        identities = {"query_identity": [1, 2, 1, 3], "document_identity": list(range(4, 12))}
+        masked = 2 * (1 + 1 + 1 + 2)
+    else:
+        identities = {"query_identity": [1, 2, 1, 3], "document_identity": [4, 5, 6, 5, 7, 4, 8, 9]}
+        # query_to_doc: 2 + 1 + 2 + 1; query_to_query: 1 + 0 + 1 + 0; doc_to_query: 1 + 1 + 1 + 1; doc_to_doc: row 0
+        # meets neither row 2's two documents nor its copy; rows 1 and 3 not each other; row 2 as row 0.
+        masked = 6 + 2 + 4 + (3 + 1 + 3 + 1)
+    settings = {"temperature": 0.05, "directions": DIRECTIONS}
+    loss = PiccoloLoss(model, temperature=0.05)
+    assert_same(run(loss, columns), naive(model, columns, list(range(4)), **settings, **identities))
+    assert loss.pop_statistics() == {"masked_duplicates": masked / 4}
+    assert loss.pop_statistics() == {}
+    unmasked = PiccoloLoss(model, temperature=0.05, mask_duplicates=False)
+    assert_same(run(unmasked, columns), naive(model, columns, list(range(4)), **settings))
+    assert unmasked.pop_statistics() == {}
+
+
+def test_the_margin_drops_what_is_too_similar(make_model: Callable[..., Any]) -> None:
+    model = make_model().double()
+    columns = preprocess(model, QUERIES, POSITIVES, *NEGATIVES)
+    owner = [*range(4), *range(4)]
+    loss = PiccoloLoss(model, temperature=0.05, false_negative_margin=0.01)
+    settings = {"temperature": 0.05, "directions": DIRECTIONS}
+    got = run(loss, columns)
+    assert_same(got, naive(model, columns, owner, margin=0.01, **settings))
+    assert got[0] < naive(model, columns, owner, **settings)[0] - 0.1
+    assert loss.pop_statistics()["masked_by_margin"] > 1
+
+
+@pytest.mark.parametrize("caching", CACHING[1:])
+def test_caching_replays_dropout(make_model: Callable[..., Any], caching: dict[str, int]) -> None:
+    """The gradient is that of the loss value returned: check it by a finite difference under the same masks."""
+    model = make_model(dropout=True).double().train()
+    columns = preprocess(model, QUERIES, POSITIVES, NEGATIVES[0])
+    loss = PiccoloLoss(model, temperature=0.05, **caching)
+    torch.manual_seed(1)
+    value, gradient = run(loss, columns)
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    step = 1e-6 / gradient.norm().item()
+    with torch.no_grad():
+        for p in parameters:
+            p += step * p.grad
+    torch.manual_seed(1)
+    moved, _ = run(loss, columns)
+    assert (moved - value) / step == pytest.approx(gradient.norm().item() ** 2, rel=1e-4)
+    torch.manual_seed(2)
+    assert abs(run(loss, columns)[0] - value) > 1e-3  # other masks do make a difference
+
+
+def test_the_outer_gradient_scales_the_cached_one(make_model: Callable[..., Any]) -> None:
+    model = make_model().double()
+    columns = preprocess(model, QUERIES, POSITIVES)
+    once = run(PiccoloLoss(model, mini_batch_size=2), columns)
+    scaled = run(PiccoloLoss(model, mini_batch_size=2), columns, scale=1024.0)
+    torch.testing.assert_close(scaled[1], 1024 * once[1])
+
+
+@pytest.mark.parametrize("caching", CACHING)
+def test_inside_matryoshka_loss_it_equals_st(make_model: Callable[..., Any], caching: dict[str, int]) -> None:
+    model = make_model().double()
+    columns = preprocess(model, QUERIES, POSITIVES, NEGATIVES[0])
+    dims, weights = [32, 16, 8], [1.0, 0.5, 0.25]
+    expected = run(
+        MatryoshkaLoss(model, MultipleNegativesRankingLoss(model, directions=DIRECTIONS), dims, weights), columns
+    )
+    ours = MatryoshkaLoss(model, PiccoloLoss(model, temperature=0.05, chunk_tokens=16, **caching), dims, weights)
+    assert_same(run(ours, columns), expected)
+
+
+def test_caching_in_half_precision_keeps_small_gradients(make_model: Callable[..., Any]) -> None:
+    """Embeddings in bfloat16; what is cached between the two passes is float32."""
+    model = make_model().bfloat16()
+    loss = PiccoloLoss(model, mini_batch_size=2)
+    embeddings, _ = loss.embed_minibatch(preprocess(model, QUERIES)[0], 0, 2, False, False)
+    assert embeddings.dtype == torch.float32
+    value, gradient = run(loss, preprocess(model, QUERIES, POSITIVES))
+    assert value > 0
+    assert torch.isfinite(gradient).all()
+
+
+def test_autocast_is_no_worse_than_st(make_model: Callable[..., Any]) -> None:
+    model = make_model()
+    columns = preprocess(model, QUERIES, POSITIVES, *NEGATIVES)
+    exact = run(MultipleNegativesRankingLoss(model, directions=DIRECTIONS), columns)[1]
+
+    def error(loss: Any) -> float:
+        with torch.autocast("cpu", torch.bfloat16):
+            gradient = run(loss, columns)[1]
+        return float((gradient - exact).norm() / exact.norm())
+
+    st = error(MultipleNegativesRankingLoss(model, directions=DIRECTIONS))
+    assert 0 < error(PiccoloLoss(model, temperature=0.05)) <= st
+    assert error(PiccoloLoss(model, temperature=0.05, mini_batch_size=2)) <= st
+
+
+def test_features_are_left_as_they_were(make_model: Callable[..., Any]) -> None:
+    model = make_model()
+    for caching in CACHING:
+        columns = preprocess(model, QUERIES, POSITIVES, NEGATIVES[0])
+        columns[2]["owner"] = torch.arange(4)
+        copies = [{k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in c.items()} for c in columns]
+        PiccoloLoss(model, **caching)(columns, None).backward()
+        for column, copy in zip(columns, copies, strict=True):
+            assert column.keys() == copy.keys()
+            assert all(torch.equal(column[k], v) for k, v in copy.items() if isinstance(v, torch.Tensor))
+
+
+def test_model_card_entries(make_model: Callable[..., Any]) -> None:
+    loss = PiccoloLoss(make_model(), temperature=0.02, mini_batch_size=8)
+    assert loss.get_config_dict() == {
+        "temperature": 0.02,
+        "directions": DIRECTIONS,
+        "gather_across_devices": True,
+        "mask_duplicates": True,
+        "false_negative_margin": None,
+        "mini_batch_size": 8,
+        "mini_batch_num_tokens": None,
+        "chunk_tokens": "auto",
+    }
+    assert "2308.03281" in loss.citation
+    assert "2101.06983" in loss.citation
+    assert "2101.06983" not in PiccoloLoss(make_model()).citation
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 0}, r"temperature must be a positive number, got 0"),
+        ({"directions": ("query_to_query",)}, r"directions must hold 'query_to_doc'"),
+        ({"false_negative_margin": -1.0}, r"false_negative_margin must be None or at least 0, got -1\.0"),
+        ({"mini_batch_size": 0}, r"mini_batch_size must be None or a whole number of at least 1, got 0"),
+        (
+            {"mini_batch_num_tokens": 1.5},
+            r"mini_batch_num_tokens must be None or a whole number of at least 1, got 1\.5",
+        ),
+        ({"chunk_tokens": -3}, r"chunk_tokens must be None or a whole number of at least 1, got -3"),
+        ({"chunk_tokens": "all"}, r"chunk_tokens must be None or a whole number of at least 1, got 'all'"),
+    ],
+)
+def test_bad_settings(make_model: Callable[..., Any], settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PiccoloLoss(make_model(), **settings)
+
+
+@pytest.mark.parametrize(
+    ("columns", "owner", "message"),
+    [
+        ([QUERIES], None, r"needs a query and a positive column, got 1 column"),
+        ([QUERIES, POSITIVES[:3]], None, r"one positive for each query.*got 4 queries, 3 positives"),
+        ([QUERIES, POSITIVES, TWO], None, r"column 1 must have one row for each query: it has 2 rows for 4\. Give"),
+        ([QUERIES, POSITIVES, QUERIES, TWO], [0], r"column 2 must have one owner for each of its rows: it has 2 rows"),
+        ([QUERIES, POSITIVES, TWO], [0, 4], r"'owner' must name one of the 4 rows .*negative 1 on rank 0 names 4"),
+        ([QUERIES, POSITIVES, TWO], [-1, 0], r"hard negative 0 on rank 0 names -1"),
+    ],
+)
+def test_bad_columns(
+    make_model: Callable[..., Any], columns: list[list[str]], owner: list[int] | None, message: str
+) -> None:
+    model = make_model()
+    features = preprocess(model, *columns)
+    if owner is not None:
+        features[-1]["owner"] = torch.tensor(owner)
+    with pytest.raises(ValueError, match=message):
+        PiccoloLoss(model)(features, None)
+
+
+def test_no_gradient_caching_where_gradients_are_partitioned(make_model: Callable[..., Any]) -> None:
+    class Engine(torch.nn.Module):
+        """Stands in for DeepSpeed's engine, of which only the stage is asked."""
+
+        def __init__(self, module: torch.nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+        def zero_optimization_stage(self) -> int:
+            return 2
+
+    model = make_model()
+    loss = PiccoloLoss(model, mini_batch_size=2)
+    columns = preprocess(model, QUERIES, POSITIVES)
+    loss.model = Engine(model)
+    with pytest.raises(ValueError, match=r"works up to DeepSpeed ZeRO stage 1, this is stage 2"):
+        loss(columns, None)

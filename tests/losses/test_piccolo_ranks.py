@@ -1,0 +1,230 @@
+"""PiccoloLoss on real gloo ranks: values, gradients and trained weights equal those of one process."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from torch.nn.parallel import DistributedDataParallel
+
+from piccolo_st.losses import PiccoloLoss
+from tests.conftest import CHARACTERS
+from tests.ranks import run_ranks
+
+HAN = [character for character in dict.fromkeys(CHARACTERS) if "一" <= character <= "鿿"]
+CACHING = [{}, {"mini_batch_size": 2}, {"mini_batch_num_tokens": 20}]
+
+
+def text(number: int) -> str:
+    """A text of 1 to 12 characters; equal numbers, equal texts."""
+    return "".join(HAN[(number * 7 + 13 * k * k) % len(HAN)] for k in range(1 + number * 5 % 12))
+
+
+def load(path: str) -> SentenceTransformer:
+    transformer = Transformer(path)
+    return SentenceTransformer(
+        modules=[transformer, Pooling(transformer.get_embedding_dimension(), "mean")], device="cpu"
+    )
+
+
+# Rows of the global batch: query, positive, hard negatives. Rows 1 and 6 ask the same, rows 2 and 5 have one positive,
+# and a hard negative of row 4 is row 0's positive: on 2 and on 4 ranks these meet across ranks.
+ROWS = [
+    (0, 20, [40, 41]),
+    (1, 21, []),
+    (2, 22, []),
+    (3, 23, []),
+    (4, 24, [20, 42, 43]),
+    (5, 22, [44]),
+    (1, 26, []),
+    (7, 27, [45, 46]),
+]
+
+
+def features(model: Any, rows: list[tuple[int, int, list[int]]]) -> list[dict[str, Any]]:
+    """As the collator makes them: a ragged column that no row of the rank fills is left out."""
+    columns = [[text(row[0]) for row in rows], [text(row[1]) for row in rows]]
+    owner = [index for index, row in enumerate(rows) for _ in row[2]]
+    if owner:
+        columns.append([text(number) for row in rows for number in row[2]])
+    batch = [dict(model.preprocess(column)) for column in columns]
+    if owner:
+        batch[2]["owner"] = torch.tensor(owner)
+    return batch
+
+
+def share(rank: int, sizes: tuple[int, ...]) -> list[tuple[int, int, list[int]]]:
+    first = sum(sizes[:rank])
+    return ROWS[first : first + sizes[rank]]
+
+
+def one_step(rank: int, world: int, path: str, sizes: tuple[int, ...], settings: dict[str, Any]) -> dict[str, Any]:
+    model = load(path).double()
+    batch = features(model, share(rank, sizes))
+    loss = PiccoloLoss(model, temperature=0.05, **settings)
+    if world > 1:
+        loss.model = DistributedDataParallel(model, find_unused_parameters=True)
+    values = []
+    for _ in range(2):  # a second step meets DistributedDataParallel's state after the first
+        model.zero_grad()
+        value = loss(batch, None)
+        value.backward()
+        values.append(value.item())
+    with torch.no_grad():
+        evaluated = loss(batch, None).item()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    return {"values": [*values, evaluated], "gradient": gradient, "statistics": loss.pop_statistics()}
+
+
+@pytest.mark.parametrize("settings", [*CACHING, {"chunk_tokens": 12}, {"chunk_tokens": None}])
+@pytest.mark.parametrize("sizes", [(4, 4), (2, 2, 2, 2), (5, 3)])
+def test_the_gradient_is_that_of_the_global_batch(
+    encoder_dir_no_dropout: Path, sizes: tuple[int, ...], settings: dict[str, Any]
+) -> None:
+    """Ranks with other numbers of rows, hard negatives (none on rank 1 of 4) and chunks included."""
+    path = str(encoder_dir_no_dropout)
+    (alone,) = run_ranks(one_step, 1, path, (8,), settings)
+    results = run_ranks(one_step, len(sizes), path, sizes, settings, timeout=60)
+    assert alone["gradient"].norm() > 1e-3
+    for step in range(3):
+        mean = sum(result["values"][step] for result in results) / len(sizes)
+        assert mean == pytest.approx(alone["values"][step], rel=1e-12)
+    for result in results:
+        assert (result["gradient"] - alone["gradient"]).norm() <= 1e-10 * alone["gradient"].norm()
+    masked = sum(result["statistics"]["masked_duplicates"] * size for result, size in zip(results, sizes, strict=True))
+    assert masked / 8 == pytest.approx(alone["statistics"]["masked_duplicates"])
+    assert masked > 8
+
+
+def on_its_own(rank: int, world: int, path: str) -> float:
+    loss = PiccoloLoss(load(path), gather_across_devices=False)
+    return loss(features(loss.model, share(rank, (4, 4))), None).item()
+
+
+def test_without_gathering_each_rank_is_on_its_own(encoder_dir_no_dropout: Path) -> None:
+    path = str(encoder_dir_no_dropout)
+    loss = PiccoloLoss(load(path))
+    expected = [loss(features(loss.model, share(rank, (4, 4))), None).item() for rank in range(2)]
+    assert run_ranks(on_its_own, 2, path) == pytest.approx(expected)
+
+
+def differ(rank: int, world: int, path: str, kind: str) -> None:
+    model = load(path)
+    rows = share(rank, (4, 4))
+    batch = features(model, rows)
+    settings: dict[str, Any] = {}
+    if kind == "temperature":
+        settings["temperature"] = 0.01 + rank
+    if kind == "identity" and rank:
+        for column in batch:
+            column["identity"] = torch.arange(len(column["input_ids"]))
+    if kind == "columns":
+        batch = [dict(model.preprocess([text(0), text(1)])) for _ in range(3 + rank)]
+    if kind == "fault" and rank:
+        batch[1] = dict(model.preprocess([text(3)]))
+    if kind == "owner" and rank:
+        batch[2]["owner"] = batch[2]["owner"] + 2
+    loss = PiccoloLoss(model, **settings)
+    if kind == "evaluation" and rank:
+        with torch.no_grad():
+            loss(batch, None)
+    loss(batch, None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("temperature", r"temperature is 0\.01 on rank 0, 1\.01 on rank 1"),
+        ("identity", r"what tells texts apart is tokens on rank 0, identity on rank 1"),
+        ("columns", r"the number of columns is 3 on rank 0, 4 on rank 1"),
+        ("fault", r"the fault of the columns is None on rank 0, there must be one positive for each query.* on rank 1"),
+        ("owner", r"'owner' must name one of the 4 rows of the batch, 0 to 3; hard negative 4 on rank 1 names 5"),
+        ("evaluation", r"whether gradients are wanted is True on rank 0, False on rank 1"),
+    ],
+)
+def test_a_difference_between_ranks_is_an_error_on_each(encoder_dir_no_dropout: Path, kind: str, message: str) -> None:
+    with pytest.raises(RuntimeError) as error:
+        run_ranks(differ, 2, str(encoder_dir_no_dropout), kind, timeout=20)
+    for rank in (0, 1):
+        assert re.search(rf"rank {rank} of 2 raised ValueError: .*{message}", str(error.value)), str(error.value)
+
+
+def train(
+    rank: int, world: int, path: str, output: str, batch_size: int, settings: dict[str, Any], extra: dict[str, Any]
+) -> dict[str, Any]:
+    """Train for 6 steps on triplets with the stock trainer and return its weights and logged losses."""
+    torch.manual_seed(0)
+    model = load(path)
+    numbers = list(range(24))
+    data = {
+        "query": [text(n) for n in numbers],
+        "positive": [text(n + 30) for n in numbers],
+        "negative": [text(n + 60) for n in numbers],
+    }
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=SentenceTransformerTrainingArguments(
+            output_dir=output,
+            per_device_train_batch_size=batch_size,
+            num_train_epochs=2,
+            learning_rate=1e-3,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+            seed=3,
+            **extra,
+        ),
+        train_dataset=Dataset.from_dict(data),
+        loss=PiccoloLoss(model, temperature=0.05, **settings),
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {"weights": torch.cat([p.detach().flatten() for p in model.parameters()]), "losses": losses}
+
+
+def assert_trained_alike(alone: dict[str, Any], results: list[dict[str, Any]], untrained: SentenceTransformer) -> None:
+    before = torch.cat([p.detach().flatten() for p in untrained.parameters()])
+    assert len(alone["losses"]) == 6
+    assert (alone["weights"] - before).abs().max() > 1e-3
+    for result in results:
+        assert (result["weights"] - alone["weights"]).abs().max() <= 1e-6
+        assert result["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+
+
+@pytest.mark.parametrize("settings", CACHING[:2])
+def test_two_ranks_train_the_weights_of_one(
+    encoder_dir_no_dropout: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    path = str(encoder_dir_no_dropout)
+    (alone,) = run_ranks(train, 1, path, str(tmp_path / "1"), 8, settings, {})
+    results = run_ranks(train, 2, path, str(tmp_path / "2"), 4, settings, {})
+    assert_trained_alike(alone, results, load(path))
+
+
+ZERO1 = {
+    "zero_optimization": {"stage": 1, "overlap_comm": False},
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+    "train_batch_size": "auto",
+    "zero_allow_untested_optimizer": True,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", CACHING[:2])
+def test_two_zero1_ranks_train_the_weights_of_one(
+    encoder_dir_no_dropout: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    pytest.importorskip("deepspeed")
+    path = str(encoder_dir_no_dropout)
+    (alone,) = run_ranks(train, 1, path, str(tmp_path / "1"), 8, settings, {})
+    results = run_ranks(train, 2, path, str(tmp_path / "2"), 4, settings, {"deepspeed": ZERO1}, timeout=250)
+    assert_trained_alike(alone, results, load(path))
