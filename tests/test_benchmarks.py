@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,45 +21,11 @@ from piccolo_st.benchmarks import (
     scores_from_results,
 )
 from piccolo_st.errors import InputError
+from piccolo_st.model_card.results import read_results, scores
 
-# The main score of each task in the model-index of sensenova/piccolo-large-zh, in percent.
-PICCOLO_LARGE = {
-    "AmazonReviewsClassification": 40.33200000000001,
-    "IFlyTek": 44.24778761061947,
-    "JDReview": 86.09756097560975,
-    "MassiveIntentClassification": 67.99932750504371,
-    "MassiveScenarioClassification": 72.08137188971082,
-    "MultilingualSentiment": 70.15,
-    "OnlineShopping": 90.27,
-    "TNews": 46.543,
-    "Waimai": 85.54,
-    "CLSClusteringP2P": 38.98356815428385,
-    "CLSClusteringS2S": 36.04329998232363,
-    "ThuNewsClusteringP2P": 60.575199180159586,
-    "ThuNewsClusteringS2S": 52.55759510188472,
-    "Cmnli": 83.8325812952643,
-    "Ocnli": 72.9224765568519,
-    "CMedQAv1-reranking": 84.79178620472841,
-    "CMedQAv2-reranking": 84.89085057036931,
-    "MMarcoReranking": 27.274633976199482,
-    "T2Reranking": 66.95528971496414,
-    "CmedqaRetrieval": 41.982,
-    "CovidRetrieval": 85.036,
-    "DuRetrieval": 87.971,
-    "EcomRetrieval": 61.912,
-    "MMarcoRetrieval": 77.833,
-    "MedicalRetrieval": 59.038000000000004,
-    "T2Retrieval": 82.468,
-    "VideoRetrieval": 71.18100000000001,
-    "AFQMC": 54.168222315174376,
-    "ATEC": 54.27914644842898,
-    "BQ": 62.3148582435008,
-    "LCQMC": 75.80607876548899,
-    "PAWSX": 38.3120125820568,
-    "QBQTC": 38.218416274161385,
-    "STS22": 66.65529695940144,
-    "STSB": 74.42746155066217,
-}
+CARD = Path(__file__).parents[1] / "model_cards/piccolo-large-zh/results.jsonl"
+# The results of sensenova/piccolo-large-zh as its card published them: main scores in percent.
+PICCOLO_LARGE = scores(read_results(CARD), C_MTEB_35)
 
 
 def test_averages_are_those_of_the_published_card() -> None:
