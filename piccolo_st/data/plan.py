@@ -10,17 +10,15 @@ micro-steps (with ``one_dataset_per_update`` off, what one micro-step reads over
         the epoch's rows (``weights``, ``temperature``);
     (3) the blocks of a dataset form one endless stream, pass after pass and epoch after epoch: an epoch that takes
         less than a pass goes on in the next epoch where it stopped;
-    (4) an epoch is cut into cells of about ``CELL`` blocks. Cell j takes floor((j+1)*q/cells + phase) -
-        floor(j*q/cells + phase) of a dataset's q blocks, so each dataset is spread evenly over the epoch; inside a
-        cell the datasets are shuffled. One cell, and so one step, is found from its number alone;
-    (5) a block is sliced first by micro-step, then by rank. With a constant global batch the rows of a step are
+    (4) in an epoch the datasets are interleaved, each spread evenly over it (``Interleaving``);
+    (5) ``arrange``, if given, moves the rows of ``window`` neighbouring blocks of a pass among each other;
+    (6) a block is sliced first by micro-step, then by rank. With a constant global batch the rows of a step are
         therefore the same for any world size, and a position can be kept as a count of samples over all ranks.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -28,13 +26,15 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from piccolo_st.data.permutation import MAX_SIZE, Permutation, mix, permutation
+from piccolo_st.data.interleaving import Interleaving
+from piccolo_st.data.permutation import MAX_SIZE, mix, permutation
 from piccolo_st.errors import InputError
 
 Mixing = Literal["proportional", "weights", "temperature"]
 SmallDatasets = Literal["error", "drop", "repeat"]
 
-CELL = 512  # blocks; a cell is shuffled as a whole and kept until the next one is asked for
+# (dataset, int64 rows of a window: (blocks, rows of a block)) -> the same rows in another order, by them alone.
+Arrange = Callable[[int, NDArray[np.int64]], NDArray[np.int64]]
 
 
 class Step(NamedTuple):
@@ -74,6 +74,8 @@ class BatchPlan:
         one_dataset_per_update: whether the micro-steps of an optimizer step share a dataset. With it, the rows of an
             optimizer step depend only on world_size * batch_size * accumulation_steps.
         names: the datasets' names, for messages.
+        arrange: moves rows between the blocks of a window; see ``piccolo_st.data.duplicates``.
+        window: blocks that are arranged together.
 
     Raises:
         InputError: no datasets, an empty one, a size, weight, repeat, multiple or exponent out of range, a list of
@@ -94,6 +96,8 @@ class BatchPlan:
     small_datasets: SmallDatasets = "error"
     one_dataset_per_update: bool = True
     names: Sequence[str] | None = None
+    arrange: Arrange | None = None
+    window: int = 16
 
     def __post_init__(self) -> None:
         for name in ("sizes", "weights", "repeats", "batch_multiples", "names"):
@@ -156,6 +160,12 @@ class BatchPlan:
         """The datasets that no epoch draws from: too small and dropped, or of weight or repeats 0."""
         return tuple(self.name(index) for index in np.flatnonzero(self._quotas == 0))
 
+    @property
+    def repeated(self) -> tuple[str, ...]:
+        """The datasets too small for a block, whose rows stand in it more than once."""
+        small = (np.asarray(self.sizes) < self.block_rows) & (self._quotas > 0)
+        return tuple(self.name(index) for index in np.flatnonzero(small))
+
     def name(self, dataset: int) -> str:
         """The dataset's name, or its index in words."""
         return self.names[dataset] if self.names is not None else f"dataset {dataset}"
@@ -169,7 +179,7 @@ class BatchPlan:
         """Micro-steps of an epoch: batches that each rank sees. The same in every epoch."""
         return int(self._quotas.sum()) * self._block_steps
 
-    # Steps (3) and (5): the rows of a step.
+    # Steps (3), (5) and (6): the rows of a step.
 
     def step(self, epoch: int, step: int, rank: int | None = None) -> Step:
         """What ``rank``, or with None all ranks together, reads at a micro-step of an epoch.
@@ -182,81 +192,47 @@ class BatchPlan:
         if rank is not None and not 0 <= rank < self.world_size:
             raise IndexError(f"there are ranks 0 to {self.world_size - 1}, but rank {rank} is asked for")
         block, micro_step = divmod(step, self._block_steps)
-        dataset, index = self._locate(epoch, block)
+        dataset, index = self._order(epoch, block)
         visit, index = divmod(epoch * int(self._quotas[dataset]) + index, int(self._pass_blocks[dataset]))
         device_rows = int(self.device_rows[dataset])
-        start = index * int(self.block_rows[dataset]) + micro_step * self.world_size * device_rows
-        count = device_rows if rank is not None else self.world_size * device_rows
-        start += (rank or 0) * device_rows
-        positions = np.arange(start, start + count, dtype=np.int64)
-        if start + count > self.sizes[dataset]:
-            positions %= self.sizes[dataset]
-        return Step(dataset, visit, self._pass(dataset, visit)(positions))
+        start = micro_step * self.world_size * device_rows + (rank or 0) * device_rows
+        stop = start + (device_rows if rank is not None else self.world_size * device_rows)
+        if self.arrange is not None:
+            return Step(dataset, visit, self._arranged(dataset, visit, index)[start:stop])
+        before = index * int(self.block_rows[dataset])
+        return Step(dataset, visit, self._pass_rows(dataset, visit, before + start, before + stop))
 
     def dataset_of(self, epoch: int, step: int) -> int:
         """The dataset that every rank reads from at a micro-step of an epoch."""
-        return self._locate(epoch, step // self._block_steps)[0]
+        return self._order(epoch, step // self._block_steps)[0]
 
-    def _pass(self, dataset: int, visit: int) -> Permutation:
-        return permutation(self.sizes[dataset], mix(self.seed, 0, dataset, visit))
+    def _pass_rows(self, dataset: int, visit: int, start: int, stop: int) -> NDArray[np.int64]:
+        """Rows ``start`` to ``stop`` of a pass over a dataset, which begins again where the dataset ends."""
+        positions = np.arange(start, stop, dtype=np.int64)
+        if stop > self.sizes[dataset]:
+            positions %= self.sizes[dataset]
+        return permutation(self.sizes[dataset], mix(self.seed, 0, dataset, visit))(positions)
 
-    # Step (4): the order of the datasets.
-
-    def _locate(self, epoch: int, block: int) -> tuple[int, int]:
-        """The dataset of a block of an epoch, and how many blocks of it came before in that epoch."""
-        starts = self._phases(epoch)
-        cells = self._cells
-        cell = min(block * cells // int(self._quotas.sum()), cells - 1)
-        while (first := self._before(starts, cell)).sum() > block:
-            cell -= 1
-        while cell + 1 < cells and (following := self._before(starts, cell + 1)).sum() <= block:
-            cell, first = cell + 1, following
-        datasets, indices = self._cell(epoch, cell, first)
-        offset = block - int(first.sum())
-        return int(datasets[offset]), int(indices[offset])
-
-    @property
-    def _cells(self) -> int:
-        return -(-int(self._quotas.sum()) // CELL)
-
-    def _phases(self, epoch: int) -> NDArray[np.int64]:
-        """A seeded number from 0 to cells-1 for each dataset, so that rare datasets do not all come at the end."""
-        return self._remember(
-            ("phases", epoch),
-            lambda: np.array([mix(self.seed, 1, epoch, d) % self._cells for d in range(len(self.sizes))], np.int64),
-        )
-
-    def _before(self, phases: NDArray[np.int64], cell: int) -> NDArray[np.int64]:
-        """Blocks of each dataset in the cells before ``cell``: (datasets,)."""
-        return (cell * self._quotas + phases) // self._cells
-
-    def _cell(self, epoch: int, cell: int, first: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The dataset of each block of a cell, and that block's number among the dataset's blocks of the epoch."""
-
-        def build() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-            counts = self._before(self._phases(epoch), cell + 1) - first
-            total = int(counts.sum())
-            sorted_datasets = np.repeat(np.arange(len(counts)), counts)
-            sorted_indices = np.arange(total) - np.repeat(np.cumsum(counts) - counts - first, counts)
-            order = Permutation(total, mix(self.seed, 2, epoch, cell))(np.arange(total))
-            datasets = sorted_datasets[order]
-            indices = np.empty_like(sorted_indices)
-            indices[np.argsort(datasets, kind="stable")] = sorted_indices  # in each dataset, earlier blocks come first
-            return datasets, indices
-
-        return self._remember(("cell", epoch, cell), build)
+    def _arranged(self, dataset: int, visit: int, block: int) -> NDArray[np.int64]:
+        """The rows of a block of a pass, its window arranged."""
+        window, offset = divmod(block, self.window)
+        key, found = self._windows.get(dataset, (None, None))
+        if key != (visit, window):
+            size = int(self.block_rows[dataset])
+            first = window * self.window
+            last = min(first + self.window, int(self._pass_blocks[dataset]))
+            found = self.arrange(dataset, self._pass_rows(dataset, visit, first * size, last * size).reshape(-1, size))
+            self._windows[dataset] = (visit, window), found
+        return found[offset]
 
     @cached_property
-    def _memory(self) -> OrderedDict[Any, Any]:
-        return OrderedDict()
+    def _order(self) -> Interleaving:
+        return Interleaving(self._quotas, self.seed)
 
-    def _remember(self, key: Any, build: Any) -> Any:
-        """``build()``, or what it gave for the same key among the last few: a shortcut, never a state."""
-        if key not in self._memory:
-            self._memory[key] = build()
-            if len(self._memory) > 8:
-                self._memory.popitem(last=False)
-        return self._memory[key]
+    @cached_property
+    def _windows(self) -> dict[int, tuple[tuple[int, int], NDArray[np.int64]]]:
+        """The window of each dataset that was arranged last: a shortcut, never a state."""
+        return {}
 
     # Positions that outlive a change of the world size.
 
@@ -291,6 +267,7 @@ class BatchPlan:
         """All that decides the rows of an optimizer step, as JSON: equal signatures give equal runs."""
         fields = ("names", "sizes", "seed", "drop_last", "mixing", "weights", "exponent", "repeats", "batch_multiples")
         signature = {name: getattr(self, name) for name in (*fields, "small_datasets", "one_dataset_per_update")}
+        signature["window"] = self.window if self.arrange is not None else None
         signature["samples_per_block"] = self.samples_per_step * self._block_steps
         return {key: list(value) if isinstance(value, tuple) else value for key, value in signature.items()}
 
@@ -301,7 +278,7 @@ def _check(plan: BatchPlan) -> None:
     for index, size in enumerate(plan.sizes):
         if not 1 <= size <= MAX_SIZE:
             raise InputError(f"a dataset needs 1 to 2**40 rows, but {plan.name(index)} has {size}; leave it out")
-    for field in ("batch_size", "world_size", "accumulation_steps"):
+    for field in ("batch_size", "world_size", "accumulation_steps", "window"):
         if getattr(plan, field) < 1:
             raise InputError(f"{field} must be 1 or more, but is {getattr(plan, field)}")
     for field, allowed in (("mixing", Mixing), ("small_datasets", SmallDatasets)):

@@ -14,6 +14,7 @@ then that of all ranks. ``dispatch_batches`` joins the padded batches of all ran
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
@@ -22,12 +23,14 @@ import torch
 from accelerate.data_loader import BatchSamplerShard, DataLoaderDispatcher
 from numpy.typing import NDArray
 from sentence_transformers.base.sampler import DefaultBatchSampler, MultiDatasetDefaultBatchSampler
-from sentence_transformers.util.distributed import get_world_size
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, RandomSampler
 
 from piccolo_st.data.duplicates import DuplicateAvoidance, dataset_identities
 from piccolo_st.data.plan import BatchPlan, Mixing, SmallDatasets, Step
+from piccolo_st.distributed import get_rank, get_world_size
 from piccolo_st.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 class BatchIndices(Sequence[int]):
@@ -194,6 +197,7 @@ class HomogeneousBatchSampler(MultiDatasetDefaultBatchSampler):
             names=names,
             arrange=_duplicate_avoidance(concatenation.datasets) if avoid_duplicates else None,
         )
+        self._report()
         self.offsets = [0, *concatenation.cumulative_sizes[:-1]]
         self._start = 0
         self._told = False
@@ -203,6 +207,13 @@ class HomogeneousBatchSampler(MultiDatasetDefaultBatchSampler):
         self.batch_size = sizes.pop() if len(sizes) == 1 else None
         # Every step is whole, so that accelerate has no remainder to complete with rows of another dataset.
         self.drop_last = True
+
+    def _report(self) -> None:
+        """Say which datasets are not read as one would expect, once for all ranks."""
+        if get_rank() == 0 and self.plan.skipped:
+            logger.warning("no batch is drawn from %s: too few rows, or no weight", ", ".join(self.plan.skipped))
+        if get_rank() == 0 and self.plan.repeated:
+            logger.warning("rows stand in a step more than once: too few in %s", ", ".join(self.plan.repeated))
 
     def __len__(self) -> int:
         """Batches of an epoch, over all ranks."""

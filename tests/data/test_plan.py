@@ -11,7 +11,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from piccolo_st.data.plan import CELL, BatchPlan
+from piccolo_st.data.interleaving import CELL
+from piccolo_st.data.plan import BatchPlan
 from piccolo_st.errors import InputError
 
 WORLDS = [1, 2, 4, 8, 32]
@@ -327,6 +328,6 @@ def test_a_small_dataset_is_dropped_and_named_or_repeated() -> None:
     assert dropped.skipped == ("small",)
     assert {step.dataset for step in (dropped.step(0, i) for i in range(dropped.steps()))} == {0}
     kept = BatchPlan([100, 3], 4, small_datasets="repeat")
-    assert kept.skipped == ()
+    assert (kept.skipped, kept.repeated, dropped.repeated) == ((), ("dataset 1",), ())
     small = [step for step in (kept.step(0, i) for i in range(kept.steps())) if step.dataset == 1]
     assert len(small) == 1 and sorted(Counter(small[0].rows.tolist()).values()) == [1, 1, 2]

@@ -285,6 +285,15 @@ def test_bad_input_is_named() -> None:
         HomogeneousBatchSampler(dataset, different)
 
 
+def test_small_datasets_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    HomogeneousBatchSampler(_concatenation(60, 45), batch_size=4, small_datasets="drop")
+    assert not caplog.records
+    HomogeneousBatchSampler(_concatenation(60, 3), batch_size=4, small_datasets="drop", names=["large", "small"])
+    assert "no batch is drawn from small: too few rows" in caplog.text
+    HomogeneousBatchSampler(_concatenation(60, 3), batch_size=4, small_datasets="repeat")
+    assert "rows stand in a step more than once: too few in dataset 1" in caplog.text
+
+
 def test_a_batch_sampler_that_would_be_ignored_is_refused() -> None:
     dataset = ConcatDataset([Dataset.from_dict({"a": ["x", "y"]})])
     with pytest.raises(InputError, match=r"would ignore the NoDuplicatesBatchSampler of args.batch_sampler"):
