@@ -115,7 +115,7 @@ def _classes(spec: DatasetSpec, table: pa.Table, preset: PresetSpec) -> tuple[pa
 
     query, positive_texts = texts.take(pa.array(own)), texts.take(pa.array(positive))
     flat = texts.take(pa.array(negative.reshape(-1)))
-    offsets = pa.array(np.arange(0, len(own) * count + 1, max(count, 1), dtype=np.int32)[: len(own) + 1])
+    offsets = pa.array(np.arange(len(own) + 1, dtype=np.int32) * count)
     columns = {"query": query, "positive": positive_texts, "negative": pa.ListArray.from_arrays(offsets, flat)}
     result = pa.table(columns)
     distinct = pc.not_equal(result["query"], result["positive"])

@@ -121,7 +121,7 @@ def find_columns(spec: DatasetSpec, chunk: Chunk) -> Roles:
         else:
             columns.update({f"{role}_{index}": name for index, name in enumerate(names, start=1)})
     lists = frozenset(
-        role for role in columns if role[:8] in ("positive", "negative") and _is_list(chunk, columns[role])
+        role for role in columns if role[:8] in ("positive", "negative") and _is_list(chunk, role, columns[role])
     )
     return Roles(columns, lists)
 
@@ -132,11 +132,13 @@ def _column_names(chunk: Chunk) -> list[str]:
     return list(dict.fromkeys(key for record in chunk.records for key in record))
 
 
-def _is_list(chunk: Chunk, column: str) -> bool:
+def _is_list(chunk: Chunk, role: str, column: str) -> bool:
     if isinstance(chunk.records, pa.Table):
         kind = chunk.records.schema.field(column).type
         return pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    return any(isinstance(record.get(column), list) for record in chunk.records)
+    # Negatives that some rows lack are lists as well, of which those rows have empty ones.
+    kinds = (list, type(None)) if role == "negative" else list
+    return any(isinstance(record.get(column), kinds) for record in chunk.records)
 
 
 def to_table(spec: DatasetSpec, roles: Roles, chunk: Chunk) -> tuple[pa.Table, np.ndarray]:
@@ -157,6 +159,8 @@ def to_table(spec: DatasetSpec, roles: Roles, chunk: Chunk) -> tuple[pa.Table, n
         kind = "list" if role in roles.lists else kind
         if isinstance(chunk.records, pa.Table):
             arrays[role] = _cast(chunk, column, kind, spec, role)
+            if role == "negative" and kind == "list":
+                continue
             _note(reasons, np.flatnonzero(arrays[role].is_null().to_numpy(False)), f"{role}: {NULL}")
         else:
             arrays[role] = _from_records(chunk.records, column, kind, role, reasons)
@@ -212,6 +216,9 @@ def _from_records(
         value = record.get(column, _ABSENT)
         if type(value) is str and kind == "text":  # the common case, kept short
             values.append(value)
+            continue
+        if (value is _ABSENT or value is None) and kind == "list" and role == "negative":
+            values.append([])
             continue
         if value is _ABSENT or value is None:
             reason: str | None = MISSING if value is _ABSENT else NULL

@@ -131,11 +131,16 @@ def prepare(spec: DatasetSpec, root: Path, cache: Path) -> tuple[Path, str]:
 
     Raises:
         MixtureError: the source or a column is missing, no row is left, a row is faulty under the policy ``error``,
-            or more rows are than ``max_rejected`` allows.
+            or more rows are than ``max_rejected`` allows; or the cache cannot be written.
     """
     location = locate(spec, root)
-    key = row_key(spec, location, cache)
-    folder = entry(cache, key, lambda aside: _write_entry(spec, location, aside))
+    try:
+        key = row_key(spec, location, cache)
+        folder = entry(cache, key, lambda aside: _write_entry(spec, location, aside))
+    except OSError as error:
+        raise MixtureError(
+            f"the cache {cache} cannot be written: {error}; choose another with cache_dir (or HF_DATASETS_CACHE)"
+        ) from error
     return folder, key
 
 

@@ -151,7 +151,8 @@ def _clean_list(
     counts = np.bincount(owners[~bad], minlength=len(columns[role]))
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     values = trimmed.filter(pa.array(~bad))
-    return pa.ListArray.from_arrays(pa.array(offsets), values, mask=columns[role].is_null()), gone
+    mask = columns[role].is_null() if role == "positive" else None  # no list of negatives is an empty one
+    return pa.ListArray.from_arrays(pa.array(offsets), values, mask=mask), gone
 
 
 def _set(faults: np.ndarray, where: np.ndarray, reason: str) -> None:

@@ -1,0 +1,344 @@
+"""From the file of a mixture to datasets, held-out sets, a report and a fingerprint."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from datasets import DatasetDict
+
+from piccolo_st.data import store
+from piccolo_st.data.mixture import MixtureError, load_mixture, parse_mixture
+from piccolo_st.data.specs import DatasetSpec, PresetSpec
+from piccolo_st.errors import InputError
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    _write(tmp_path / "pairs.jsonl", [{"query": f"问{i}", "positive": f"答{i}"} for i in range(20)])
+    scores = [{"sentence1": f"甲{i}", "sentence2": f"乙{i}", "score": i % 6} for i in range(12)]
+    _write(tmp_path / "scores.jsonl", scores)
+    _write(tmp_path / "labels.jsonl", [{"text": f"文{i}", "label": "abc"[i % 3]} for i in range(12)])
+    return tmp_path
+
+
+def _load(folder: Path, datasets: dict[str, Any], **settings: Any) -> Any:
+    return load_mixture({"root": str(folder), "datasets": datasets, **settings}, cache_dir=folder / "cache")
+
+
+MIXTURE = {
+    "pairs": {"source": "pairs.jsonl", "task": "retrieval", "weight": 2, "query_length": 32},
+    "scores": {"source": "scores.jsonl", "task": "sts", "score_range": [0, 5]},
+    "labels": {"source": "labels.jsonl", "task": "classification"},
+}
+
+
+def test_a_mixture_is_a_file_with_paths_relative_to_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "mixture.yaml").write_text(yaml.safe_dump({"datasets": MIXTURE}))
+    monkeypatch.chdir(folder.parent)
+    mixture = load_mixture(folder / "mixture.yaml", cache_dir=folder / "cache")
+    assert isinstance(mixture.train, DatasetDict)
+    assert mixture.train.column_names == {
+        "pairs": ["query", "positive"],
+        "scores": ["sentence1", "sentence2", "label"],
+        "labels": ["query", "positive", "negative"],
+    }
+    assert mixture.train["pairs"][3] == {"query": "问3", "positive": "答3"}
+    assert mixture.train["scores"][4]["label"] == pytest.approx(0.8)
+    assert mixture.specs["pairs"].weight == 2.0
+    assert mixture.specs["labels"].preset == PresetSpec("classes")
+    assert mixture.train["pairs"].cache_files, "memory-mapped, not in memory"
+    assert load_mixture(str(folder / "mixture.yaml"), cache_dir=folder / "cache").fingerprint == mixture.fingerprint
+
+
+def test_root_and_defaults_hold_for_every_dataset(folder: Path) -> None:
+    (folder / "elsewhere").mkdir()
+    text = yaml.safe_dump(
+        {
+            "root": "..",
+            "defaults": {"licence": "CC0", "max_characters": 99, "task": "retrieval"},
+            "datasets": {"pairs": {"source": "pairs.jsonl", "max_characters": 50}},
+        }
+    )
+    (folder / "elsewhere" / "mixture.yaml").write_text(text)
+    mixture = load_mixture(folder / "elsewhere" / "mixture.yaml", cache_dir=folder / "cache")
+    assert mixture.specs["pairs"].licence == "CC0"
+    assert mixture.specs["pairs"].max_characters == 50
+    assert mixture.report.datasets["pairs"].licence == "CC0"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, r"the mixture has no 'datasets', which is required; add it"),
+        ({"datasets": {}}, r"the mixture names no datasets; give `datasets` at least one"),
+        ({"datasets": []}, r"datasets of the mixture must be a mapping of keys to values, got list \[\]"),
+        ({"dataset": {}}, r"unknown key 'dataset' in the mixture; did you mean 'datasets'\?"),
+        (
+            {"datasets": {"a": None}},
+            r"dataset 'a' of the mixture must be a mapping of keys to values, got NoneType None",
+        ),
+        ({"datasets": {"a b": {}}}, r"'a b' in the mixture cannot name a dataset; use letters"),
+        ({"datasets": {"a": {"source": "x"}}}, r"dataset 'a' of the mixture has no 'task', which is required"),
+        ({"datasets": {"a": {"task": "sts"}}}, r"dataset 'a' of the mixture has no 'source'"),
+        (
+            {"datasets": {"a": {"source": "x", "task": "sts", "wieght": 1}}},
+            r"unknown key 'wieght' in dataset 'a' of the mixture; did you mean 'weight'\?",
+        ),
+        (
+            {"datasets": {"a": {"source": "x", "task": "retrival"}}},
+            r"task of dataset 'a' of the mixture must be one of 'retrieval', .* 'retrival'; did you mean 'retrieval'",
+        ),
+        (
+            {"datasets": {"a": {"source": "x", "task": "sts", "weight": "much"}}},
+            r"weight of dataset 'a' of the mixture must be of type float, got str 'much'",
+        ),
+        (
+            {"datasets": {"a": {"source": "x", "task": "sts", "repeats": True}}},
+            r"repeats .* of type int, got bool True",
+        ),
+        (
+            {"datasets": {"a": {"source": "x", "task": "sts", "weight": -1}}},
+            r"weight .* must be a positive number, got -1",
+        ),
+        (
+            {"datasets": {"a": {"source": "x", "task": "sts", "weight": float("nan")}}},
+            r"weight .* positive number, got nan",
+        ),
+        ({"datasets": {"a": {"source": "x", "task": "sts", "repeats": 0}}}, r"repeats .* must be at least 1, got 0"),
+        (
+            {"datasets": {"a": {"source": "x", "task": "sts", "score_range": [1, 0]}}},
+            r"score_range of dataset 'a' of the mixture must be \[lowest, highest\], got \[1\.0, 0\.0\]",
+        ),
+        (
+            {"datasets": {"a": {"source": "x", "task": "sts", "labels": "abc"}}},
+            r"labels .* must be a list, got str 'abc'",
+        ),
+        (
+            {"datasets": {"a": {"source": "x", "task": "sts", "preset": {"name": "nil"}}}},
+            r"name of preset of dataset 'a' of the mixture must be one of 'nli', .*; did you mean 'nli'\?",
+        ),
+        (
+            {"datasets": {"a": {"source": "x", "task": "retrieval", "holdout": {"querys": 5}}}},
+            r"unknown key 'querys' in holdout of dataset 'a' of the mixture; did you mean 'queries'\?",
+        ),
+        (
+            {"datasets": {"a": {"source": "x", "task": "retrieval", "use": "evaluate", "holdout": {"queries": 5}}}},
+            r"holdout of dataset 'a' .* a dataset that is trained on",
+        ),
+        (
+            {"defaults": {"weigth": 1}, "datasets": {"a": {}}},
+            r"unknown key 'weigth' in defaults .* did you mean 'weight'",
+        ),
+    ],
+)
+def test_a_wrong_mixture_is_one_clear_sentence(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(MixtureError, match=message) as caught:
+        parse_mixture(config)
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, InputError), "recipes turn it into exit code 2"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"the mixture file .*mixture\.yaml does not exist; give the path of a YAML file"),
+        ("datasets: [", r"mixture\.yaml, line 1, column \d+ is not YAML: .*; mend it"),
+        ("a: b: c", r"mixture\.yaml, line 1, column 5 is not YAML"),
+        ("- a\n- b\n", r"mixture\.yaml must be a mapping of keys to values, got list"),
+        ("", r"mixture\.yaml must be a mapping of keys to values, got NoneType None"),
+        (b"\xff\xfe\x00", r"mixture file .*mixture\.yaml cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_mixture_says_where(content: str | bytes | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mixture.yaml"
+    if content is not None:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(MixtureError, match=message):
+        load_mixture(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"source": "scores.jsonl", "task": "retrieval"},
+            r"dataset 'a' is for retrieval and needs a column for 'query', but .*scores\.jsonl has the columns "
+            r"sentence1, sentence2, score; say which with `columns: \{query: NAME\}`",
+        ),
+        (
+            {"source": "pairs.jsonl", "task": "retrieval", "preset": {"name": "nli"}},
+            r"is for retrieval by the preset 'nli' and needs a column for 'premise'",
+        ),
+        (
+            {"source": "pairs.jsonl", "task": "retrieval", "columns": {"query": "q"}},
+            r"query of columns of dataset 'a' is 'q', but .* has the columns query, positive",
+        ),
+        (
+            {"source": "pairs.jsonl", "task": "retrieval", "columns": {"querry": "query"}},
+            r"unknown key 'querry' in columns of dataset 'a'; did you mean 'query'\?",
+        ),
+        (
+            {"source": "scores.jsonl", "task": "sts", "columns": {"positive": "score"}, "score_range": [0, 5]},
+            r"unknown key 'positive' in columns of dataset 'a'; the known keys are label, sentence1, sentence2",
+        ),
+    ],
+)
+def test_a_dataset_without_the_columns_of_its_role_says_which(
+    settings: dict[str, Any], message: str, folder: Path
+) -> None:
+    with pytest.raises(MixtureError, match=message):
+        _load(folder, {"a": settings})
+
+
+def test_roles_are_given_to_named_columns_and_negatives_to_several(folder: Path) -> None:
+    rows = [{"q": f"问{i}", "a": f"答{i}", "n1": f"错{i}", "n2": f"误{i}"} for i in range(3)]
+    _write(folder / "named.jsonl", rows)
+    columns = {"query": "q", "positive": "a", "negative": ["n1", "n2"]}
+    mixture = _load(folder, {"a": {"source": "named.jsonl", "task": "retrieval", "columns": columns}})
+    assert mixture.train["a"][1] == {"query": "问1", "positive": "答1", "negative_1": "错1", "negative_2": "误1"}
+    numbered = [
+        {"query": f"问{i}", "positive": f"答{i}", **{f"negative_{k}": f"{k}反{i}" for k in range(1, 12)}}
+        for i in (1, 2)
+    ]
+    _write(folder / "numbered.jsonl", numbered)
+    mixture = _load(folder, {"a": {"source": "numbered.jsonl", "task": "retrieval"}})
+    assert mixture.train["a"].column_names == ["query", "positive", *(f"negative_{k}" for k in range(1, 12))]
+
+
+@pytest.mark.parametrize(
+    ("positives", "expected"),
+    [
+        ("all", [("问", "甲"), ("问", "乙"), ("二", "丙")]),
+        ("first", [("问", "甲"), ("二", "丙")]),
+        ("list", [("问", ["甲", "乙"]), ("二", ["丙"])]),
+    ],
+)
+def test_several_positives_become_rows_or_stay_a_list(positives: str, expected: list, folder: Path) -> None:
+    _write(
+        folder / "lists.jsonl",
+        [{"query": "问", "pos": ["甲", "乙"], "neg": ["错"]}, {"query": "二", "pos": ["丙"], "neg": []}],
+    )
+    mixture = _load(folder, {"a": {"source": "lists.jsonl", "task": "retrieval", "positives": positives}})
+    dataset = mixture.train["a"]
+    assert list(zip(dataset["query"], dataset["positive"], strict=True)) == expected
+    assert dataset["negative"][0] == ["错"]
+    report = mixture.report.datasets["a"]
+    assert report.rows == report.kept - report.added == 2
+
+
+def test_the_report_adds_up_and_prints(folder: Path) -> None:
+    _write(folder / "bad.jsonl", [{"query": "问", "positive": "答"}, {"query": "", "positive": "答"}])
+    mixture = _load(folder, {"bad": {"source": "bad.jsonl", "task": "retrieval"}, **MIXTURE})
+    for report in mixture.report.datasets.values():
+        gone = sum(report.rejected.values()) + sum(report.left_out.values()) + report.held_out
+        assert report.rows == report.kept + gone - report.added
+        assert report.kept == len(mixture.train[report.name])
+    text = str(mixture.report)
+    assert "bad: 1 rejected: query: empty" in text
+    assert "classification" in text
+
+
+def test_fingerprints_follow_contents_and_settings_and_nothing_else(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    given = {"pairs": dict(MIXTURE["pairs"])}
+    first = _load(folder, given)
+    assert _load(folder, given).fingerprint == first.fingerprint
+    assert _load(folder, {"pairs": {**given["pairs"], "licence": "MIT", "note": "x"}}).fingerprint == first.fingerprint
+    moved = tmp_path_factory.mktemp("moved")
+    (moved / "pairs.jsonl").write_bytes((folder / "pairs.jsonl").read_bytes())
+    assert _load(moved, given).fingerprint == first.fingerprint
+    changed = {
+        "weight": _load(folder, {"pairs": {**given["pairs"], "weight": 3}}),
+        "limit": _load(folder, {"pairs": {**given["pairs"], "max_characters": 5}}),
+        "name": _load(folder, {"other": given["pairs"]}),
+        "more": _load(folder, {**given, "scores": MIXTURE["scores"]}),
+    }
+    _write(
+        folder / "pairs.jsonl",
+        [{"query": f"问{i}", "positive": f"答{i}"} for i in range(19)] + [{"query": "问x", "positive": "答x"}],
+    )
+    changed["content"] = _load(folder, given)
+    fingerprints = [first.fingerprint, *(mixture.fingerprint for mixture in changed.values())]
+    assert len(set(fingerprints)) == len(fingerprints)
+    assert changed["content"].train["pairs"][19] == {"query": "问x", "positive": "答x"}
+
+
+def test_what_was_read_is_not_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = _load(folder, MIXTURE)
+    monkeypatch.setattr(store, "read_chunks", lambda *_: pytest.fail("read again"))
+    again = _load(folder, MIXTURE)
+    assert {name: list(dataset) for name, dataset in again.train.items()} == {
+        name: list(dataset) for name, dataset in first.train.items()
+    }
+
+
+def test_a_killed_read_leaves_no_half_entry(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_arrow", killed)
+        with pytest.raises(KeyboardInterrupt):
+            _load(folder, MIXTURE)
+    spec = parse_mixture({"root": str(folder), "datasets": MIXTURE})[0]["pairs"]
+    location = store.locate(spec, folder)
+    # What kill -9 would leave: a folder of the right name, half full.
+    partial = folder / "cache" / f"{store.row_key(spec, location, folder / 'cache')}.partial"
+    partial.mkdir(parents=True)
+    (partial / "data.arrow").write_bytes(b"half")
+    assert len(_load(folder, MIXTURE).train["pairs"]) == 20
+
+
+def _count_rows(folder: str, queue: Any) -> None:
+    queue.put(len(_load(Path(folder), MIXTURE).train["pairs"]))
+
+
+def test_two_processes_make_one_entry(folder: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    processes = [context.Process(target=_count_rows, args=(str(folder), queue)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    assert [queue.get(timeout=60) for _ in processes] == [20, 20]
+    for process in processes:
+        process.join(60)
+    assert not list((folder / "cache").glob("*.partial"))
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_with_its_place(folder: Path) -> None:
+    if os.geteuid() == 0:
+        (folder / "cache").write_text("a file where the folder should be")
+    else:
+        (folder / "cache").mkdir(mode=0o500)
+    with pytest.raises(MixtureError, match=r"the cache .*cache cannot be written: .*; choose another with cache_dir"):
+        _load(folder, MIXTURE)
+
+
+def test_evaluation_sets_are_kept_apart(folder: Path) -> None:
+    datasets = {
+        **MIXTURE,
+        "dev": {**MIXTURE["scores"], "use": "evaluate"},
+        "labelled": {**MIXTURE["labels"], "use": "evaluate"},
+    }
+    mixture = _load(folder, datasets)
+    assert set(mixture.train) == set(MIXTURE)
+    assert mixture.evaluation["dev"].column_names == ["sentence1", "sentence2", "label"]
+    assert mixture.evaluation["labelled"].column_names == ["text", "label"]
+    assert mixture.evaluation["labelled"][1] == {"text": "文1", "label": "b"}
+
+
+def test_specs_name_every_field_in_their_docstring() -> None:
+    missing = [name for name in DatasetSpec.__dataclass_fields__ if name not in (DatasetSpec.__doc__ or "")]
+    assert not missing

@@ -1,0 +1,137 @@
+"""Rows of one kind turned into rows of another."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from piccolo_st.data.mixture import Mixture, MixtureError, load_mixture
+
+
+def _load(folder: Path, rows: list[dict[str, Any]], **settings: Any) -> Mixture:
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config = {"root": str(folder), "datasets": {"a": {"source": "a.jsonl", "task": "retrieval", **settings}}}
+    return load_mixture(config, cache_dir=folder / "cache")
+
+
+NLI = [
+    {"premise": "甲", "hypothesis": "甲真", "label": "entailment"},
+    {"premise": "甲", "hypothesis": "甲假", "label": "contradiction"},
+    {"premise": "乙", "hypothesis": "乙假", "label": "contradiction"},
+    {"premise": "甲", "hypothesis": "甲或", "label": "neutral"},
+    {"premise": "甲", "hypothesis": "甲也真", "label": "Entailment"},
+    {"premise": "丙", "hypothesis": "丙真", "label": "entailment"},
+    {"premise": "甲", "hypothesis": "甲假", "label": "contradiction"},
+    {"premise": "甲", "hypothesis": "甲也真", "label": "contradiction"},
+]
+
+
+def test_nli_becomes_triplets_by_premise(tmp_path: Path) -> None:
+    mixture = _load(tmp_path, NLI, preset={"name": "nli"})
+    assert list(mixture.train["a"]) == [
+        {"query": "甲", "positive": "甲真", "negative": ["甲假", "甲也真"]},
+        {"query": "甲", "positive": "甲也真", "negative": ["甲假"]},  # never its own positive, never one twice
+        {"query": "丙", "positive": "丙真", "negative": []},
+    ]
+    assert sum(mixture.report.datasets["a"].left_out.values()) == 5
+
+
+def test_neutral_hypotheses_are_negatives_only_when_asked(tmp_path: Path) -> None:
+    mixture = _load(tmp_path, NLI, preset={"name": "nli", "neutral_as_negative": True})
+    assert mixture.train["a"]["negative"][1] == ["甲假", "甲或"]
+
+
+def test_nli_takes_numbers_as_the_hub_has_them(tmp_path: Path) -> None:
+    names = {"entailment": 0, "neutral": 1, "contradiction": 2}
+    rows = [{**row, "label": names[row["label"].lower()]} for row in NLI]
+    assert _load(tmp_path, rows, preset={"name": "nli"}).train["a"][0]["negative"] == ["甲假", "甲也真"]
+
+
+def test_nli_without_entailments_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(MixtureError, match=r"the preset 'nli' leaves dataset 'a' without rows: of 1"):
+        _load(tmp_path, NLI[1:2], preset={"name": "nli"})
+
+
+@pytest.mark.parametrize(("threshold", "kept"), [(0.8, [4, 5]), (0.81, [5]), (0.2, [1, 2, 3, 4, 5])])
+def test_scored_pairs_at_or_above_the_threshold_are_positives(
+    threshold: float, kept: list[int], tmp_path: Path
+) -> None:
+    rows = [{"sentence1": f"甲{i}", "sentence2": f"乙{i}", "score": i} for i in range(6)]
+    rows.append({"sentence1": "同", "sentence2": "同", "score": 5})
+    mixture = _load(tmp_path, rows, preset={"name": "scored_pairs", "threshold": threshold}, score_range=[0, 5])
+    assert list(mixture.train["a"]) == [{"query": f"甲{i}", "positive": f"乙{i}"} for i in kept]
+    assert mixture.report.datasets["a"].left_out == {
+        "score below the threshold": 6 - len(kept), "positive equal to the query": 1,
+    }  # fmt: skip
+
+
+def _class_of(text: str) -> str:
+    return text[0]
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=2, max_size=4),
+    negatives=st.integers(0, 5),
+    seed=st.integers(0, 3),
+)
+def test_labelled_texts_meet_their_own_class_and_others(
+    sizes: list[int], negatives: int, seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    sizes[0] = max(sizes[0], 2)
+    rows = [
+        {"text": f"{name}{i}", "label": name}
+        for name, size in zip("甲乙丙丁", sizes, strict=False)
+        for i in range(size)
+    ]
+    rows = rows[::2] + rows[1::2]  # classes not in blocks
+    folder = tmp_path_factory.mktemp("classes")
+    mixture = _load(
+        folder, rows, task="classification", preset={"name": "classes", "negatives": negatives, "seed": seed}
+    )
+    dataset = mixture.train["a"]
+    assert dataset["query"] == [row["text"] for row in rows if sizes["甲乙丙丁".index(row["label"])] > 1]
+    for row in dataset:
+        assert _class_of(row["positive"]) == _class_of(row["query"])
+        assert row["positive"] != row["query"]
+        assert len(row["negative"]) == negatives
+        assert all(_class_of(text) != _class_of(row["query"]) for text in row["negative"])
+    report = mixture.report.datasets["a"]
+    assert report.rows == report.kept + sum(report.left_out.values())
+
+
+def test_companions_and_negatives_are_drawn_evenly(tmp_path: Path) -> None:
+    rows = [{"text": f"{name}{i:03d}", "label": name} for name in "甲乙丙" for i in range(100)]
+    dataset = _load(tmp_path, rows, task="classification").train["a"]
+    classes = [_class_of(text) for row in dataset for text in row["negative"]]
+    assert 300 < classes.count("甲") < 500  # 400 expected of 1,200
+    assert len(set(dataset["positive"])) > 150  # of 300, drawn with repetition
+
+
+def test_the_draw_is_the_same_for_a_seed_and_another_for_another(tmp_path: Path) -> None:
+    rows = [{"text": f"{name}{i}", "label": name} for name in "甲乙" for i in range(20)]
+
+    def drawn(seed: int) -> Dataset:
+        return _load(tmp_path, rows, task="classification", preset={"name": "classes", "seed": seed}).train["a"]
+
+    assert list(drawn(1)) == list(drawn(1))
+    assert list(drawn(1)) != list(drawn(2))
+
+
+def test_one_class_alone_is_an_error(tmp_path: Path) -> None:
+    rows = [{"text": f"文{i}", "label": "甲"} for i in range(3)]
+    with pytest.raises(MixtureError, match=r"dataset 'a' has the one label \['甲'\], but the preset 'classes' needs"):
+        _load(tmp_path, rows, task="clustering")
+
+
+def test_triplets_made_elsewhere_serve_classification_as_they_are(tmp_path: Path) -> None:
+    rows = [{"text": "甲", "text_pos": "甲二", "text_neg": ["乙"], "type": "cls_contrast"}]
+    columns = {"query": "text", "positive": "text_pos", "negative": "text_neg"}
+    mixture = _load(tmp_path, rows, task="classification", columns=columns)
+    assert list(mixture.train["a"]) == [{"query": "甲", "positive": "甲二", "negative": ["乙"]}]
+    assert mixture.specs["a"].preset is None
