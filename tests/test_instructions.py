@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers.base.data_collator import BaseDataCollator
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from piccolo_st.instructions import (
     PRESETS,
@@ -260,6 +260,13 @@ def test_instructions_no_row_can_be_told_by(make: str, instruction: str, message
     tokenizer = make_model().tokenizer if make == "wordpiece" else _unigram()
     with pytest.raises(ValueError, match=message):
         instruction_token_ids(tokenizer, instruction)
+
+
+def test_a_tokenizer_that_knows_nothing_but_the_instruction() -> None:
+    """Whatever follows is then one and the same unknown token, which is no part of the instruction."""
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "查", "询", "："]
+    tokenizer = BertTokenizer(vocab={token: i for i, token in enumerate(tokens)})
+    assert instruction_token_ids(tokenizer, "查询：") == [2, 5, 6, 7]
 
 
 def test_normalizers_are_followed() -> None:

@@ -26,7 +26,7 @@ def embed(path: Path, texts: list[str], padding: int) -> np.ndarray:
     """Embed as a server that knows only the files: tokenizer.json, onnxruntime, zeros for padding, mean pooling."""
     onnxruntime = pytest.importorskip("onnxruntime")
     tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
-    tokenizer.enable_truncation(64)
+    tokenizer.enable_truncation(60)
     encodings = tokenizer.encode_batch(texts)
     width = max(len(encoding.ids) for encoding in encodings) + padding
     arrays = {
@@ -49,11 +49,10 @@ def test_onnxruntime_gives_the_same_embeddings(family: str, make_model: ModelMak
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    if family == "bert":
-        model = make_model()
-        model.max_seq_length = 64
-    else:
+    model = make_model()
+    if family == "roberta":
         model = SentenceTransformer(modules=[Transformer(str(xlm_roberta(tmp_path / "encoder"))), Pooling(32)])
+    model.max_seq_length = 60
     set_prompts(model)
     path = tmp_path / "checkpoint"
     save_portable(model, path, torch.float16)

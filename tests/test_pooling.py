@@ -137,6 +137,16 @@ def test_a_row_that_is_nothing_but_an_instruction_keeps_its_tokens(mode: Any) ->
         torch.testing.assert_close(excluded(flattened(features))["sentence_embedding"], got)
 
 
+def test_an_instruction_never_reaches_into_the_next_row() -> None:
+    """[1, 6, 7] and what follows it look like [1, 6, 7, 8, 9], but only its own [1, 6] is an instruction."""
+    rows = [[CLS, 6, 7], [8, 9, 3]]
+    pooling = InstructionPooling(4, "mean", False, [[CLS, 6], [CLS, 6, 7, 8, 9]])
+    features = features_of(rows, "right", torch.float64)
+    expected = torch.stack([features["token_embeddings"][0, 2], features["token_embeddings"][1].mean(0)])
+    for given_features in (flattened(features), features):
+        torch.testing.assert_close(pooling(given_features)["sentence_embedding"], expected)
+
+
 @pytest.mark.parametrize(
     ("text", "tokens"),
     [

@@ -13,13 +13,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Router
-from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, WeightedLayerPooling
+from sentence_transformers.sentence_transformer.modules import (
+    Pooling,
+    StaticEmbedding,
+    Transformer,
+    WeightedLayerPooling,
+)
 
 from piccolo_st.instructions import set_prompts
 from piccolo_st.lengths import set_lengths
 from piccolo_st.pooling import InstructionPooling, set_instruction_pooling
 from piccolo_st.portable import CONSUMERS, check_portable, load_portable, save_portable
 from piccolo_st.portable import saving as saving_module
+from tests.portability.checkpoints import chinese_bert
 
 ModelMaker = Callable[..., SentenceTransformer]
 TEXTS = ["今天天气好", "数据" * 40, ""]
@@ -232,6 +238,18 @@ def test_replaces_an_older_model_and_keeps_what_is_not_of_it(make_model: ModelMa
     assert (checkpoint / "README.md").read_text() == "a card written by hand"
     save_portable(piccolo(make_model), checkpoint)
     assert "SentenceTransformer" in (checkpoint / "README.md").read_text()
+
+
+def test_special_tokens_of_the_model_stay_special(tmp_path: Path) -> None:
+    transformer = Transformer(str(chinese_bert(tmp_path / "encoder")))
+    model = SentenceTransformer(modules=[transformer, Pooling(32)], device="cpu")
+    save_portable(model, tmp_path / "a")
+    config = read(tmp_path / "a" / "tokenizer_config.json")
+    assert config["additional_special_tokens"] == ["[Q]"] and "extra_special_tokens" not in config
+    assert failing(tmp_path / "a") == {}
+    loaded = load_portable(tmp_path / "a", device="cpu")
+    assert "[Q]" in loaded.tokenizer.all_special_tokens and len(loaded.tokenizer("[Q]天")["input_ids"]) == 4
+    assert (loaded.encode("[Q]天") == model.encode("[Q]天")).all()
 
 
 def test_dense_and_normalize_modules(make_model: ModelMaker, tmp_path: Path) -> None:
