@@ -142,7 +142,7 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
         )
         if not self.uses_gradient_cache:
             return self._loss(embed_columns(self.model, columns, chunk_tokens_for(self.chunk_tokens, columns)), batch)
-        refuse_partitioned_gradients(self.model)
+        refuse_early_reduction(self.model)
         rows = sort_rows(columns, model_reads_task(self.model))
         # The mixin hands what it calls the labels to calculate_loss as they are. Ours are the step.
         return self.forward_cached([group.features for group in rows.groups], _Step(batch, rows))
@@ -236,21 +236,24 @@ def chunk_tokens_for(setting: int | str | None, columns: Sequence[Features]) -> 
     return CPU_CHUNK_TOKENS if device_of(columns).type == "cpu" else None
 
 
-def refuse_partitioned_gradients(model: Any) -> None:
+def refuse_early_reduction(model: Any) -> None:
     """Raise if gradients cannot be cached under this DeepSpeed engine.
 
-    The gradient cache runs one backward pass for each mini-batch within one step. From stage 2 on, ZeRO reduces and
-    frees a gradient as soon as it appears and takes the next mini-batch's for an error ("Gradient computed twice").
+    The gradient cache runs one backward pass for each mini-batch within one step. From stage 2 on, and in stage 1 with
+    ``overlap_comm``, ZeRO reduces a gradient as soon as it appears and takes the next mini-batch's for an error
+    ("Gradient computed twice for this partition").
 
     Raises:
-        ValueError: the engine's stage is 2 or 3.
+        ValueError: the engine is of stage 2 or 3, or overlaps communication.
     """
     stage = getattr(model, "zero_optimization_stage", lambda: 0)()
-    if stage >= 2:
+    overlaps = stage == 1 and bool(model.zero_overlap_comm())
+    if stage >= 2 or overlaps:
         raise ValueError(
-            f"gradient caching (mini_batch_size, mini_batch_num_tokens) works up to DeepSpeed ZeRO stage 1, this is "
-            f"stage {stage}: it gives away gradients after the first mini-batch. Set zero_optimization.stage to 1 or "
-            "leave caching off"
+            "gradient caching (mini_batch_size, mini_batch_num_tokens) works up to DeepSpeed ZeRO stage 1 without "
+            f"overlap_comm, this is stage {stage}{' with overlap_comm' if overlaps else ''}: it reduces gradients "
+            "after the first mini-batch. Set zero_optimization.stage to 1 and overlap_comm to false, or leave caching "
+            "off"
         )
 
 

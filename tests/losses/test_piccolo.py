@@ -264,20 +264,28 @@ def test_bad_columns(
         PiccoloLoss(model)(features, None)
 
 
-def test_no_gradient_caching_where_gradients_are_partitioned(make_model: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(
+    ("stage", "overlap", "named"), [(2, False, "stage 2:"), (1, True, "stage 1 with overlap_comm:")]
+)
+def test_no_gradient_caching_where_gradients_are_reduced_early(
+    make_model: Callable[..., Any], stage: int, overlap: bool, named: str
+) -> None:
     class Engine(torch.nn.Module):
-        """Stands in for DeepSpeed's engine, of which only the stage is asked."""
+        """Stands in for DeepSpeed's engine, which test_piccolo_ranks.py asks the same."""
 
         def __init__(self, module: torch.nn.Module) -> None:
             super().__init__()
             self.module = module
 
         def zero_optimization_stage(self) -> int:
-            return 2
+            return stage
+
+        def zero_overlap_comm(self) -> bool:
+            return overlap
 
     model = make_model()
     loss = PiccoloLoss(model, mini_batch_size=2)
     columns = preprocess(model, QUERIES, POSITIVES)
     loss.model = Engine(model)
-    with pytest.raises(ValueError, match=r"works up to DeepSpeed ZeRO stage 1, this is stage 2"):
+    with pytest.raises(ValueError, match=rf"works up to DeepSpeed ZeRO stage 1 without overlap_comm, this is {named}"):
         loss(columns, None)

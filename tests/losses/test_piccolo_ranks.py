@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,9 @@ def train(
     rank: int, world: int, path: str, output: str, batch_size: int, settings: dict[str, Any], extra: dict[str, Any]
 ) -> dict[str, Any]:
     """Train for 6 steps on triplets with the stock trainer and return its weights and logged losses."""
+    if "deepspeed" in extra:  # with use_cpu a configuration alone is ignored; `accelerate launch` sets this as well
+        os.environ.pop("ACCELERATE_USE_CPU", None)
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     torch.manual_seed(0)
     model = load(path)
     numbers = list(range(24))
@@ -187,7 +191,11 @@ def train(
     )
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return {"weights": torch.cat([p.detach().flatten() for p in model.parameters()]), "losses": losses}
+    return {
+        "weights": torch.cat([p.detach().flatten() for p in model.parameters()]),
+        "losses": losses,
+        "stage": getattr(trainer.model_wrapped, "zero_optimization_stage", lambda: None)(),
+    }
 
 
 def assert_trained_alike(alone: dict[str, Any], results: list[dict[str, Any]], untrained: SentenceTransformer) -> None:
@@ -209,13 +217,16 @@ def test_two_ranks_train_the_weights_of_one(
     assert_trained_alike(alone, results, load(path))
 
 
-ZERO1 = {
-    "zero_optimization": {"stage": 1, "overlap_comm": False},
-    "train_micro_batch_size_per_gpu": "auto",
-    "gradient_accumulation_steps": "auto",
-    "train_batch_size": "auto",
-    "zero_allow_untested_optimizer": True,
-}
+def zero(stage: int, **options: Any) -> dict[str, Any]:
+    return {
+        "deepspeed": {
+            "zero_optimization": {"stage": stage, **options},
+            "train_micro_batch_size_per_gpu": "auto",
+            "gradient_accumulation_steps": "auto",
+            "train_batch_size": "auto",
+            "zero_allow_untested_optimizer": True,
+        }
+    }
 
 
 @pytest.mark.slow
@@ -226,5 +237,20 @@ def test_two_zero1_ranks_train_the_weights_of_one(
     pytest.importorskip("deepspeed")
     path = str(encoder_dir_no_dropout)
     (alone,) = run_ranks(train, 1, path, str(tmp_path / "1"), 8, settings, {})
-    results = run_ranks(train, 2, path, str(tmp_path / "2"), 4, settings, {"deepspeed": ZERO1}, timeout=250)
+    results = run_ranks(train, 2, path, str(tmp_path / "2"), 4, settings, zero(1), timeout=250)
+    assert [result["stage"] for result in results] == [1, 1]
     assert_trained_alike(alone, results, load(path))
+
+
+@pytest.mark.slow
+def test_early_reduction_is_refused_with_caching_only(encoder_dir_no_dropout: Path, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    path, cached = str(encoder_dir_no_dropout), {"mini_batch_size": 2}
+    results = run_ranks(train, 2, path, str(tmp_path), 4, {}, zero(2), timeout=250)
+    assert [result["stage"] for result in results] == [2, 2]
+    for options, named in (
+        ({"stage": 2}, "stage 2:"),
+        ({"stage": 1, "overlap_comm": True}, "stage 1 with overlap_comm"),
+    ):
+        with pytest.raises(RuntimeError, match=rf"rank 1 of 2 raised ValueError: gradient caching .* this is {named}"):
+            run_ranks(train, 2, path, str(tmp_path), 4, cached, zero(**options), timeout=250)
