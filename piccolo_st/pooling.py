@@ -106,7 +106,8 @@ class InstructionPooling(Pooling):
                 or, flattened, (1, tokens, dimension), (1, tokens) and "cu_seq_lens_q" (rows + 1,).
 
         Raises:
-            InputError: instructions are to be excluded and there are no input_ids to find them in.
+            InputError: instructions are to be excluded, and there are no input_ids to find them in or the encoder
+                gives more or fewer token embeddings than it got tokens.
         """
         if self.include_prompt or not self.instruction_ids:
             return super().forward(features, **kwargs)
@@ -131,6 +132,11 @@ class InstructionPooling(Pooling):
         """Return the features with the instructions masked out, and each token's weight (rows, length) for step 3."""
         input_ids = features["input_ids"]
         rows, length = input_ids.shape
+        if features["token_embeddings"].shape[1] != length:
+            raise InputError(
+                f"excluding instructions needs one token embedding for each of the {length} input_ids of a row, got "
+                f"{features['token_embeddings'].shape[1]}: use include_instruction=True with this encoder"
+            )
         mask = features.get("attention_mask", torch.ones_like(input_ids))  # (rows, length)
         # int32: onnxruntime has no argmax of int64.
         padding = mask.to(torch.int32).argmax(dim=1)  # (rows,) tokens of padding on the left

@@ -306,6 +306,12 @@ def test_the_switch_of_sentence_transformers_works(make_model: ModelMaker) -> No
             ),
             r"excluding instructions needs input_ids, the features are \['token_embeddings'\]",
         ),
+        (
+            lambda: InstructionPooling(4, include_instruction=False, instruction_ids=[[1]])(
+                {"token_embeddings": torch.zeros(1, 5, 4), "input_ids": torch.zeros(1, 2).long()}
+            ),
+            r"one token embedding for each of the 2 input_ids of a row, got 5",
+        ),
     ],
 )
 def test_bad_arguments(build: Callable[[], Any], message: str) -> None:

@@ -19,6 +19,7 @@ from sentence_transformers.sentence_transformer.modules import (
     Transformer,
     WeightedLayerPooling,
 )
+from transformers import CanineTokenizer
 
 from piccolo_st.instructions import set_prompts
 from piccolo_st.lengths import set_lengths
@@ -314,6 +315,14 @@ def test_static_embeddings_are_refused(make_model: ModelMaker, tmp_path: Path) -
     model = SentenceTransformer(modules=[StaticEmbedding(make_model().tokenizer, embedding_dim=4)])
     with pytest.raises(ValueError, match=r"cannot hold \['StaticEmbedding'\] there"):
         save_portable(model, tmp_path / "a")
+
+
+def test_a_tokenizer_without_a_file_that_all_read_is_refused(make_model: ModelMaker, tmp_path: Path) -> None:
+    model = make_model()
+    model[0].processor = CanineTokenizer()
+    with pytest.raises(ValueError, match=r"CanineTokenizer has no tokenizer.json, which text-embeddings-inference"):
+        save_portable(model, tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
 
 
 # One thing broken at a time: (file, change) -> who stumbles, and over what.

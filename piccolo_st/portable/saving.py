@@ -77,6 +77,11 @@ def save_portable(
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as name:
         fresh = Path(name)
         model.save_pretrained(str(fresh), create_model_card=create_model_card)
+        if not (fresh / "tokenizer.json").exists():
+            raise InputError(
+                f"{type(model.tokenizer).__name__} has no tokenizer.json, which text-embeddings-inference and "
+                "transformers.js read: use a tokenizer of the tokenizers library"
+            )
         _write_modules(model, fresh)
         _edit_json(fresh / "config_sentence_transformers.json", lambda config: _keep_state(model, config))
         _edit_json(fresh / "tokenizer.json", lambda config: config.update(truncation=None, padding=None))
