@@ -22,9 +22,11 @@ from pathlib import Path
 
 import datasets
 
+from piccolo_st.benchmarks import C_MTEB_35, Averages, Benchmark
 from piccolo_st.configuration import ConfigError, nearest, read_yaml, run_recipe
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation import (
+    Column,
     Evaluation,
     TaskOutcome,
     compare_models,
@@ -34,6 +36,7 @@ from piccolo_st.evaluation import (
     select,
 )
 from piccolo_st.evaluation.loading import process_state
+from piccolo_st.model_card.folder import read_rows
 from piccolo_st.model_card.results import read_results, scores
 
 
@@ -51,7 +54,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--instructions", help="preset in place of the model's own prompts: piccolo, none")
     options.add_argument("--tokens_per_batch", type=int, help="longest batch in tokens, padding included")
     options.add_argument("--overwrite", action="store_true", help="run every task again")
-    options.add_argument("--reference", nargs="+", default=[], help="results to stand beside: .jsonl, card, folder")
+    options.add_argument(
+        "--reference", nargs="+", default=[], help="results to stand beside: .jsonl, card, folder, .yaml rows"
+    )
     options.add_argument("--compare", nargs=2, metavar=("A", "B"), help="folders of two models' results")
     options.add_argument("--resamples", type=int, default=1000, help="bootstrap draws of --compare")
     return options
@@ -94,13 +99,25 @@ def show(outcome: TaskOutcome) -> None:
         print(f"{'':>8} {outcome.note}", flush=True)
 
 
+def reference(path: Path, benchmark: Benchmark) -> list[Column]:
+    """The models of a file of results, or of a YAML file of averages, which are by the definition of c-mteb-35."""
+    if path.suffix in (".yaml", ".yml"):
+        rows = read_rows(path) if benchmark is C_MTEB_35 else []
+        columns = [Column(row.model, {}, Averages(row.average, dict(row.by_type), ())) for row in rows]
+    else:
+        found = scores(read_results(path, benchmark), benchmark)
+        columns = [Column.of(path.resolve().parent.name, found, benchmark)] if found else []
+    if not columns:
+        print(f"left out: {path} has nothing that is scored by the definition of {benchmark.name}")
+    return columns
+
+
 def report(group: Sequence[Evaluation], references: Sequence[str], output: Path) -> None:
     """Table, JSON and picture of one group of tasks; each setting of the model is a column, then the references."""
     benchmark = group[0].benchmark
-    columns = [(evaluation.label, evaluation.scores) for evaluation in group]
-    columns += [
-        (Path(path).parent.name or path, scores(read_results(path, benchmark), benchmark)) for path in references
-    ]
+    columns = [evaluation.column for evaluation in group]
+    for path in references:
+        columns += reference(Path(path), benchmark)
     print(f"\n{score_table(columns, benchmark)}")
     stem = f"{benchmark.name}--{group[0].identity.name.replace('/', '__')}--{group[0].identity.revision[:8]}"
     folder = output / "tables"

@@ -14,13 +14,19 @@ pytest.importorskip("mteb")
 
 from sentence_transformers import SentenceTransformer
 
-from piccolo_st.benchmarks import C_MTEB_35
+from piccolo_st.benchmarks import C_MTEB_35, MTEB_CMN_V1
 from piccolo_st.errors import InputError
-from piccolo_st.evaluation import plot_evaluations, score_table
+from piccolo_st.evaluation import Column, plot_evaluations, score_table
 from piccolo_st.model_card.results import read_results, scores
 from tests.evaluation_data import write_local_tasks
 
 ROOT = Path(__file__).parents[1]
+
+
+def column(label: str, values: dict[str, float]) -> Column:
+    return Column.of(label, values, C_MTEB_35)
+
+
 PICCOLO_LARGE = scores(read_results(ROOT / "model_cards/piccolo-large-zh/results.jsonl"), C_MTEB_35)
 
 
@@ -127,7 +133,7 @@ def test_tasks_without_a_result_end_in_an_error_that_names_them(
 def test_the_table_puts_a_missing_score_as_a_dash_and_never_averages_over_it() -> None:
     partial = {name: value for name, value in PICCOLO_LARGE.items() if name != "Ocnli"}
 
-    text = score_table([("piccolo-large-zh", PICCOLO_LARGE), ("partial", partial)], C_MTEB_35)
+    text = score_table([column("piccolo-large-zh", PICCOLO_LARGE), column("partial", partial)], C_MTEB_35)
 
     lines = {tuple(line.split()[:4]): line.split() for line in text.splitlines()}
     assert text.startswith("c-mteb-35: the 35 tasks and main metrics of the Piccolo cards of 2023, in percent")
@@ -137,14 +143,26 @@ def test_the_table_puts_a_missing_score_as_a_dash_and_never_averages_over_it() -
     assert lines["all", "mean", "of", "35"][-2:] == ["64.11", "-"]
 
 
+def test_references_are_results_or_rows_of_averages(recipe: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = recipe.reference(ROOT / "model_cards/c-mteb-35.yaml", C_MTEB_35)
+    (large,) = recipe.reference(ROOT / "model_cards/piccolo-large-zh/results.jsonl", C_MTEB_35)
+
+    assert [f"{row.averages.overall:.2f}" for row in rows] == ["64.11", "63.96", "63.66", "63.40", "62.80"]
+    assert (large.label, large.averages) == ("piccolo-large-zh", rows[0].averages)
+    assert recipe.reference(ROOT / "model_cards/c-mteb-35.yaml", MTEB_CMN_V1) == []  # another definition
+    assert "c-mteb-35.yaml has nothing that is scored by the definition of MTEB(cmn, v1)" in capsys.readouterr().out
+
+
 def test_the_picture_needs_one_whole_type(tmp_path: Path) -> None:
     partial = {name: value for name, value in PICCOLO_LARGE.items() if name not in ("Ocnli", "STSB")}
 
-    path = plot_evaluations([("whole", PICCOLO_LARGE), ("partial", partial)], C_MTEB_35, tmp_path / "bars.png")
+    path = plot_evaluations(
+        [column("whole", PICCOLO_LARGE), column("partial", partial)], C_MTEB_35, tmp_path / "bars.png"
+    )
 
     assert path.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match=r"no model has every task of any type of c-mteb-35"):
-        plot_evaluations([("one task", {"STSB": 74.4})], C_MTEB_35, tmp_path / "bars.png")
+        plot_evaluations([column("one task", {"STSB": 74.4})], C_MTEB_35, tmp_path / "bars.png")
 
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -153,4 +171,4 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
 
     with pytest.raises(ImportError, match=r'the picture needs matplotlib: pip install "piccolo_st\[quickstart\]"'):
-        plot_evaluations([("whole", PICCOLO_LARGE)], C_MTEB_35, tmp_path / "bars.png")
+        plot_evaluations([column("whole", PICCOLO_LARGE)], C_MTEB_35, tmp_path / "bars.png")

@@ -22,6 +22,7 @@ from importlib import import_module
 from typing import Any
 
 _EXPORTS = {
+    "Column": "results",
     "Evaluation": "results",
     "Identity": "identity",
     "RetrievalEvaluator": "retrieval",

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from piccolo_st.benchmarks import Benchmark, average_scores
+from piccolo_st.benchmarks import Benchmark
 from piccolo_st.errors import InputError
+from piccolo_st.evaluation.results import Column
 
 
-def plot_evaluations(
-    columns: Sequence[tuple[str, Mapping[str, float]]], benchmark: Benchmark, path: str | Path
-) -> Path:
+def plot_evaluations(columns: Sequence[Column], benchmark: Benchmark, path: str | Path) -> Path:
     """Draw the mean of each type, and over all tasks, for each model, and write the picture.
 
     Args:
-        columns: label and scores (task name -> percent) of each model, all by the definition of ``benchmark``. A mean
-            with a missing task has no bar.
+        columns: the models, all scored by the definition of ``benchmark``; an average with a missing task has no bar.
         path: ends in .png, .svg or .pdf.
 
     Raises:
@@ -32,8 +30,10 @@ def plot_evaluations(
         *(f"{name}\n({len(benchmark.of_type(name))})" for name in benchmark.types),
         f"All\n({len(benchmark.tasks)})",
     ]
-    averages = [(label, average_scores(scores, benchmark)) for label, scores in columns]
-    values = [(label, [*mean.by_type.values(), mean.overall]) for label, mean in averages]
+    values = [
+        (column.label, [*map(column.averages.by_type.get, benchmark.types), column.averages.overall])
+        for column in columns
+    ]
     if all(value is None for _, heights in values for value in heights):
         raise InputError(f"no model has every task of any type of {benchmark.name}: there is nothing to draw yet")
     figure = Figure(figsize=(1.6 * len(groups) + 1, 4.2), layout="constrained")

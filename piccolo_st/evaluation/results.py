@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,26 @@ from typing import Any
 from piccolo_st.benchmarks import Averages, Benchmark, average_scores, scores_from_results
 from piccolo_st.evaluation.identity import Identity
 from piccolo_st.report import table, versions
+
+
+@dataclass(frozen=True)
+class Column:
+    """A model in a table or a picture.
+
+    Attributes:
+        label: its name.
+        scores: task name -> percent; empty where only the averages are known.
+        averages: by the definition of the benchmark that the table or picture is of.
+    """
+
+    label: str
+    scores: Mapping[str, float]
+    averages: Averages
+
+    @classmethod
+    def of(cls, label: str, scores: Mapping[str, float], benchmark: Benchmark) -> Column:
+        """The column of a model whose averages are computed from its scores."""
+        return cls(label, scores, average_scores(scores, benchmark))
 
 
 @dataclass(frozen=True)
@@ -44,13 +64,14 @@ class Evaluation:
         return average_scores(self.scores, self.benchmark)
 
     @property
-    def label(self) -> str:
-        """The model and its settings, short, for tables and pictures."""
-        return " ".join([str(self.identity), *(f"{key}={value}" for key, value in self.settings.items())])
+    def column(self) -> Column:
+        """The model with its settings, for a table or a picture."""
+        label = " ".join([str(self.identity), *(f"{key}={value}" for key, value in self.settings.items())])
+        return Column(label, self.scores, self.averages)
 
     def table(self) -> str:
         """All tasks by type with their metric, then the averages."""
-        return score_table([(self.label, self.scores)], self.benchmark)
+        return score_table([self.column], self.benchmark)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything about the evaluation that :func:`json.dumps` can write; scores in percent."""
@@ -85,24 +106,24 @@ class Evaluation:
         return path
 
 
-def score_table(columns: Sequence[tuple[str, Mapping[str, float]]], benchmark: Benchmark) -> str:
+def score_table(columns: Sequence[Column], benchmark: Benchmark) -> str:
     """A table of one column per model: tasks grouped by type, each type's mean, and the mean over all tasks.
 
     Args:
-        columns: label and scores (task name -> percent) of each model, all by the definition of ``benchmark``.
+        columns: the models, all scored by the definition of ``benchmark``.
     """
-    averages = [average_scores(scores, benchmark) for _, scores in columns]
 
-    def cells(values: Sequence[float | None]) -> list[str]:
+    def cells(values: Iterable[float | None]) -> list[str]:
         return ["-" if value is None else f"{value:.2f}" for value in values]
 
     rows: list[list[str]] = []
     for task_type in benchmark.types:
         tasks = benchmark.of_type(task_type)
         for task in tasks:
-            rows.append([task_type, task.label, task.metric, *cells([scores.get(task.name) for _, scores in columns])])
-        means = cells([average.by_type[task_type] for average in averages])
+            values = cells(column.scores.get(task.name) for column in columns)
+            rows.append([task_type, task.label, task.metric, *values])
+        means = cells(column.averages.by_type.get(task_type) for column in columns)
         rows.append([task_type, f"mean of {len(tasks)}", "", *means])
-    rows.append(["all", f"mean of {len(benchmark.tasks)}", "", *cells([average.overall for average in averages])])
+    rows.append(["all", f"mean of {len(benchmark.tasks)}", "", *cells(column.averages.overall for column in columns)])
     title = f"{benchmark.name}: {benchmark.description}, in percent"
-    return f"{title}\n{table(['type', 'task', 'metric', *(label for label, _ in columns)], rows)}"
+    return f"{title}\n{table(['type', 'task', 'metric', *(column.label for column in columns)], rows)}"
