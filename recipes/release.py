@@ -15,8 +15,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from piccolo_st.benchmarks import C_MTEB_35, Benchmark, get_benchmark
 from piccolo_st.configuration import run_recipe
-from piccolo_st.benchmarks import C_MTEB_35, get_benchmark
 from piccolo_st.hub import release
 from piccolo_st.model_card import prepare_card, read_rows
 
@@ -39,24 +39,37 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--delete", nargs="+", default=[], help="patterns of remote files to delete")
     options.add_argument("--foreign-results", action="store_true", help="publish results that name no model")
     card = options.add_argument_group("the card, changed on disk before the checks")
-    card.add_argument("--fill-card", action="store_true", help="write the repository's id into the usage snippets")
+    card.add_argument("--fill-card", action="store_true", help="write the usage of the model by the repository's id")
+    card.add_argument("--license", help="identifier of its license, such as mit")
+    card.add_argument("--language", nargs="+", help="its languages, such as zh")
     card.add_argument("--results", type=Path, help="folder of result files, named after the model's content hash")
-    card.add_argument("--benchmark", default=C_MTEB_35.name, help="definition by which results are averaged")
+    card.add_argument("--benchmark", default=C_MTEB_35.name, help="definition of the results' averages, or .yaml")
     card.add_argument("--compare", type=Path, help="YAML file of rows to compare with")
     card.add_argument("--run-dir", type=Path, help="output directory of the run, for the training part")
     return options
 
 
+def definition(name: str) -> Benchmark:
+    """The benchmark of that name, or that a file of local tasks (.yaml) defines."""
+    if not name.endswith((".yaml", ".yml")):
+        return get_benchmark(name)
+    from piccolo_st.evaluation import select
+
+    return select(name)[0].benchmark
+
+
 def main(arguments: Sequence[str]) -> None:
     options = parser().parse_args(arguments)
-    if options.fill_card or options.results or options.run_dir:
+    metadata = {key: value for key in ("license", "language") if (value := getattr(options, key))}
+    if options.fill_card or options.results or options.run_dir or metadata:
         prepare_card(
             options.model_dir,
             options.repo_id,
             results=options.results,
-            benchmark=get_benchmark(options.benchmark),
+            benchmark=definition(options.benchmark),
             comparison=read_rows(options.compare) if options.compare else (),
             run_dir=options.run_dir,
+            metadata=metadata,
         )
     release(
         options.model_dir,

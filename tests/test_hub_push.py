@@ -14,6 +14,7 @@ from huggingface_hub import HfApi
 
 from piccolo_st.errors import InputError
 from piccolo_st.hub import PortablePushes, push_checkpoint
+from piccolo_st.model_card import PiccoloModelCardData
 from piccolo_st.portable import check_portable, save_portable
 from tests.hub_clients import REPO, TOKEN
 from tests.hub_server import HubServer
@@ -70,6 +71,8 @@ def test_every_strategy_pushes_portable_models(
             save_portable(self.model, output_dir or self.args.output_dir)
 
     model = make_model()
+    model.model_card_data = PiccoloModelCardData(model_id=REPO, local_files_only=True)
+    model.model_card_data.register_model(model)
     rows = {"query": ["今天天气", "猫", "狗", "山川"] * 2, "positive": ["晴", "动物", "动物", "风"] * 2}
     args = SentenceTransformerTrainingArguments(
         output_dir=str(tmp_path / "run"),
@@ -113,6 +116,8 @@ def test_every_strategy_pushes_portable_models(
             (tmp_path / "copy" / name).write_bytes(repo.read(files[name]))
     assert all(report.ok for report in check_portable(tmp_path / "copy") if report.consumer != "ONNX")
     assert json.loads((tmp_path / "copy" / "tokenizer.json").read_text())["truncation"] is None
+    card = (tmp_path / "copy" / "README.md").read_text(encoding="utf-8")
+    assert "## 评测 · Evaluation" in card and "### Training Hyperparameters" in card and TOKEN not in card
     loaded = SentenceTransformer(str(tmp_path / "copy"), device="cpu")
     assert (loaded.encode(["今天"]) == model.encode(["今天"])).all()
 

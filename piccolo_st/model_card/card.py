@@ -23,7 +23,7 @@ from typing import Any
 import jinja2
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index
-from sentence_transformers import SentenceTransformerModelCardData
+from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
 
 from piccolo_st.benchmarks import C_MTEB_35, Benchmark, average_scores
 from piccolo_st.instructions import Instructions
@@ -107,7 +107,8 @@ class PiccoloModelCardData(SentenceTransformerModelCardData):
             scores(self.results, self.benchmark), self.benchmark, self.own_row(), self.comparison, self.content_hash
         )
         data["evaluation"] = block("evaluation", evaluation)
-        data["usage"] = usage_section(self.model_id or PLACEHOLDER_ID, self.prompts_of_model())
+        usage = usage_section(self.model_id or PLACEHOLDER_ID, self.prompts_of_model())
+        data["usage"] = block("usage", usage)
         data["training"] = block("training", training_section(self.stages, self.pictures))
         data["inherited"] = self._inherited(data)
         self._cached_dict = data
@@ -115,10 +116,7 @@ class PiccoloModelCardData(SentenceTransformerModelCardData):
 
     def prompts_of_model(self) -> Instructions:
         """The instructions that the attached model has as prompts, or else the declared ones."""
-        if self.model is None:
-            return self.instructions
-        prompts = self.model.prompts
-        return Instructions(prompts.get("query") or "", prompts.get("document") or prompts.get("passage") or "")
+        return self.instructions if self.model is None else prompts_of(self.model)
 
     def own_row(self) -> TableRow:
         """This model's row of the table of averages, computed from the results where there are any."""
@@ -151,6 +149,12 @@ class PiccoloModelCardData(SentenceTransformerModelCardData):
         return "\n\n".join(f"## {sections[name]}" for name in names)
 
 
+def prompts_of(model: SentenceTransformer) -> Instructions:
+    """The instructions that a model has as prompts."""
+    prompts = model.prompts
+    return Instructions(prompts.get("query") or "", prompts.get("document") or prompts.get("passage") or "")
+
+
 def _size_gb(model: Any) -> float | None:
     if model is None:
         return None
@@ -167,28 +171,32 @@ def stage_facts(config: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any
 
     Args:
         config: the run's resolved configuration (``config.yaml``): the sections model, data, loss and train.
-        facts: what was measured or counted (``run.json``): any of stage, datasets (name -> rows), world_size, steps,
-            hardware, precision, seconds.
+        facts: what was measured or counted (``run.json``): any of stage, datasets (name -> rows), world_size, steps or
+            log, precision, hardware, seconds.
     """
     model, data, loss, train = (config.get(name) or {} for name in ("model", "data", "loss", "train"))
     batch, world = data.get("batch_size"), facts.get("world_size")
-    datasets = facts.get("datasets") or {}
+    mixture = data.get("mixture")
+    named = mixture.get("datasets", {}) if isinstance(mixture, Mapping) else {}
+    rows = facts.get("datasets") or {}
+    log = facts.get("log") or [{}]
     values = {
-        "stage": facts.get("stage", "finetune"),
-        "data": [f"{name} ({rows:,})" for name, rows in datasets.items()],
-        "samples": sum(datasets.values()) if datasets else None,
+        "stage": facts.get("stage", "fine-tuning"),
+        "encoder": model.get("name_or_path"),
+        "data": [f"{name} ({rows[name]:,})" if name in rows else name for name in rows or named],
+        "samples": sum(rows.values()) if rows else None,
         "query length": model.get("query_length"),
         "document length": model.get("document_length"),
         "instructions": model.get("instructions"),
         "batch": f"{batch} x {world} = {batch * world}" if batch and world else batch,
         "loss": facts.get("loss"),
         "temperature": loss.get("temperature"),
-        "directions": loss.get("directions"),
         "epochs": train.get("num_train_epochs"),
-        "steps": facts.get("steps"),
+        "steps": facts.get("steps", log[-1].get("step")),
         "learning rate": train.get("learning_rate"),
         "precision": facts.get("precision"),
         "hardware": facts.get("hardware"),
+        "seconds": facts.get("seconds"),
         "seed": train.get("seed"),
     }
     return {name: value for name, value in values.items() if value not in (None, [], "")}

@@ -25,9 +25,21 @@ from piccolo_st.benchmarks import C_MTEB_35, Benchmark, average_scores, get_benc
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation.identity import content_hash
 from piccolo_st.instructions import resolve_instructions
-from piccolo_st.model_card.card import PLACEHOLDER_ID, PiccoloModelCardData, render_card, stage_facts
+from piccolo_st.model_card.card import (
+    PLACEHOLDER_ID,
+    PiccoloModelCardData,
+    prompts_of,
+    render_card,
+    stage_facts,
+)
 from piccolo_st.model_card.results import TaskResult, eval_result_files, eval_results, read_results, scores
-from piccolo_st.model_card.sections import TableRow, evaluation_section, replace_block, training_section
+from piccolo_st.model_card.sections import (
+    TableRow,
+    evaluation_section,
+    replace_block,
+    training_section,
+    usage_section,
+)
 
 
 def read_rows(path: str | Path) -> list[TableRow]:
@@ -100,13 +112,7 @@ def add_results(
     Raises:
         InputError: there is no README.md, or its metadata cannot be read.
     """
-    path = Path(model_dir) / "README.md"
-    if not path.is_file():
-        raise InputError(f"{model_dir} has no README.md; save the model with its card first")
-    try:
-        card = ModelCard.load(path)
-    except (ValueError, yaml.YAMLError) as error:
-        raise InputError(f"the metadata of {path} cannot be read: {error}") from None
+    card = _load_card(Path(model_dir))
     card.data.model_name = model_id.split("/")[-1]
     others = [result for result in card.data.eval_results or [] if not result.dataset_name.startswith("MTEB ")]
     card.data.eval_results = eval_results(results) + others
@@ -115,7 +121,7 @@ def add_results(
     own = TableRow.computed(model_id, average_scores(known, benchmark), **(facts or {}))
     section = evaluation_section(known, benchmark, own, comparison, evaluated)
     card.text = replace_block(card.text, "evaluation", section).replace(PLACEHOLDER_ID, model_id)
-    path.write_text(str(card), encoding="utf-8")
+    (Path(model_dir) / "README.md").write_text(str(card), encoding="utf-8")
     files = eval_result_files(results, benchmark, date=date)
     for old in (Path(model_dir) / ".eval_results").glob("*.yaml"):
         if any((entry.get("source") or {}).get("name") == "mteb" for entry in _yaml(old) or []):
@@ -134,8 +140,9 @@ def prepare_card(
     benchmark: Benchmark = C_MTEB_35,
     comparison: Sequence[TableRow] = (),
     run_dir: str | Path | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Make the card of a saved model ready for its release: the id it loads, its results, the facts of its training.
+    """Make the card of a saved model ready for its release: usage by its id, metadata, training facts, results.
 
     Args:
         model_dir: the saved model; its README.md changes.
@@ -145,42 +152,58 @@ def prepare_card(
         benchmark: the definition by which they are averaged.
         comparison: rows of other models, scored by the same definition.
         run_dir: the output directory of the run that trained it, with ``config.yaml``, ``run.json`` and ``curves.png``.
+        metadata: fields of the card's metadata to set, such as license and language.
 
     Raises:
         InputError: a file is missing or broken, or the results belong to another model.
     """
-    folder, path = Path(model_dir), Path(model_dir) / "README.md"
-    if not path.is_file():
-        raise InputError(f"{folder} has no README.md; save the model with its card first")
-    text = path.read_text(encoding="utf-8").replace(PLACEHOLDER_ID, model_id)
+    folder = Path(model_dir)
+    card = _load_card(folder)
+    model = SentenceTransformer(str(folder), device="cpu")
+    evaluated = content_hash(model)
+    if results is not None and Path(results).name != evaluated:
+        raise InputError(
+            f"the results in {results} belong to the model with the content hash {Path(results).name[:12]}, {folder} "
+            f"has {evaluated[:12]}; evaluate this directory, and give the folder named after its hash"
+        )
+    for key, value in (metadata or {}).items():
+        card.data[key] = value
+    card.text = replace_block(card.text, "usage", usage_section(model_id, prompts_of(model)))
     if run_dir is not None:
         config, facts = _yaml(Path(run_dir) / "config.yaml"), _yaml(Path(run_dir) / "run.json")
         pictures = []
         if (Path(run_dir) / "curves.png").exists():
             shutil.copyfile(Path(run_dir) / "curves.png", folder / "curves.png")
             pictures.append("curves.png")
-        text = replace_block(text, "training", training_section([stage_facts(config, facts)], pictures))
-    path.write_text(text, encoding="utf-8")
+        card.text = replace_block(card.text, "training", training_section([stage_facts(config, facts)], pictures))
+    card.text = card.text.replace(PLACEHOLDER_ID, model_id)
+    (folder / "README.md").write_text(str(card), encoding="utf-8")
     if results is None:
         return
-    model = SentenceTransformer(str(folder), device="cpu")
-    actual, evaluated = content_hash(model), Path(results).name
-    if evaluated != actual:
-        raise InputError(
-            f"the results in {results} belong to the model with the content hash {evaluated[:12]}, {folder} has "
-            f"{actual[:12]}; evaluate this directory, and give the folder named after its hash"
-        )
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9
-    facts = {"size_gb": float(f"{size:.2g}"), "dimension": model.get_embedding_dimension()}
     add_results(
         folder,
         read_results(results, benchmark),
-        evaluated=actual,
+        evaluated=evaluated,
         model_id=model_id,
         benchmark=benchmark,
         comparison=[row for row in comparison if row.model != model_id],
-        facts={**facts, "max_tokens": model.max_seq_length},
+        facts={
+            "size_gb": float(f"{size:.2g}"),
+            "dimension": model.get_embedding_dimension(),
+            "max_tokens": model.max_seq_length,
+        },
     )
+
+
+def _load_card(folder: Path) -> ModelCard:
+    path = folder / "README.md"
+    if not path.is_file():
+        raise InputError(f"{folder} has no README.md; save the model with its card first")
+    try:
+        return ModelCard.load(path)
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(f"the metadata of {path} cannot be read: {error}") from None
 
 
 def _row(content: Any, folder: Path, place: str) -> TableRow:

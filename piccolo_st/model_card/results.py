@@ -219,7 +219,8 @@ def eval_result_files(
     """The Hub's newer convention: ``.eval_results/Task.yaml`` -> its text, one file per task, main scores only.
 
     Args:
-        results: the results; what the benchmark does not have is left out.
+        results: the results; those whose task the benchmark does not have, or whose data is not on the Hub, are
+            left out.
         benchmark: says which metric of a task is its main score.
         date: when they were measured, ISO 8601.
         notes: how they were measured, in a few words.
@@ -230,7 +231,7 @@ def eval_result_files(
         entries = []
         for split in task.splits:
             result = by_key.get((f"MTEB {task.label}", task.subset, split))
-            if result is None or task.card_metric not in result.metrics:
+            if result is None or task.card_metric not in result.metrics or "/" not in result.dataset_type:
                 continue
             known = result.revision if result.revision != "None" else None
             entries.append(

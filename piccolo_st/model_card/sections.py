@@ -1,8 +1,8 @@
 """The parts of a model card that sentence-transformers' own card does not have, as Markdown in Chinese and English.
 
-Text in, text out: nothing here reads a file, a clock or the network, so the same input gives the same bytes. The
-evaluation and the training part stand between two comment lines, by which :func:`replace_block` finds and renews
-them in a card that somebody has edited since.
+Text in, text out: nothing here reads a file, a clock or the network, so the same input gives the same bytes. Each
+part stands between two comment lines, by which :func:`replace_block` finds and renews it in a card that somebody has
+edited since.
 """
 
 from __future__ import annotations
@@ -128,6 +128,12 @@ def usage_section(model_id: str, instructions: Instructions) -> str:
     """
     load = f'from sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("{model_id}")\n'
     similarity = f"""\
+## 使用 · Usage
+
+```bash
+pip install -U sentence-transformers
+```
+
 ### 相似度、聚类、分类 · Similarity, clustering, classification
 
 两段文本地位相同时，不加指令。
@@ -208,7 +214,7 @@ def replace_block(card: str, name: str, text: str) -> str:
     pattern = rf"<!-- begin {name}:.*?<!-- end {name} -->"
     if re.search(pattern, card, re.S):
         return re.sub(pattern, lambda _: new, card, count=1, flags=re.S)
-    usage = re.search(r"^## .*(Usage|使用)", card, re.M)
+    usage = re.search(r"^(<!-- begin usage|## .*(Usage|使用))", card, re.M)
     if usage:
         return f"{card[: usage.start()]}{new}\n\n{card[usage.start() :]}"
     return f"{card.rstrip()}\n\n{new}\n"
