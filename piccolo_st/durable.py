@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformerTrainer
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerState, set_seed
 from transformers.trainer_utils import TrainOutput
@@ -55,6 +55,7 @@ class DurableTrainer(SentenceTransformerTrainer):
         self._resumed: Checkpoint | None = None
         self._plan: BatchPlan | None = None
         self._signature: dict[str, Any] = {}
+        self._position = (0, 0)  # epoch, and batches of it that this rank has read
         self._writing: Path | None = None  # the hidden folder, while a checkpoint is being written
 
     def get_train_dataloader(self) -> DataLoader:
@@ -182,6 +183,17 @@ class DurableTrainer(SentenceTransformerTrainer):
             )
         return epoch, step
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        resumes = self._resumed is not None and kwargs["epoch"] == kwargs["epochs_trained"]
+        self._position = (kwargs["epoch"], kwargs["steps_trained_in_current_epoch"] if resumes else 0)
+        super()._run_epoch(*args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The stock step, counted."""
+        loss = super().training_step(*args, **kwargs)
+        self._position = (self._position[0], self._position[1] + 1)
+        return loss
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None or self._resumed is None:
             super()._load_rng_state(checkpoint)
@@ -266,14 +278,9 @@ class DurableTrainer(SentenceTransformerTrainer):
 
     def _facts(self) -> dict[str, Any]:
         """What a checkpoint says about its run."""
-        cursor = None
-        if self._plan is not None and self.state.global_step:
-            updates = max(1, -(-self._plan.steps() // self.args.gradient_accumulation_steps))
-            epoch, update = divmod(self.state.global_step, updates)
-            cursor = self._plan.cursor(epoch, update * self.args.gradient_accumulation_steps)
         return {
             "signature": self._signature,
-            "cursor": cursor,
+            "cursor": self._plan.cursor(*self._position) if self._plan is not None else None,
             "world_size": self.args.world_size,
             "engine": self._engine(),
             "scaler": getattr(self.accelerator, "scaler", None) is not None,

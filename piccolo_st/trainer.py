@@ -190,7 +190,8 @@ class PiccoloTrainer(DurableTrainer):
             return
         folder = output_dir if output_dir is not None else self.args.output_dir
         logger.info("Saving model checkpoint to %s", folder)
-        save_portable(self.model, folder)
+        # A card takes longer to write than a small model, and nobody reads that of a checkpoint unless it is pushed.
+        save_portable(self.model, folder, create_model_card=self._writing is None or self.args.push_to_hub)
 
 
 def _caches_gradients(loss: nn.Module) -> bool:

@@ -30,14 +30,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.conftest import build_encoder
+from tests.conftest import build_encoder  # first: it limits torch to one thread before torch is imported
 from tests.resume_cases import Case, make_trainer, weights_hash
 
 CASES = {
-    "alone": Case(batch_size=4),
-    "ddp": Case(2, batch_size=2),
-    "ddp-accumulated": Case(2, batch_size=2, accumulation=2),
-    "zero1": Case(2, "zero1", batch_size=2),
+    "alone": Case(batch_size=4, rows=40),
+    "ddp": Case(2, batch_size=2, rows=40),
+    "ddp-accumulated": Case(2, batch_size=2, rows=40, accumulation=2),
+    "zero1": Case(2, "zero1", batch_size=2, rows=40),
 }
 ATTEMPT_SECONDS = 180.0
 
@@ -78,9 +78,6 @@ def _rank(case: Case, rank: int, port: int, encoder: Path, output: Path, log: Pa
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(case.world))
             os.environ.update(LOCAL_WORLD_SIZE=str(case.world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
             os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-        import torch
-
-        torch.set_num_threads(1)
         trainer = make_trainer(encoder, output, case)
         trainer.train()
         (output / f"hash-{rank}").write_text(weights_hash(trainer.model))
@@ -192,9 +189,6 @@ def main(arguments: list[str]) -> int:
     if options.list:
         print("\n".join(f"{name:<16} {case.name}" for name, case in CASES.items()))
         return 0
-    import piccolo_st.losses
-    import piccolo_st.trainer  # noqa: F401  (imported once, here, for all that is forked)
-
     dice = random.Random(options.seed)
     unequal = 0
     print(f"{'case':<16} {'kills':>5} {'in saves':>8} {'runs':>4} {'seconds':>7}  equal", flush=True)

@@ -9,6 +9,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+# All that a run imports is imported here, once, and not again in every forked rank.
+import torch
+from datasets import Dataset, DatasetDict
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from transformers import TrainerCallback
+
+from piccolo_st.arguments import PiccoloTrainingArguments
+from piccolo_st.data.sampler import HomogeneousBatchSampler
+from piccolo_st.losses import PiccoloLoss
+from piccolo_st.trainer import PiccoloTrainer
+
 ROOT = Path(__file__).parent.parent
 
 # One query in a dataset; the texts differ in length, so that batches are padded.
@@ -24,6 +36,7 @@ class Case:
         engine: "ddp" (or one process alone) or "zero1".
         batch_size: rows of a device and micro-step.
         accumulation: micro-steps of an optimizer step.
+        rows: of the larger dataset.
         options: further training arguments.
         loss: further options of PiccoloLoss.
     """
@@ -32,6 +45,7 @@ class Case:
     engine: str = "ddp"
     batch_size: int = 4
     accumulation: int = 1
+    rows: int = 24
     options: dict[str, Any] = field(default_factory=dict)
     loss: dict[str, Any] = field(default_factory=dict)
 
@@ -41,9 +55,8 @@ class Case:
         return f"{self.world} x {self.engine if self.world > 1 else 'alone'}{accumulated}"
 
 
-def make_datasets(rows: int = 40) -> Any:
+def make_datasets(rows: int = 24) -> DatasetDict:
     """Two datasets, pairs and triplets, of ``rows`` and half as many rows."""
-    from datasets import Dataset, DatasetDict
 
     def text(index: int, length: int) -> str:
         return "".join(WORDS[(index * 7 + place * (index % 5 + 1)) % len(WORDS)] for place in range(length))
@@ -57,23 +70,14 @@ def make_datasets(rows: int = 40) -> Any:
     return DatasetDict(pairs=Dataset.from_dict(pairs), triplets=Dataset.from_dict(triplets))
 
 
-def make_trainer(encoder: Path, output: Path, case: Case, **options: Any) -> Any:
+def make_trainer(encoder: Path, output: Path, case: Case, **options: Any) -> PiccoloTrainer:
     """A PiccoloTrainer of a run of three epochs with dropout."""
-    import torch
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-
-    from piccolo_st.arguments import PiccoloTrainingArguments
-    from piccolo_st.data.sampler import HomogeneousBatchSampler
-    from piccolo_st.losses import PiccoloLoss
-    from piccolo_st.trainer import PiccoloTrainer
-
     torch.manual_seed(0)
     transformer = Transformer(str(encoder))
     model = SentenceTransformer(
         modules=[transformer, Pooling(transformer.get_embedding_dimension(), "mean")], device="cpu"
     )
-    datasets = options.pop("datasets", None) or make_datasets()
+    datasets = options.pop("datasets", None) or make_datasets(case.rows)
     loss_class = options.pop("loss_class", PiccoloLoss)
     settings: dict[str, Any] = {
         "num_train_epochs": 3,
@@ -123,7 +127,6 @@ def record_rows(trainer: Any) -> list[tuple[int, str, tuple[int, ...]]]:
 
 def stop_after(trainer: Any, step: int) -> None:
     """Let a trainer end after a step as if it had been killed there: no save, no error."""
-    from transformers import TrainerCallback
 
     class Stop(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
