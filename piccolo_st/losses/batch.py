@@ -18,7 +18,7 @@ from torch import Tensor
 from piccolo_st.batching import row_count
 from piccolo_st.distributed import agree, gather_rows, get_world_size
 from piccolo_st.losses.false_negatives import Exclusions
-from piccolo_st.losses.identity import column_identities
+from piccolo_st.losses.identity import column_identities, has_identities
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,38 @@ def find_fault(columns: Sequence[Mapping[str, Any]]) -> str | None:
     return None
 
 
+def agree_on_columns(
+    columns: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], *, across_ranks: bool = True
+) -> list[int]:
+    """Steps (1) and (2).
+
+    Args:
+        columns: features of the query, the positive, and any hard negatives.
+        facts: what all ranks must have in common beside their columns.
+        across_ranks: whether to look at other ranks at all.
+
+    Returns:
+        Queries on each rank; only this one's if ``across_ranks`` is False.
+
+    Raises:
+        ValueError: the columns of any rank do not fit together, or the ranks do not; the same on every rank.
+    """
+    fault = find_fault(columns)
+    counts = [(0 if fault else row_count(columns[0]),)]
+    if across_ranks and get_world_size() > 1:
+        ragged = len(columns) == 2 or any("owner" in features for features in columns)
+        facts = {
+            **facts,
+            "the fault of the columns": fault,
+            "the number of columns": "2, or 3 with a ragged one" if ragged else len(columns),
+            "whether gradients are wanted": torch.is_grad_enabled(),
+        }
+        counts = agree("the loss of this step", facts, device_of(columns), counts[0])
+    if fault:
+        raise ValueError(fault)
+    return [rows for (rows,) in counts]
+
+
 def describe(
     columns: Sequence[Mapping[str, Any]], *, compare_texts: bool, across_ranks: bool, facts: Mapping[str, Any]
 ) -> Batch:
@@ -93,44 +125,32 @@ def describe(
         facts: what all ranks must have in common beside their columns.
 
     Raises:
-        ValueError: the columns of any rank do not fit together, or the ranks do not; the same on every rank.
+        ValueError: as :func:`agree_on_columns`, or an owner that is no row of its rank; the same on every rank.
     """
-    fault = find_fault(columns)
-    identities = [column_identities(features) for features in columns] if compare_texts and not fault else []
-    known = bool(identities) and all(identity is not None for identity in identities)
-    if across_ranks and get_world_size() > 1:
-        ragged = len(columns) == 2 or any("owner" in features for features in columns)
-        facts = {
-            **facts,
-            "the fault of the columns": fault,
-            "the number of columns": "2, or 3 with a ragged one" if ragged else len(columns),
-            "what tells texts apart": "nothing" if not known else _told_by(columns),
-            "whether gradients are wanted": torch.is_grad_enabled(),
-        }
-        agree("the loss of this step", facts, device_of(columns))
-    if fault:
-        raise ValueError(fault)
-
-    rows, owner = row_count(columns[0]), local_owners(columns)
-    parts = [owner, *([identities[0], identities[1], torch.cat([owner[:0], *identities[2:]])] if known else [])]
-    row_counts = [rows]
-    if across_ranks and get_world_size() > 1:
-        gathered = gather_rows(torch.zeros(rows, 0, dtype=torch.int64, device=owner.device), *parts)
-        row_counts, owner_counts = list(gathered[0].counts), gathered[1].counts
-        parts = [one.rows for one in gathered[1:]]
-    else:
-        owner_counts = (len(owner),)
-    parts = [part.cpu() for part in parts]
+    told_by = _told_by(columns) if compare_texts else "nothing"
+    rows = agree_on_columns(columns, {**facts, "what tells texts apart": told_by}, across_ranks=across_ranks)
+    parts = [local_owners(columns)]
+    if told_by != "nothing":
+        query, positive, *negatives = (column_identities(features) for features in columns)
+        parts += [query, positive, torch.cat([query[:0], *negatives])]
+    owned = (len(parts[0]),)
+    if across_ranks:
+        gathered = gather_rows(*parts)
+        parts, owned = [one.rows for one in gathered], gathered[0].counts
+    owner, *identities = [part.cpu() for part in parts]
     return Batch(
-        total=sum(row_counts),
-        owner=_global_owners(parts[0], row_counts, owner_counts),
-        queries=parts[1] if known else None,
-        documents=torch.cat(parts[2:]) if known else None,
+        total=sum(rows),
+        owner=_global_owners(owner, rows, owned),
+        queries=identities[0] if identities else None,
+        documents=torch.cat(identities[1:]) if identities else None,
     )
 
 
 def _told_by(columns: Sequence[Mapping[str, Any]]) -> str:
-    return ", ".join(sorted({"identity" if "identity" in features else "tokens" for features in columns}))
+    """What :func:`column_identities` would go by, the same word on every rank that goes by the same."""
+    if all("identity" in features for features in columns):
+        return "identity"
+    return "tokens" if all(has_identities(features) for features in columns) else "nothing"
 
 
 def _global_owners(owner: Tensor, row_counts: Sequence[int], owner_counts: Sequence[int]) -> Tensor:

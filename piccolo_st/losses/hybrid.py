@@ -1,12 +1,15 @@
 """The multi-task hybrid of Piccolo2 (arXiv 2405.06932, section 3): each dataset has the loss that its task asks for.
 
     retrieval             PiccoloLoss, the run's temperature, weight 1
-    sts, pair             ST's CoSENTLoss on the labels, temperature 0.05, weight 0.04
+    sts, pair             ST's CoSENTLoss on the labels of all ranks, temperature 0.05, weight 0.04
     classification,       softmax over each row's own positive and negatives, none of the batch's: texts of one class
     clustering            would stand against each other; temperature 0.05, weight 0.2
 
 Around any of them ST's MatryoshkaLoss, if dimensions are given. ``build_losses`` returns the dict of losses, by name
-of dataset, that ST's trainer takes; the weight and temperature of a dataset can be set by its own options.
+of dataset, that ST's trainer takes; the weight and temperature of a dataset can be set by its own options. Every loss
+gives, over all ranks, the value and the gradient of one process, and ranks that meet in different ones raise.
+
+Piccolo2 also widens the embedding by a linear layer, e.g. from 1,024 to 1,792 dimensions: ``scale_dimension``.
 """
 
 from __future__ import annotations
@@ -17,10 +20,12 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import CoSENTLoss, MatryoshkaLoss
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from torch import Tensor, nn
 
-from piccolo_st.batching import Features, embed_columns
-from piccolo_st.losses.batch import find_fault, local_owners
+from piccolo_st.batching import Features, embed_columns, row_count
+from piccolo_st.distributed import gather_rows
+from piccolo_st.losses.batch import agree_on_columns, local_owners
 from piccolo_st.losses.contrast import check_temperature, unit
 from piccolo_st.losses.piccolo import PiccoloLoss, chunk_tokens_for
 
@@ -42,7 +47,7 @@ class OwnNegativesLoss(nn.Module):
 
     A row without a hard negative has loss 0 and no gradient.
 
-    Inputs: as PiccoloLoss. Each rank is on its own.
+    Inputs: as PiccoloLoss.
 
     Args:
         model: the model to train.
@@ -62,23 +67,21 @@ class OwnNegativesLoss(nn.Module):
         self.chunk_tokens = chunk_tokens
 
     def forward(self, sentence_features: Iterable[Features], labels: Tensor | None = None) -> Tensor:
-        """The mean loss of the rows; labels are ignored.
+        """The mean loss of the rows, scaled so that the mean over the ranks is that of all rows; labels are ignored.
 
         Raises:
-            ValueError: fewer than two columns, or columns that do not fit together.
+            ValueError: fewer than two columns, columns that do not fit together, or ranks that do not.
         """
         columns = list(sentence_features)
-        if fault := find_fault(columns):
-            raise ValueError(fault)
+        rows = agree_on_columns(columns, {"the loss": type(self).__name__, "temperature": self.temperature})
         embeddings = embed_columns(self.model, columns, chunk_tokens_for(self.chunk_tokens, columns))
-        queries, positives, *negatives = [unit(rows) for rows in embeddings]
+        queries, positives, *negatives = [unit(part) for part in embeddings]
         owner = local_owners(columns)  # (M,)
-        rows = len(queries)
         own = (queries * positives).sum(dim=-1) / self.temperature  # (N,)
         other = (queries[owner] * torch.cat([queries[:0], *negatives])).sum(dim=-1) / self.temperature  # (M,)
         highest = own.detach().clone().scatter_reduce_(0, owner, other.detach(), "amax")
         total = (own - highest).exp().index_add(0, owner, (other - highest[owner]).exp())
-        return (total.log() + highest - own).sum() / rows
+        return (total.log() + highest - own).sum() * (len(rows) / sum(rows))
 
     def get_config_dict(self) -> dict[str, Any]:
         """The settings, for ST's model card."""
@@ -88,6 +91,54 @@ class OwnNegativesLoss(nn.Module):
     def citation(self) -> str:
         """BibTeX, for ST's model card."""
         return PICCOLO2_CITATION
+
+
+class ScoredPairsLoss(CoSENTLoss):
+    """ST's CoSENTLoss over the scored pairs of all ranks, embedded with little padding.
+
+    It ranks every pair of the batch against every other, so it is one number for the global batch and not a mean over
+    rows: each rank computes it whole.
+
+    Inputs: two columns of texts and a score for each row.
+
+    Args:
+        model: the model to train.
+        temperature: CoSENTLoss's scale is its inverse.
+        chunk_tokens: as PiccoloLoss.
+
+    Raises:
+        ValueError: a temperature that is not positive.
+    """
+
+    def __init__(
+        self, model: SentenceTransformer, temperature: float = 0.05, chunk_tokens: int | str | None = "auto"
+    ) -> None:
+        super().__init__(model, scale=1.0 / check_temperature(temperature))
+        self.chunk_tokens = chunk_tokens
+
+    def forward(self, sentence_features: Iterable[Features], labels: Tensor) -> Tensor:
+        """The loss of the global batch.
+
+        Raises:
+            ValueError: not two columns that fit together, not one label for each row, or ranks that do not fit.
+        """
+        columns = list(sentence_features)
+        scored = 0 if labels is None else labels.numel()
+        facts = {"the loss": type(self).__name__, "scale": self.scale, "labelled": scored == row_count(columns[0])}
+        agree_on_columns(columns, facts)
+        if len(columns) != 2 or not facts["labelled"]:
+            raise ValueError(
+                f"CoSENTLoss needs two columns of texts and a score for each row, got {len(columns)} columns, "
+                f"{row_count(columns[0])} rows and {scored} scores"
+            )
+        embeddings = embed_columns(self.model, columns, chunk_tokens_for(self.chunk_tokens, columns))
+        gathered = gather_rows(*[unit(rows) for rows in embeddings], labels.reshape(-1))
+        *embeddings, labels = [one.rows for one in gathered]
+        return self.compute_loss_from_embeddings(embeddings, labels)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The settings, for ST's model card."""
+        return {**super().get_config_dict(), "chunk_tokens": self.chunk_tokens}
 
 
 class WeightedLoss(nn.Module):
@@ -170,8 +221,29 @@ def _task_loss(
         return PiccoloLoss(model, **chosen), weight
     temperature = check_temperature(chosen["temperature"])
     if task in _SCORED:
-        return CoSENTLoss(model, scale=1.0 / temperature), weight
+        return ScoredPairsLoss(model, temperature), weight
     return OwnNegativesLoss(model, temperature), weight
+
+
+def scale_dimension(model: SentenceTransformer, dimension: int) -> None:
+    """Append ST's Dense, a linear layer without activation, that turns the embedding into ``dimension`` numbers.
+
+    Nothing happens if the model already ends in such a layer, as after loading a trained one. Call it before
+    :func:`build_losses`.
+
+    Raises:
+        ValueError: a dimension below 1, or a model that ends in Normalize, after which no layer belongs.
+    """
+    last = list(model)[-1]
+    if isinstance(last, Dense) and last.out_features == dimension:
+        return
+    if dimension < 1:
+        raise ValueError(f"the dimension must be at least 1, got {dimension}")
+    if isinstance(last, Normalize):
+        raise ValueError("the model ends in Normalize; take it off before scaling its dimension, cosine needs none")
+    dense = Dense(model.get_embedding_dimension(), dimension, activation_function=nn.Identity())
+    parameter = next(model.parameters())
+    model.append(dense.to(device=parameter.device, dtype=parameter.dtype))
 
 
 PICCOLO2_CITATION = """

@@ -32,29 +32,31 @@ def _keys(places: Tensor) -> Tensor:
     return number ^ shift(number, 31)
 
 
-def column_identities(features: Mapping[str, Any]) -> Tensor | None:
+def has_identities(features: Mapping[str, Any]) -> bool:
+    """Whether the texts of a column can be told apart: by what the collator wrote, or by their tokens."""
+    ids = features.get("input_ids")
+    return "identity" in features or (isinstance(ids, Tensor) and (ids.ndim == 2 or "cu_seq_lens_q" in features))
+
+
+def column_identities(features: Mapping[str, Any]) -> Tensor:
     """One int64 for each text of a column: what the collator wrote as ``identity``, else from the tokens.
 
     Args:
-        features: of one column, padded on either side, or flattened (``cu_seq_lens_q``).
+        features: of one column for which :func:`has_identities`: padded on either side, or flattened
+            (``cu_seq_lens_q``).
 
     Returns:
-        (rows,) int64 on the features' device; None where there are neither identities nor tokens to tell texts by.
+        (rows,) int64 on the features' device.
     """
     if "identity" in features:
         return features["identity"]
-    ids = features.get("input_ids")
-    if not isinstance(ids, Tensor):
-        return None
+    ids = features["input_ids"].long()
     if "cu_seq_lens_q" in features:
-        borders = features["cu_seq_lens_q"].long()
-        ids = ids.reshape(-1).long()
+        borders, ids = features["cu_seq_lens_q"].long(), ids.reshape(-1)
         places = torch.arange(len(ids), device=ids.device)
         places = places - borders[torch.searchsorted(borders, places, right=True) - 1]
         sums = torch.cat([ids.new_zeros(1), ((ids + 1) * _keys(places)).cumsum(0)])
         return sums[borders[1:]] - sums[borders[:-1]]
-    if ids.ndim != 2:
-        return None
     mask = features.get("attention_mask")
-    kept = torch.ones_like(ids, dtype=torch.int64) if mask is None else (mask != 0).long()
-    return ((ids.long() + 1) * _keys(kept.cumsum(1) - 1) * kept).sum(1)
+    kept = torch.ones_like(ids) if mask is None else (mask != 0).long()
+    return ((ids + 1) * _keys(kept.cumsum(1) - 1) * kept).sum(1)

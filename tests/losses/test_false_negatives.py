@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from piccolo_st.losses import false_negatives
 from piccolo_st.losses.contrast import DIRECTIONS
 from piccolo_st.losses.false_negatives import Exclusions
-from piccolo_st.losses.identity import column_identities
+from piccolo_st.losses.identity import column_identities, has_identities
 from tests.losses.reference import allowed_candidates
 
 
@@ -114,8 +114,9 @@ def test_identities_are_the_documented_sum() -> None:
 def test_the_collators_identity_wins_and_unknown_inputs_have_none() -> None:
     given_identity = torch.tensor([4, 4])
     assert column_identities({**tokens([1], [2]), "identity": given_identity}) is given_identity
-    assert column_identities({"pixel_values": torch.zeros(2, 3, 4, 4)}) is None
-    assert column_identities({"input_ids": torch.arange(5), "offsets": torch.tensor([0, 3])}) is None
+    assert has_identities(tokens([1], [2]))
+    assert not has_identities({"pixel_values": torch.zeros(2, 3, 4, 4)})
+    assert not has_identities({"input_ids": torch.arange(5), "offsets": torch.tensor([0, 3])})
 
 
 @pytest.mark.parametrize("owner", [torch.zeros(2, 2, dtype=torch.int64), torch.zeros(2)])

@@ -11,9 +11,10 @@ import torch
 from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import CoSENTLoss, MatryoshkaLoss
+from sentence_transformers.sentence_transformer.modules import Normalize
 
 from piccolo_st import HomogeneousBatchSampler, PiccoloDataCollator
-from piccolo_st.losses import OwnNegativesLoss, PiccoloLoss, build_losses
+from piccolo_st.losses import OwnNegativesLoss, PiccoloLoss, ScoredPairsLoss, build_losses, scale_dimension
 from piccolo_st.losses.hybrid import WeightedLoss
 
 TEXTS = ["今天下雨", "明天天气好", "猫", "大狗和小猫", "红黄蓝绿", "山川河海"]
@@ -48,6 +49,42 @@ def test_own_negatives_are_the_softmax_written_out(make_model: Callable[..., Any
     for one, other in zip(found, wanted, strict=True):
         if other is not None:
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+def test_scored_pairs_equal_st(make_model: Callable[..., Any]) -> None:
+    model = make_model().double()
+    features, scores = columns(model, []), torch.tensor([0.2, 0.9, 0.2])
+    expected = CoSENTLoss(model, scale=10.0)([dict(f) for f in features], scores)
+    features[0]["identity"] = torch.arange(3)  # the loss's own key, which no model may see
+    loss = ScoredPairsLoss(model, temperature=0.1, chunk_tokens=8)
+    torch.testing.assert_close(loss(features, scores), expected, rtol=1e-10, atol=1e-12)
+    assert expected > 1e-3
+    assert loss.get_config_dict()["chunk_tokens"] == 8
+    for labels in (None, scores[:2]):
+        with pytest.raises(ValueError, match=r"two columns of texts and a score for each row, got 2 columns, 3 rows"):
+            loss(features, labels)
+
+
+def test_a_dense_layer_scales_the_dimension(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    model = make_model().double()
+    scale_dimension(model, 56)
+    scale_dimension(model, 56)  # once is enough
+    assert (len(model), model.get_embedding_dimension()) == (3, 56)
+    loss = build_losses(model, {"a": "retrieval"}, matryoshka_dims=[56, 28])["a"]
+    loss(columns(model, [0, 2]), None).backward()
+    assert model[2].linear.weight.grad.norm() > 0
+    model.save(str(tmp_path))
+    again = type(model)(str(tmp_path), device="cpu")
+    scale_dimension(again, 56)
+    assert len(again) == 3
+    expected = model.encode(TEXTS)
+    assert again.encode(TEXTS) == pytest.approx(expected, abs=1e-5)
+    assert expected.shape == (6, 56)
+    with pytest.raises(ValueError, match=r"the dimension must be at least 1, got 0"):
+        scale_dimension(model, 0)
+    model.append(Normalize())
+    with pytest.raises(ValueError, match=r"the model ends in Normalize"):
+        scale_dimension(model, 8)
 
 
 def test_each_task_gets_its_loss_weight_and_temperature(make_model: Callable[..., Any]) -> None:
