@@ -154,7 +154,6 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
     max_non_finite_steps: int = field(
         default=3, metadata={"help": "Steps in a row with a loss or gradient that is not finite that end the run."}
     )
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Whether such losses are left out of logs."})
     report_to: str | None = field(default="none", metadata={"help": "Trackers: none, tensorboard, trackio, wandb."})
     cpu_threads: int | None = field(
         default=None, metadata={"help": "torch threads of a process on CPU; empty: the cores shared among processes."}
