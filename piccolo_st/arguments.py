@@ -167,11 +167,20 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
             # The reentrant kind runs a backward inside the backward, which DDP and ZeRO stage 2 do not survive.
             self.activation_checkpointing_kwargs = {"use_reentrant": False}
         if self.device.type == "cpu":
-            # accelerate launch sets OMP_NUM_THREADS to 1, which would leave every other core idle.
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            torch.set_num_threads(self.cpu_threads or max(1, cores // local))
+            self._share_cores()
             self.dataloader_pin_memory = False  # there is no device to pin for, and torch would warn at every epoch
+
+    def _share_cores(self) -> None:
+        """Share the cores among this machine's processes, where nobody else decided.
+
+        accelerate launch and torchrun set OMP_NUM_THREADS to 1, which would leave the other cores idle.
+        """
+        launched = "ACCELERATE_DYNAMO_MODE" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+        if self.cpu_threads is not None:
+            torch.set_num_threads(self.cpu_threads)
+        elif launched and os.environ.get("OMP_NUM_THREADS") == "1":
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 @dataclass

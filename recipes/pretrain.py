@@ -1,9 +1,9 @@
 """Pretrain a Piccolo embedding model on pairs, stage 1: length 128, large batches, in-batch negatives of all ranks.
 
-    accelerate launch recipes/pretrain.py                  the dictionaries of the quickstart as pairs, no network
-    accelerate launch recipes/pretrain.py CONFIG.yaml      any run
-    accelerate launch recipes/pretrain.py CONFIG.yaml --loss.mini_batch_num_tokens 16384
-    accelerate launch --config_file recipes/accelerate/cpu_zero1.yaml recipes/pretrain.py
+accelerate launch recipes/pretrain.py                  the dictionaries of the quickstart as pairs, no network
+accelerate launch recipes/pretrain.py CONFIG.yaml      any run
+accelerate launch recipes/pretrain.py CONFIG.yaml --loss.mini_batch_num_tokens 16384
+accelerate launch --config_file recipes/accelerate/cpu_zero1.yaml recipes/pretrain.py
 """
 
 from collections.abc import Sequence

@@ -88,8 +88,10 @@ def run_ranks(function: Callable[..., Any], world: int, *args: Any, timeout: flo
             return _collect(folder, world, children, timeout)
         finally:
             for pid in children.values():
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(pid, signal.SIGKILL)
+                # The group holds what the child started; the child itself may hang before it has a group.
+                for kill in (os.killpg, os.kill):
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        kill(pid, signal.SIGKILL)
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, 0)
 
