@@ -20,7 +20,6 @@ import pyarrow.compute as pc
 from piccolo_st.data.roles import flatten
 from piccolo_st.data.shingles import (
     Collection,
-    Shingles,
     band_hashes,
     jaccard,
     merge,
@@ -84,35 +83,39 @@ def identity_columns(spec: DatasetSpec, table: pa.Table) -> list[pa.Array]:
     return columns
 
 
-def row_keys(spec: DatasetSpec, table: pa.Table, group: int) -> np.ndarray:
-    """(n,) uint64, equal for rows of one group with equal texts; the sentences of a pair may change places."""
-    parts = [text_hashes(text_key(column)) for column in identity_columns(spec, table)]
+def identity_keys(spec: DatasetSpec, table: pa.Table) -> list[pa.Array]:
+    """Those texts as they are compared."""
+    return [text_key(column) for column in identity_columns(spec, table)]
+
+
+def row_keys(spec: DatasetSpec, keys: list[pa.Array], group: int) -> np.ndarray:
+    """(n,) uint64, equal for rows of one group with equal texts; the sentences of a pair may change places.
+
+    Args:
+        spec: of their dataset.
+        keys: ``identity_keys`` of the rows.
+        group: rows of different groups are never equal.
+    """
+    parts = [text_hashes(key) for key in keys]
     if spec.task in SYMMETRIC:
         parts = [np.minimum(*parts), np.maximum(*parts)]
-    keys = np.full(table.num_rows, group, dtype=np.uint64)
+    hashes = np.full(len(parts[0]), group, dtype=np.uint64)
     for part in parts:
-        keys = scramble(keys * np.uint64(0x100000001B3) + part)
-    return keys
+        hashes = scramble(hashes * np.uint64(0x100000001B3) + part)
+    return hashes
 
 
-def row_shingles(spec: DatasetSpec, table: pa.Table, n: int) -> list[Shingles]:
-    """The n-grams of the texts of each row, one Shingles a column."""
-    return [shingle(column, n, tag) for tag, column in enumerate(identity_columns(spec, table))]
-
-
-def band_keys(
-    spec: DatasetSpec, table: pa.Table, group: int, settings: DedupSettings, bands: int, rows: int
-) -> np.ndarray:
+def band_keys(keys: list[pa.Array], group: int, settings: DedupSettings, bands: int, rows: int) -> np.ndarray:
     """(bands, n) uint64: rows of a group whose texts are similar agree in at least one band, with the probability that
     ``bands_for`` promises. If every column of two rows reaches a similarity, so does the union of their n-grams."""
-    union = merge(row_shingles(spec, table, settings.shingle))
+    union = merge([shingle(key, settings.shingle, tag) for tag, key in enumerate(keys)])
     return band_hashes(union, bands, rows, settings.seed) ^ scramble(np.array([group], dtype=np.uint64))
 
 
-def similar_rows(spec: DatasetSpec, other: DatasetSpec, first: pa.Table, second: pa.Table, n: int) -> np.ndarray:
-    """(n,) float64: similarity of row i of both tables, that of their least similar column."""
-    columns = zip(row_shingles(spec, first, n), row_shingles(other, second, n), strict=True)
-    return np.min([jaccard(one, another) for one, another in columns], axis=0)
+def similar_rows(first: list[pa.Array], second: list[pa.Array], n: int) -> np.ndarray:
+    """(n,) float64: similarity of row i of both lists of ``identity_keys``, that of their least similar column."""
+    columns = zip(first, second, strict=True)
+    return np.min([jaccard(shingle(one, n), shingle(other, n)) for one, other in columns], axis=0)
 
 
 def distinct_pairs(pairs: np.ndarray, rows: int) -> np.ndarray:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from piccolo_st.data.specs import DatasetSpec, MixtureError, PresetSpec
+from piccolo_st.data.validation import clean_list
 
 # The names of the three NLI relations in use; numbers are those of SNLI and MultiNLI on the Hub.
 _ENTAILMENT = ("entailment", "entailed", "0")
@@ -117,6 +118,7 @@ def _classes(spec: DatasetSpec, table: pa.Table, preset: PresetSpec) -> tuple[pa
     flat = texts.take(pa.array(negative.reshape(-1)))
     offsets = pa.array(np.arange(len(own) + 1, dtype=np.int32) * count)
     columns = {"query": query, "positive": positive_texts, "negative": pa.ListArray.from_arrays(offsets, flat)}
+    columns["negative"], _ = clean_list(spec, "negative", columns)  # the same text drawn twice, or under two labels
     result = pa.table(columns)
     distinct = pc.not_equal(result["query"], result["positive"])
     kept = result.filter(distinct)

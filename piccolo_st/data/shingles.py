@@ -12,6 +12,7 @@ Texts are compared by their key (``text_key``): without case, width, whitespace,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -72,17 +73,17 @@ def scramble(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
-def shingle(texts: pa.Array | pa.ChunkedArray, n: int, tag: int = 0) -> Shingles:
+def shingle(keys: pa.Array, n: int, tag: int = 0) -> Shingles:
     """The character n-grams of texts; a shorter text is one shingle, an empty one or a null none.
 
     Args:
-        texts: strings.
+        keys: strings, as ``text_key`` made them.
         n: characters a shingle.
         tag: mixed into the hashes, so that equal n-grams of different columns differ.
     """
-    key = pc.fill_null(text_key(texts), "")
-    length = pc.utf8_length(key).to_numpy(False).astype(np.int64)
-    characters = np.frombuffer("".join(key.to_pylist()).encode("utf-32-le"), dtype=np.uint32)
+    keys = pc.fill_null(keys, "")
+    length = pc.utf8_length(keys).to_numpy(False).astype(np.int64)
+    characters = np.frombuffer("".join(keys.to_pylist()).encode("utf-32-le"), dtype=np.uint32)
     ends = np.cumsum(length)
     counts = np.where(length > 0, np.maximum(length - n + 1, 1), 0)
     offsets = np.concatenate([[0], np.cumsum(counts)])
@@ -99,10 +100,13 @@ def shingle(texts: pa.Array | pa.ChunkedArray, n: int, tag: int = 0) -> Shingles
 
 def merge(parts: list[Shingles]) -> Shingles:
     """The shingles of several columns of the same rows as those of one text a row."""
-    owners = np.concatenate([part.owners for part in parts])
-    order = np.argsort(owners, kind="stable")
-    counts = sum(np.diff(part.offsets) for part in parts)
-    return Shingles(np.concatenate([p.hashes for p in parts])[order], np.concatenate([[0], np.cumsum(counts)]))
+    counts = [np.diff(part.offsets) for part in parts]
+    offsets = np.concatenate([[0], np.cumsum(sum(counts))])
+    hashes, place = np.empty(offsets[-1], dtype=np.uint64), offsets[:-1].copy()
+    for part, count in zip(parts, counts, strict=True):
+        hashes[np.arange(len(part.hashes)) + np.repeat(place - part.offsets[:-1], count)] = part.hashes
+        place += count
+    return Shingles(hashes, offsets)
 
 
 def jaccard(first: Shingles, second: Shingles) -> np.ndarray:
@@ -129,7 +133,7 @@ class Collection:
         from scipy.sparse import csr_matrix
 
         self.n = n
-        own = shingle(texts, n).distinct()
+        own = shingle(text_key(texts), n).distinct()
         self.sizes = np.diff(own.offsets)
         self.vocabulary, columns = np.unique(own.hashes, return_inverse=True)
         ones = np.ones(len(columns), dtype=np.int32)
@@ -144,7 +148,7 @@ class Collection:
         """
         from scipy.sparse import csr_matrix
 
-        own = shingle(texts, self.n).distinct()
+        own = shingle(text_key(texts), self.n).distinct()
         sizes = np.diff(own.offsets)
         best, which = np.zeros(len(sizes)), np.full(len(sizes), -1, dtype=np.int64)
         if not len(self.vocabulary):
@@ -190,7 +194,9 @@ def band_hashes(shingles: Shingles, bands: int, rows: int, seed: int) -> np.ndar
     except ImportError as error:
         raise MixtureError('near-duplicate search needs rensa; run: pip install "piccolo_st[data]"') from error
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(shingles.hashes, shingles.offsets, bands * rows, seed)
-    signatures = np.array(matrix.to_rows(), dtype=np.uint64).reshape(-1, bands, rows)
+    values = chain.from_iterable(matrix.to_rows())
+    count = (len(shingles.offsets) - 1) * bands * rows
+    signatures = np.fromiter(values, dtype=np.uint64, count=count).reshape(-1, bands, rows)
     hashes = np.repeat(np.arange(bands, dtype=np.uint64)[:, None], len(signatures), axis=1)
     for row in range(rows):
         hashes = scramble(hashes * np.uint64(0x100000001B3) + signatures[:, :, row].T)

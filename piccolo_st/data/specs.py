@@ -48,7 +48,7 @@ class PresetSpec:
         name: ``nli`` (premise, hypothesis, label -> triplets), ``classes`` (text, label -> text, same class, other
             classes), ``scored_pairs`` (sentence1, sentence2, score -> positives at or above ``threshold``).
         threshold: the least score, after scaling to 0..1, that makes a pair a positive (``scored_pairs``).
-        negatives: how many texts of other classes a row gets (``classes``).
+        negatives: how many texts of other classes are drawn for a row; the same one twice counts once (``classes``).
         neutral_as_negative: whether neutral hypotheses count as negatives beside contradictions (``nli``).
         seed: which texts of the same and of other classes are drawn (``classes``).
     """

@@ -32,7 +32,7 @@ from piccolo_st.data.specs import DatasetSpec, MixtureError
 from piccolo_st.data.validation import Checked, check_chunk
 
 # Raise when the rows that come out of the same input change.
-LAYOUT = 1
+LAYOUT = 2
 
 # Settings that do not change the rows of a dataset, only what is done with them.
 _NOT_ROWS = (

@@ -93,7 +93,7 @@ def check_chunk(spec: DatasetSpec, roles: Roles, chunk: Chunk) -> Checked:
         _add(reasons, faults, role)
     for role in roles.texts:
         if role in roles.lists:
-            columns[role], gone = _clean_list(spec, role, columns)
+            columns[role], gone = clean_list(spec, role, columns)
             removed += gone
             if role == "positive":
                 counts = pc.fill_null(pc.list_value_length(columns[role]), 1).to_numpy(False)
@@ -130,10 +130,16 @@ def _add(reasons: np.ndarray, faults: np.ndarray, role: str) -> None:
             reasons[row] = f"{role}: {faults[row]}"
 
 
-def _clean_list(
+def clean_list(
     spec: DatasetSpec, role: str, columns: dict[str, pa.Array]
 ) -> tuple[pa.ListArray, list[tuple[int, str, str]]]:
-    """A list column without its faulty items, and (row, reason, text) of each item left out."""
+    """A list column without its faulty items, and (row, reason, text) of each item left out.
+
+    Args:
+        spec: limits of length.
+        role: ``positive`` or ``negative``.
+        columns: the list column under its role, and those its items must differ from.
+    """
     texts, owners = flatten(columns[role])
     trimmed, faults = text_faults(texts, spec)
     faults[texts.is_null().to_numpy(False)] = "null or not text"

@@ -99,7 +99,8 @@ def test_labelled_texts_meet_their_own_class_and_others(
     for row in dataset:
         assert _class_of(row["positive"]) == _class_of(row["query"])
         assert row["positive"] != row["query"]
-        assert len(row["negative"]) == negatives
+        assert min(negatives, 1) <= len(row["negative"]) <= negatives
+        assert len(set(row["negative"])) == len(row["negative"])
         assert all(_class_of(text) != _class_of(row["query"]) for text in row["negative"])
     report = mixture.report.datasets["a"]
     assert report.rows == report.kept + sum(report.left_out.values())
@@ -109,7 +110,8 @@ def test_companions_and_negatives_are_drawn_evenly(tmp_path: Path) -> None:
     rows = [{"text": f"{name}{i:03d}", "label": name} for name in "甲乙丙" for i in range(100)]
     dataset = _load(tmp_path, rows, task="classification").train["a"]
     classes = [_class_of(text) for row in dataset for text in row["negative"]]
-    assert 300 < classes.count("甲") < 500  # 400 expected of 1,200
+    assert len(classes) > 1150  # 4 drawn for each of 300, the same one twice counted once
+    assert 300 < classes.count("甲") < 500  # 400 expected
     assert len(set(dataset["positive"])) > 150  # of 300, drawn with repetition
 
 
@@ -121,6 +123,14 @@ def test_the_draw_is_the_same_for_a_seed_and_another_for_another(tmp_path: Path)
 
     assert list(drawn(1)) == list(drawn(1))
     assert list(drawn(1)) != list(drawn(2))
+
+
+def test_a_text_under_two_labels_is_never_its_own_negative(tmp_path: Path) -> None:
+    rows = [{"text": f"{name}{i}", "label": name} for name in "甲乙" for i in range(3)]
+    rows += [{"text": "两可", "label": "甲"}, {"text": "两可", "label": "乙"}]
+    dataset = _load(tmp_path, rows, task="classification", preset={"name": "classes", "negatives": 20}).train["a"]
+    for row in dataset:
+        assert not {row["query"], row["positive"]} & set(row["negative"])
 
 
 def test_one_class_alone_is_an_error(tmp_path: Path) -> None:

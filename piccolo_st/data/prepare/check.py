@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from piccolo_st.data import store
-from piccolo_st.data.curation import row_keys
+from piccolo_st.data.curation import identity_keys, row_keys
 from piccolo_st.data.mixture import parse_mixture
 from piccolo_st.data.prepare.job import Job
 from piccolo_st.data.prepare.models import load_tokenizer
@@ -87,7 +87,7 @@ def _measure(step: Checking, task: int) -> None:
         return
     spec = mixture.specs[name]
     chunks = dataset.with_format("arrow").iter(100_000)
-    keys = np.concatenate([row_keys(spec, chunk, 0) for chunk in chunks])
+    keys = np.concatenate([row_keys(spec, identity_keys(spec, chunk), 0) for chunk in chunks])
     stride = max(1, len(dataset) // step.settings.sample)
     sample = dataset.with_format("arrow")[list(range(0, len(dataset), stride))]
     measured: dict[str, Any] = {

@@ -26,6 +26,7 @@ from piccolo_st.data.curation import (
     distinct_pairs,
     first_of_each,
     greedy_duplicates,
+    identity_keys,
     row_keys,
     similar_rows,
     without_tests,
@@ -154,9 +155,10 @@ def _signatures(step: Deduplication, task: int) -> None:
     keys, bands, found = [], [], []
     for start in range(0, table.num_rows, _ROWS):
         some = table.slice(start, _ROWS)
-        keys.append(row_keys(spec, some, group))
+        texts = identity_keys(spec, some)
+        keys.append(row_keys(spec, texts, group))
         if step.settings.near is not None:
-            bands.append(band_keys(spec, some, group, step.settings, *step.bands))
+            bands.append(band_keys(texts, group, step.settings, *step.bands))
         which = np.full(some.num_rows, -1, dtype=np.int64)
         if tests is not None:
             overlap, nearest = contaminated(some, tests)
@@ -215,9 +217,9 @@ def _near(step: Deduplication, _: int) -> None:
         of_both = np.flatnonzero((datasets == [one, other]).all(axis=1))
         for start in range(0, len(of_both), _ROWS):
             where = of_both[start : start + _ROWS]
-            tables = step.rows(one, pairs[where, 0]), step.rows(other, pairs[where, 1])
-            overlap = similar_rows(step.spec(one), step.spec(other), *tables, step.settings.shingle)
-            similar[where] = overlap >= step.settings.near
+            sides = ((one, pairs[where, 0]), (other, pairs[where, 1]))
+            texts = [identity_keys(step.spec(dataset), step.rows(dataset, rows)) for dataset, rows in sides]
+            similar[where] = similar_rows(*texts, step.settings.shingle) >= step.settings.near
     gone, kept = greedy_duplicates(pairs[similar])
     step.save("near", np.stack([gone, kept], axis=1))
 
