@@ -1,23 +1,22 @@
-"""Rearranging rows among neighbouring blocks so that no batch holds a text twice.
+"""Hashes of texts, and rows that change places so that no batch holds a text twice.
 
 A text that stands twice in a batch is a false negative of itself. Instead of dropping rows, or searching the whole
 dataset for others, rows change places inside a *window* of consecutive blocks of one pass:
 
-    (1) a row conflicts with another if they share a text, in whichever columns; rows without a conflict in the window
-        are free;
-    (2) in window order, each conflicting row stays in its block if no text of it stands there yet, else it goes to the
-        next block, cyclically, where that holds and room is left;
-    (3) the free rows fill the blocks up, in window order;
-    (4) where that leaves no fewer repetitions than there were, the window stays as it was.
+    (1) a row is in the way if one of its texts, in whichever column, stands in its block already, in an earlier row;
+    (2) in window order, each such row looks for the next block, cyclically, that has none of its texts, and there for
+        the next row, from its own place on, none of whose texts would then stand in the first block twice; these two
+        rows change places;
+    (3) a row that finds no partner stays where it is.
 
-The result depends on the rows of the window alone, so it is the same on every rank and in every run, every row is still
-read exactly as often, and the text of a dataset is read once, before training, to hash it. A text in more rows of a
-window than the window has blocks cannot be kept apart.
+No exchange makes a new repetition. The result depends on the rows of the window alone, so it is the same on every rank
+and in every run; every row is still read exactly as often, and texts are read only once, before training, to hash them.
+A text in more rows of a window than the window has blocks cannot be kept apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,37 +47,59 @@ class DuplicateAvoidance:
     def __call__(self, dataset: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rearrange the rows of a window, (blocks, rows of a block)."""
         blocks, size = rows.shape
-        flat = rows.ravel()
-        keys = self.identities[dataset][flat]
-        _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
-        keys = inverse.reshape(keys.shape)  # small numbers, equal where the hashes are
-        # A row that holds one text twice conflicts with nobody for that alone.
-        repeated = counts[keys] - (keys[:, :, None] == keys[:, None, :]).sum(axis=2) > 0
-        conflicting = np.flatnonzero(repeated.any(axis=1))  # step (1)
-        if blocks == 1 or not len(conflicting):
-            return rows
-        destination = np.full(len(flat), -1)
-        room = [size] * blocks
-        present: list[set[int]] = [set() for _ in range(blocks)]
-        before: list[set[int]] = [set() for _ in range(blocks)]
-        fewer = 0
-        for index, texts in zip(conflicting.tolist(), keys[conflicting].tolist(), strict=True):  # step (2)
-            home = index // size
-            fewer += not before[home].isdisjoint(texts)
-            before[home].update(texts)
-            for block in (*range(home, blocks), *range(home)):
-                if room[block] and present[block].isdisjoint(texts):
-                    break
-            else:
-                block = next(b for b in (*range(home, blocks), *range(home)) if room[b])
-                fewer -= 1
-            destination[index] = block
-            room[block] -= 1
-            present[block].update(texts)
-        if fewer <= 0:  # step (4)
-            return rows
-        destination[destination < 0] = np.repeat(np.arange(blocks), room)  # step (3)
-        return flat[np.argsort(destination, kind="stable")].reshape(rows.shape)
+        _, texts, counts = np.unique(self.identities[dataset][rows.ravel()], return_inverse=True, return_counts=True)
+        texts = texts.reshape(rows.size, -1)  # the hashes as small numbers
+        common = counts[texts] > 1  # the others cannot repeat anything
+        for column in range(1, texts.shape[1]):  # a row that holds a text twice does not repeat another
+            common[:, column] &= ~(texts[:, :column] == texts[:, column : column + 1]).any(axis=1)
+        # A number for each common text of each block, and how many rows of the block hold it.
+        places = texts + np.repeat(np.arange(blocks) * len(counts), size)[:, None]
+        held, first, holders = np.unique(places[common], return_index=True, return_counts=True)
+        later = np.ones(int(common.sum()), bool)
+        later[first] = False
+        in_the_way = np.unique(np.nonzero(common)[0][later])  # step (1)
+        exchange = _Exchange(blocks, size, len(counts), dict(zip(held.tolist(), holders.tolist(), strict=True)))
+        exchange.texts = lambda row: texts[row][common[row]].tolist()
+        for row in in_the_way.tolist():
+            exchange.settle(row)
+        return rows.ravel()[exchange.order].reshape(rows.shape)
+
+
+class _Exchange:
+    """Steps (2) and (3) for one window: which row stands at which place, and which texts stand in which block."""
+
+    texts: Callable[[int], list[int]]
+
+    def __init__(self, blocks: int, size: int, texts_in_all: int, held: dict[int, int]) -> None:
+        self.blocks, self.size, self.texts_in_all, self.held = blocks, size, texts_in_all, held
+        self.order = np.arange(blocks * size)
+
+    def settle(self, row: int) -> None:
+        """Let a row, which has not been moved, change places with another if that helps."""
+        home, place = divmod(row, self.size)
+        texts = self.texts(row)
+        if self.order[row] != row or all(self._count(home, text) < 2 for text in texts):
+            return  # an earlier exchange has helped it
+        for step in range(1, self.blocks):
+            block = (home + step) % self.blocks
+            if any(self._count(block, text) for text in texts):
+                continue
+            for offset in range(self.size):
+                other = block * self.size + (place + offset) % self.size
+                others = self.texts(self.order[other])
+                if all(self._count(home, text) == (text in texts) for text in others):
+                    self._move(texts, home, block)
+                    self._move(others, block, home)
+                    self.order[row], self.order[other] = self.order[other], self.order[row]
+                    return
+
+    def _count(self, block: int, text: int) -> int:
+        return self.held.get(block * self.texts_in_all + text, 0)
+
+    def _move(self, texts: list[int], source: int, target: int) -> None:
+        for text in texts:
+            self.held[source * self.texts_in_all + text] = self._count(source, text) - 1
+            self.held[target * self.texts_in_all + text] = self._count(target, text) + 1
 
 
 def dataset_identities(dataset: Any, columns: Sequence[str] | None = None) -> NDArray[np.int64]:

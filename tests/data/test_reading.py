@@ -9,27 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, load_from_disk
+from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets, load_from_disk
+from datasets import Sequence as ListOf
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset, DataLoader
 
-from piccolo_st.data.reading import ColumnBatch, HomogeneousDataset, homogeneous_dataloader
+from piccolo_st.data.reading import ColumnBatch, ColumnReader, HomogeneousDataset, homogeneous_dataloader
 from piccolo_st.data.sampler import HomogeneousBatchSampler
 from piccolo_st.errors import InputError
-
-
-class Counting:
-    """A dataset that remembers how it was asked."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-        self.asked: list[Any] = []
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, key: Any) -> Any:
-        self.asked.append(key)
-        return self.dataset[key]
 
 
 @pytest.fixture
@@ -49,12 +37,15 @@ def datasets(tmp_path: Path) -> list[Dataset]:
     return [load_from_disk(str(tmp_path / "one")), load_from_disk(str(tmp_path / "two")).shuffle(seed=1)]
 
 
-def test_a_batch_is_one_read_and_equals_row_by_row(datasets: list[Dataset]) -> None:
-    counting = [Counting(dataset) for dataset in datasets]
-    stock, ours = ConcatDataset(datasets), HomogeneousDataset(counting)
+def test_a_batch_is_one_read_and_equals_row_by_row(datasets: list[Dataset], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    getitem = Dataset._getitem
+    stock, ours = ConcatDataset(datasets), HomogeneousDataset(datasets)
     for number, batch in enumerate(HomogeneousBatchSampler(ours, batch_size=5, drop_last=True)):
-        read = ours.__getitems__(batch)
-        assert sum(len(part.asked) for part in counting) == number + 1
+        with monkeypatch.context() as patch:
+            patch.setattr(Dataset, "_getitem", lambda self, key: asked.append(key) or getitem(self, key))
+            read = ours.__getitems__(batch)
+        assert len(asked) == number + 1
         assert list(read) == [stock[index] for index in batch]
         assert [read[i] for i in range(len(read))] == list(read)
         assert read.row_ids.tolist() == batch.rows.tolist()
@@ -78,6 +69,53 @@ def test_a_mixed_batch_is_refused(datasets: list[Dataset]) -> None:
 def test_names_must_fit(datasets: list[Dataset]) -> None:
     with pytest.raises(InputError, match=r"2 datasets need as many names, but got \['one'\]"):
         HomogeneousDataset(datasets, ["one"])
+
+
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries(
+            {
+                "text": st.text(max_size=12),
+                "missing": st.none() | st.text(max_size=3),
+                "list": st.lists(st.text(max_size=5), max_size=4),
+                "ragged": st.none() | st.lists(st.none() | st.text(max_size=3), max_size=2),
+                "number": st.integers(-5, 5),
+                "score": st.none() | st.floats(-1, 1),
+                "nested": st.lists(st.lists(st.text(max_size=2), max_size=2), max_size=2),
+            }
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    data=st.data(),
+)
+def test_every_kind_of_value_reads_as_datasets_reads_it(rows: list[dict[str, Any]], data: st.DataObject) -> None:
+    column = data.draw(st.sampled_from([*rows[0], None]))
+    columns = list(rows[0]) if column is None else ["text", column]
+    kinds = {
+        "text": Value(data.draw(st.sampled_from(["string", "large_string"]))),
+        "missing": Value("string"),
+        "list": ListOf(Value("string")),
+        "ragged": ListOf(Value("string")),
+        "number": ClassLabel(num_classes=11) if min(row["number"] for row in rows) >= 0 else Value("int64"),
+        "score": Value("float32"),
+        "nested": ListOf(ListOf(Value("string"))),
+    }
+    features = Features({name: kinds[name] for name in dict.fromkeys(columns)})
+    dataset = Dataset.from_list([{name: row[name] for name in features} for row in rows], features=features)
+    start = data.draw(st.integers(0, len(rows) - 1))
+    parts = concatenate_datasets([dataset, dataset.select(range(start, len(rows)))])  # chunks, slices
+    wanted = np.array(data.draw(st.lists(st.integers(0, len(parts) - 1), min_size=1, max_size=8)))
+    for version in (parts, parts.with_transform(lambda batch: {**batch, "name": ["x"] * len(batch["text"])})):
+        found = ColumnReader(version)(wanted)
+        assert {name: list(values) for name, values in found.items()} == version[wanted]
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_other_formats_are_read_as_they_are(datasets: list[Dataset], kind: str) -> None:
+    formatted = datasets[1].with_format(kind, columns=["label"])
+    assert list(ColumnReader(formatted)(np.array([1, 2]))) == ["label"]
+    assert isinstance(ColumnReader(formatted)(np.array([1]))["label"], np.ndarray if kind == "numpy" else torch.Tensor)
 
 
 def test_transforms_of_the_dataset_are_applied(datasets: list[Dataset]) -> None:
