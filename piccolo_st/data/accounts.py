@@ -26,7 +26,8 @@ class DatasetReport:
         added: rows gained where one row with several positives became several.
         held_out: rows that hold a held-out query or positive.
         rejects_path: rejects.jsonl, one line for each rejected row and removed item.
-        note: the dataset's licence.
+        licence: what the mixture says of it.
+        unused_columns: columns of the source that play no role.
     """
 
     name: str
@@ -40,6 +41,7 @@ class DatasetReport:
     held_out: int
     rejects_path: Path
     licence: str | None
+    unused_columns: tuple[str, ...]
 
     @classmethod
     def of(cls, spec: DatasetSpec, numbers: Mapping[str, Any], rejects_path: Path, held_out: int) -> DatasetReport:
@@ -56,6 +58,7 @@ class DatasetReport:
             held_out=held_out,
             rejects_path=rejects_path,
             licence=spec.licence,
+            unused_columns=tuple(numbers["unused_columns"]),
         )
 
 
@@ -76,4 +79,6 @@ class MixtureReport:
             counts = {"rejected": report.rejected, "items removed": report.removed, "unused": report.left_out}
             for action, reasons in counts.items():
                 text += [f"  {report.name}: {number:,} {action}: {reason}" for reason, number in reasons.items()]
+            if report.unused_columns:
+                text.append(f"  {report.name}: columns not used: {', '.join(report.unused_columns)}")
         return "\n".join(text)

@@ -55,7 +55,7 @@ class DedupSettings:
         default=0.8, metadata={"help": "Jaccard similarity to an evaluation text that removes; empty: none."}
     )
     shingle: int = field(default=3, metadata={"help": "Characters an n-gram."})
-    permutations: int = field(default=128, metadata={"help": "Length of the MinHash signatures."})
+    permutations: int = field(default=64, metadata={"help": "Length of the MinHash signatures."})
     across: bool = field(default=True, metadata={"help": "Whether datasets of one task are compared with each other."})
     part_rows: int = field(default=200_000, metadata={"help": "Rows a task and an output file."})
     seed: int = field(default=13, metadata={"help": "Of the signatures."})

@@ -53,10 +53,12 @@ class Roles:
     Attributes:
         columns: role -> column name; negatives in several columns are ``negative_1``, ``negative_2``, ...
         lists: the roles whose cells are lists of texts.
+        unused: the source's other columns.
     """
 
     columns: Mapping[str, str]
     lists: frozenset[str]
+    unused: tuple[str, ...] = ()
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -123,7 +125,7 @@ def find_columns(spec: DatasetSpec, chunk: Chunk) -> Roles:
     lists = frozenset(
         role for role in columns if role[:8] in ("positive", "negative") and _is_list(chunk, role, columns[role])
     )
-    return Roles(columns, lists)
+    return Roles(columns, lists, tuple(name for name in present if name not in columns.values()))
 
 
 def _column_names(chunk: Chunk) -> list[str]:

@@ -32,7 +32,7 @@ from piccolo_st.data.specs import DatasetSpec, MixtureError
 from piccolo_st.data.validation import Checked, check_chunk
 
 # Raise when the rows that come out of the same input change.
-LAYOUT = 2
+LAYOUT = 3
 
 # Settings that do not change the rows of a dataset, only what is done with them.
 _NOT_ROWS = (
@@ -145,12 +145,20 @@ def prepare(spec: DatasetSpec, root: Path, cache: Path) -> tuple[Path, str]:
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """The numbers of an entry: rows, rejected (reason -> rows), removed (reason -> items), left_out, kept."""
+    """The numbers of an entry, as ``accounts.DatasetReport`` takes them."""
     return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
 def _write_entry(spec: DatasetSpec, location: Location, folder: Path) -> None:
-    report: dict[str, Any] = {"rows": 0, "rejected": {}, "removed": {}, "left_out": {}, "added": 0, "kept": 0}
+    report: dict[str, Any] = {
+        "rows": 0,
+        "rejected": {},
+        "removed": {},
+        "left_out": {},
+        "added": 0,
+        "kept": 0,
+        "unused_columns": [],
+    }
     with open(folder / "rejects.jsonl", "w", encoding="utf-8") as rejects:
         tables = (
             _ordered(_spread_positives(spec, checked.table, report))
@@ -178,6 +186,7 @@ def _checked(spec: DatasetSpec, location: Location, report: dict[str, Any]) -> I
                 yield Checked(pa.table({}), chunk.rows, chunk.rejects, [])
                 continue
             roles = find_columns(spec, chunk)
+            report["unused_columns"] = list(roles.unused)
         report["rows"] += len(chunk.rows) + len(chunk.rejects)
         yield check_chunk(spec, roles, chunk)
 

@@ -54,6 +54,19 @@ def test_negatives_are_like_the_query_and_never_its_positive(model: Any, samplin
         assert all(_topic(text) == _topic(row["query"]) for text in row["negative"]), row
 
 
+def test_random_negatives_are_drawn_from_everything_but_the_positives() -> None:
+    dataset = _dataset(60, queries=7)
+    mined = mine_negatives(dataset, "random", MiningSettings(num_negatives=4))
+    right: dict[str, set[str]] = {}
+    for row in dataset:
+        right.setdefault(row["query"], set()).add(row["positive"])
+    assert sum(len(row["negative"]) == 4 for row in mined) > 50
+    assert all(not right[row["query"]] & set(row["negative"]) for row in mined)
+    topics = {_topic(text) == _topic(row["query"]) for row in mined for text in row["negative"]}
+    assert topics == {True, False}
+    assert mined["negative"] == mine_negatives(dataset, "random", MiningSettings(num_negatives=4))["negative"]
+
+
 def test_every_model_does(make_model: Callable[..., Any]) -> None:
     model = make_model()
     known = "一二三四五六七八九十百千"  # characters of the tiny vocabulary, so that no two texts are the same to it
@@ -276,7 +289,7 @@ def test_data_that_cannot_be_mined_say_why(columns: dict[str, Any], message: str
 
 def test_no_such_model() -> None:
     with pytest.raises(
-        MixtureError, match=r"model of mining is 'lexcal'; give a SentenceTransformer, 'lexical' or 'bm25'"
+        MixtureError, match=r"model of mining is 'lexcal'; give a SentenceTransformer, 'lexical', 'bm25' or 'random'"
     ):
         mine_negatives(_dataset(), "lexcal")  # type: ignore[arg-type]
 

@@ -182,6 +182,8 @@ def test_every_format_gives_the_same_rows(name: str, tmp_path: Path) -> None:
     assert [{"query": row["query"], "positive": row["positive"]} for row in dataset] == ROWS
     if name == "flagembedding":
         assert dataset["negative"] == [["别的"]] * len(ROWS)
+        assert mixture.report.datasets["a"].unused_columns == ("pos_scores", "neg_scores", "prompt")
+        assert "a: columns not used: pos_scores, neg_scores, prompt" in str(mixture.report)
     report = mixture.report.datasets["a"]
     assert (report.rows, report.kept, report.rejected) == (len(ROWS), len(ROWS), {})
 

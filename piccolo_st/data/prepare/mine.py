@@ -26,14 +26,14 @@ class MineSettings:
     """What mines, and how.
 
     Attributes:
-        model: ``lexical``, ``bm25``, or a SentenceTransformer's Hub id or folder.
+        model: ``lexical``, ``bm25``, ``random``, or a SentenceTransformer's Hub id or folder.
         tokenizer: of the lexical encoder; None: one learned from each dataset.
         reranker: a cross-encoder's Hub id or folder, which drops false negatives.
         settings: fields of MiningSettings; a dataset's own ``mining`` goes over them.
     """
 
     model: str = field(
-        default="lexical", metadata={"help": "lexical, bm25, or a SentenceTransformer's Hub id or folder."}
+        default="lexical", metadata={"help": "lexical, bm25, random, or a SentenceTransformer's Hub id or folder."}
     )
     tokenizer: str | None = field(
         default=None, metadata={"help": "Of the lexical encoder; empty: learned from the data."}
@@ -97,7 +97,7 @@ def _column(dataset: Dataset, name: str) -> pa.Array:
 def _miner(
     job: Job, model: str, tokenizer: str | None, reranker: str | None, settings: MiningSettings, name: str
 ) -> Miner:
-    encoder: Any = model if model in ("lexical", "bm25") else load_sentence_transformer(model, "mine.model")
+    encoder: Any = model if model in ("lexical", "bm25", "random") else load_sentence_transformer(model, "mine.model")
     return Miner(
         job.mixture.train[name],
         encoder,
