@@ -15,6 +15,7 @@ recipes/configs/evaluate.yaml). Needs pip install "piccolo_st[eval]".
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import warnings
 from collections.abc import Sequence
@@ -140,7 +141,9 @@ def main(arguments: Sequence[str]) -> None:
             print(compared.table(*(Path(path).name[:12] for path in options.compare)))
         return
     datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"mteb\.")
+    for module in (r"mteb\.", r"sklearn\."):
+        warnings.filterwarnings("ignore", module=module)
+    logging.getLogger("mteb").setLevel(logging.ERROR)
     evaluations = evaluate(
         options.model,
         options.benchmark,

@@ -333,6 +333,19 @@ def test_overwrite_runs_everything(model: SentenceTransformer, tasks: Path, tmp_
     assert all(outcome.seconds is not None for outcome in outcomes)
 
 
+def test_overwriting_keeps_the_splits_that_are_not_run(model: SentenceTransformer, tasks: Path, tmp_path: Path) -> None:
+    before, _ = run(model, tasks, tmp_path)
+    (path,) = tmp_path.rglob("OwnSts.json")
+    content = json.loads(path.read_text("utf-8"))
+    content["scores"]["older"] = content["scores"]["test"]
+    path.write_text(json.dumps(content), "utf-8")
+
+    after, _ = run(model, tasks, tmp_path, overwrite=True)
+
+    assert after == before
+    assert set(json.loads(path.read_text("utf-8"))["scores"]) == {"test", "older"}
+
+
 def test_a_killed_evaluation_goes_on_with_the_task_it_was_at(
     model: SentenceTransformer, tasks: Path, tmp_path: Path
 ) -> None:

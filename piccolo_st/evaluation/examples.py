@@ -65,8 +65,9 @@ def collect(
                 fields = {"gold": _column(data[split], column), "similarity": output["cosine_scores"]}
             elif kind == "Classification" and output is not None:
                 gold = np.asarray(data[split][task.label_column_name][:])
-                fields = {"value": np.mean([np.asarray(run) == gold for run in output], axis=0)}
-            elif kind == "Clustering":
+                if all(len(run) == len(gold) for run in output):  # not so in a cross-validation
+                    fields = {"value": np.mean([np.asarray(run) == gold for run in output], axis=0)}
+            elif kind == "Clustering" and "v_measures" in entry:
                 runs = entry["v_measures"]
                 fields = {"value": list(chain(*runs.values())) if isinstance(runs, dict) else runs}
             if fields:

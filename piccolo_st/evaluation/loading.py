@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.utils import parse_flag_from_env
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from sentence_transformers import SentenceTransformer
 
 from piccolo_st.errors import InputError
@@ -45,6 +46,7 @@ def load_model(
 ) -> Loaded:
     """Load and identify a model; see :func:`piccolo_st.evaluation.runner.evaluate` for the arguments.
 
+    A directory is loaded as ``SentenceTransformer`` loads it, which is what whoever loads the released model gets.
     Other instructions make another model, with a revision of its own. Another dtype is the same weights computed less
     precisely: the revision stays and the dtype becomes a setting. A model passed as an object is changed in place.
 
@@ -71,14 +73,12 @@ def load_model(
     if instructions is not None:
         set_prompts(model, instructions)
         commit = None
-    identity: list[Any] = [None]
-    if process_state().is_main_process:
-        identity = [identify(model, name or label, commit)]
+    identity = identify(model, name or label, commit)
     own = str(next(model.parameters()).dtype).removeprefix("torch.")
     if dtype is not None and dtype != own:
         model.to(getattr(torch, dtype))
     settings = {} if dtype in (None, own) else {"dtype": dtype}
-    return Loaded(model, broadcast_object_list(identity)[0], settings)
+    return Loaded(model, identity, settings)
 
 
 def _commit(repository: str, revision: str | None) -> str | None:
@@ -86,5 +86,8 @@ def _commit(repository: str, revision: str | None) -> str | None:
 
     The cache of the Hub keeps a file of a commit at ``snapshots/<commit>/<file>``.
     """
-    path = Path(hf_hub_download(repository, "modules.json", revision=revision))
+    try:
+        path = Path(hf_hub_download(repository, "config.json", revision=revision))
+    except EntryNotFoundError:  # the encoder of an old model is in a folder of its own
+        path = Path(hf_hub_download(repository, "modules.json", revision=revision))
     return path.parent.name if re.fullmatch("[0-9a-f]{40}", path.parent.name) else None

@@ -122,8 +122,9 @@ def score_table(columns: Sequence[Column], benchmark: Benchmark) -> str:
         for task in tasks:
             values = cells(column.scores.get(task.name) for column in columns)
             rows.append([task_type, task.label, task.metric, *values])
-        means = cells(column.averages.by_type.get(task_type) for column in columns)
-        rows.append([task_type, f"mean of {len(tasks)}", "", *means])
+        if len(tasks) > 1:
+            means = cells(column.averages.by_type.get(task_type) for column in columns)
+            rows.append([task_type, f"mean of {len(tasks)}", "", *means])
     rows.append(["all", f"mean of {len(benchmark.tasks)}", "", *cells(column.averages.overall for column in columns)])
     title = f"{benchmark.name}: {benchmark.description}, in percent"
     return f"{title}\n{table(['type', 'task', 'metric', *(column.label for column in columns)], rows)}"

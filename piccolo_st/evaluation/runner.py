@@ -200,20 +200,23 @@ class _Run:
         if self.state.is_main_process:
             path = self.cache.get_task_result_path(task.metadata.name, self.encoder.mteb_model_meta)
             stored, note = _read(path, task)
-            if self.overwrite:
-                stored, note = None, ""
-            missing = list(stored.get_missing_evaluations(task)) if stored else list(task.eval_splits)
+            everything = self.overwrite or stored is None
+            missing = list(task.eval_splits if everything else stored.get_missing_evaluations(task))
             answer = [(stored, missing, note)]
         return broadcast_object_list(answer)[0]
 
     def _load(self, task: AbsTask) -> str:
-        """Step (2): load the data on every rank, the main process first; "" or why that cannot be done."""
-        failures: list[str] = []
+        """Step (2): load the data on every rank, the main process first; "" or why that cannot be done.
+
+        Raises:
+            InputError: on every rank, when it failed on one for a reason that will not pass with the next task.
+        """
         for turn in (True, False):
-            failure = _load_data(task) if self.state.is_main_process is turn else ""
-            failures += filter(None, gather_object([failure]))
-            if failures:
-                return failures[0]
+            problem = _load_data(task) if self.state.is_main_process is turn else None
+            for found in filter(None, gather_object([problem])):
+                if isinstance(found, InputError):
+                    raise found
+                return found
         return ""
 
     def _score(
@@ -269,21 +272,19 @@ def _read(path: Path, task: AbsTask) -> tuple[TaskResult | None, str]:
     return result, ""
 
 
-def _load_data(task: AbsTask) -> str:
-    """ "" when the data is there, or why this one data set cannot be had.
-
-    Raises:
-        InputError: the Hub cannot be reached at all, or a local file cannot be used.
-    """
+def _load_data(task: AbsTask) -> str | InputError | None:
+    """None when the data is there, or why this one data set cannot be had, or the error that ends the evaluation."""
     where = f"{task.metadata.dataset['path']} at revision {task.metadata.revision}"
     try:
         task.load_data()
     except DatasetNotFoundError as error:
         return f"the data of {task.metadata.name} ({where}) is not there or not open to you: {error}"
     except ConnectionError as error:
-        raise InputError(
+        return InputError(
             f"the data of {task.metadata.name} ({where}) is not in the local cache and the Hub cannot be reached "
             f"({str(error).splitlines()[0]}). Results so far are kept: run the same again with a network, with "
             "HF_ENDPOINT set to a mirror, or where the data has been downloaded before; local tasks need no network"
-        ) from error
-    return ""
+        )
+    except InputError as error:
+        return error
+    return None
