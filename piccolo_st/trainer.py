@@ -90,10 +90,12 @@ class PiccoloTrainer(DurableTrainer):
         with self.signals, lost_rank(lambda: self.state.global_step):
             output = super().train(*args, **kwargs)
         if self._stopping and self.state.global_step < self.state.max_steps:
-            raise TrainingStopped(
+            message = (
                 f"stopped by {self.signals.received or 'a signal to another rank'} at step {self.state.global_step} of "
                 f"{self.state.max_steps}; the same command goes on from the checkpoint that was saved"
             )
+            logger.warning(message)
+            raise TrainingStopped(message)
         return output
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:

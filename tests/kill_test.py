@@ -39,7 +39,7 @@ CASES = {
     "ddp-accumulated": Case(2, batch_size=2, rows=40, accumulation=2),
     "zero1": Case(2, "zero1", batch_size=2, rows=40),
 }
-ATTEMPT_SECONDS = 180.0
+ATTEMPT_SECONDS = 600.0
 
 
 @dataclass
@@ -130,16 +130,22 @@ def finish(children: list[int]) -> None:
         time.sleep(0.02)
 
 
-def attempt(children: list[int], output: Path, delay: float, in_save: bool, dice: random.Random) -> bool | None:
-    """Kill a run after ``delay`` seconds, or inside the first save after that.
+def attempt(children: list[int], output: Path, saves: int, in_save: bool, dice: random.Random) -> bool | None:
+    """Kill a run a random moment after it has written ``saves`` checkpoints, or inside the next save after that.
+
+    Counting saves and not seconds, the kills spread over a run on a machine of any speed.
 
     Returns:
         Whether the kill fell into a save; None if the run ended before it.
     """
-    begin = time.monotonic()
+    written: set[str] = set()
+    before = {path.name for path in output.glob("checkpoint-*")}
+    moment = None
     while alive(children):
-        late = time.monotonic() - begin > delay
-        if late and (not in_save or saving(output)):
+        written |= {path.name for path in output.glob("checkpoint-*")} - before
+        if moment is None and len(written) >= saves:
+            moment = time.monotonic() + dice.uniform(0, 0.5)
+        if moment is not None and time.monotonic() > moment and (not in_save or saving(output)):
             if in_save:
                 time.sleep(dice.uniform(0, 0.06))
             if not alive(children):
@@ -154,9 +160,7 @@ def attempt(children: list[int], output: Path, delay: float, in_save: bool, dice
 def kill_case(name: str, case: Case, kills: int, encoder: Path, folder: Path, dice: random.Random) -> Result:
     """Steps (1) to (4) for one case."""
     log = folder / f"{name}.log"
-    began = time.monotonic()
     finish(start(case, encoder, folder / f"{name}-whole", log))
-    length = time.monotonic() - began
     expected = [(folder / f"{name}-whole" / f"hash-{rank}").read_text() for rank in range(case.world)]
     result = Result(name)
     while result.kills < kills:
@@ -167,7 +171,7 @@ def kill_case(name: str, case: Case, kills: int, encoder: Path, folder: Path, di
             if result.kills >= kills:
                 finish(children)
                 break
-            inside = attempt(children, output, dice.uniform(0, 0.7 * length), result.kills % 2 == 0, dice)
+            inside = attempt(children, output, dice.randrange(4), result.kills % 2 == 0, dice)
             if inside is None:
                 break
             result.kills += 1

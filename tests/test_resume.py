@@ -106,11 +106,12 @@ def test_a_file_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
 
 def whole_and_resumed(case: Case, encoder: Path, folder: Path, stops: list[int]) -> None:
     """Every part of the run ends where ``stops`` says, as if killed, and the next one goes on."""
-    whole = run_ranks(train_with, case.world, str(encoder), str(folder / "whole"), case, {})
+    whole = run_ranks(train_with, case.world, str(encoder), str(folder / "whole"), case, {}, timeout=280)
     parts: list[list[Any]] = [
-        run_ranks(train_with, case.world, str(encoder), str(folder / "parts"), case, {"stop": stop}) for stop in stops
+        run_ranks(train_with, case.world, str(encoder), str(folder / "parts"), case, {"stop": stop}, timeout=280)
+        for stop in stops
     ]
-    parts.append(run_ranks(train_with, case.world, str(encoder), str(folder / "parts"), case, {}))
+    parts.append(run_ranks(train_with, case.world, str(encoder), str(folder / "parts"), case, {}, timeout=280))
     for rank in range(case.world):
         expected_hash, expected_rows, last = whole[rank]
         assert parts[-1][rank][0] == expected_hash
@@ -361,6 +362,7 @@ def test_intervals_of_this_run_count_and_not_those_of_the_checkpoint(encoder_dir
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_killed_runs_end_with_the_weights_of_one_left_alone(capfd: pytest.CaptureFixture[str]) -> None:
     from tests.kill_test import main
 
