@@ -227,6 +227,7 @@ def last_forward_syncs(model: Any, last: bool) -> Iterator[None]:
     the ranks running different numbers of forwards these collectives would no longer match. With all but the last
     forward inside ``no_sync``, each rank broadcasts once, at its first forward, and reduces once, in the backward.
     """
+    model = getattr(model, "_orig_mod", model)  # below torch.compile
     deferred = isinstance(model, DistributedDataParallel) and not last
     with model.no_sync() if deferred else nullcontext():
         yield

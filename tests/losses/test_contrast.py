@@ -151,7 +151,7 @@ def test_half_precision_embeddings_under_autocast_lose_less_than_st() -> None:
     assert error < 3e-3 < st_error  # what is left is the rounding of the gradients themselves to bfloat16
 
 
-def test_tiles_do_not_change_a_bit_and_runs_repeat() -> None:
+def test_tiles_hardly_change_the_result_and_runs_repeat_to_the_bit() -> None:
     tensors = vectors(300, 300, 450, dim=32, dtype=torch.float32)
     owner = [m % 300 for m in range(450)]
 
@@ -286,6 +286,7 @@ def test_what_was_masked_is_counted() -> None:
         ({"rows": (2, 5)}, r"rows must be a range within the 4 queries, got \(2, 5\)"),
         ({"rows": (2, 2)}, r"rows must be a range within the 4 queries, got \(2, 2\)"),
         ({"divisor": 0.0}, r"divisor must be positive, got 0\.0"),
+        ({"tile_rows": 0}, r"tile_rows must be positive, got 0"),
         ({"owner": [0, 1, 4]}, r"owner must name one of the 4 rows, from 0 to 3; hard negative 2 names 4"),
         ({"owner": [0, 1, -1]}, r"hard negative 2 names -1"),
         ({"owner": [0, 1]}, r"exclusions are for 4 rows and 2 hard negatives, but there are 4 and 3"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from piccolo_st.losses import PiccoloLoss
 from tests.conftest import CHARACTERS
+from tests.losses.reference import naive_loss
 from tests.ranks import run_ranks
 
 HAN = [character for character in dict.fromkeys(CHARACTERS) if "一" <= character <= "鿿"]
@@ -101,6 +103,79 @@ def test_the_gradient_is_that_of_the_global_batch(
     masked = sum(result["statistics"]["masked_duplicates"] * size for result, size in zip(results, sizes, strict=True))
     assert masked / 8 == pytest.approx(alone["statistics"]["masked_duplicates"])
     assert masked > 8
+
+
+class Given(torch.nn.Module):
+    """A model that was handed its embeddings."""
+
+    def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+        return features
+
+
+def random_case(seed: int, world: int) -> dict[str, Any]:
+    """Embeddings of every rank with owners, texts that repeat across ranks, and settings."""
+    choose = random.Random(seed)
+    sizes = [choose.randint(1, 4) for _ in range(world)]
+    owners = [[row for row in range(size) for _ in range(choose.choice([0, 0, 1, 3]))] for size in sizes]
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    texts = lambda count: [choose.randrange(3 * world) for _ in range(count)]  # noqa: E731
+    return {
+        "embeddings": [(draw(n, 5), draw(n, 5), draw(len(o), 5)) for n, o in zip(sizes, owners, strict=True)],
+        "texts": [(texts(n), texts(n), texts(len(o))) for n, o in zip(sizes, owners, strict=True)],
+        "owners": owners,
+        "settings": {
+            "temperature": choose.choice([0.02, 0.1]),
+            "directions": (
+                "query_to_doc",
+                *(d for d in ("query_to_query", "doc_to_query", "doc_to_doc") if choose.random() < 0.5),
+            ),
+            "false_negative_margin": choose.choice([None, 0.2]),
+        },
+    }
+
+
+def random_steps(rank: int, world: int, seeds: list[int]) -> list[tuple[float, list[torch.Tensor]]]:
+    results = []
+    for seed in seeds:
+        case = random_case(seed, world)
+        leaves = [x.requires_grad_() for x in case["embeddings"][rank]]
+        columns = [
+            {"sentence_embedding": x, "identity": torch.tensor(t, dtype=torch.int64)}
+            for x, t in zip(leaves, case["texts"][rank], strict=True)
+        ]
+        columns[2]["owner"] = torch.tensor(case["owners"][rank], dtype=torch.int64)
+        loss = PiccoloLoss(Given(), **case["settings"])
+        value = loss(columns if case["owners"][rank] else columns[:2], None)
+        value.backward()
+        results.append((value.item(), [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]))
+    return results
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_random_batches_equal_the_naive_formula(world: int) -> None:
+    seeds = list(range(100 * world, 100 * world + 25))
+    results = run_ranks(random_steps, world, seeds)
+    for number, seed in enumerate(seeds):
+        case = random_case(seed, world)
+        settings = {**case["settings"], "margin": case["settings"]["false_negative_margin"]}
+        del settings["false_negative_margin"]
+        leaves = [[part.requires_grad_() for part in rank] for rank in case["embeddings"]]
+        q, p, h = (torch.cat([rank[kind] for rank in leaves]) for kind in range(3))
+        texts = [[text for rank in case["texts"] for text in rank[kind]] for kind in range(3)]
+        starts = [sum(len(rank[0]) for rank in leaves[:r]) for r in range(world)]
+        owner = [o + start for start, owners in zip(starts, case["owners"], strict=True) for o in owners]
+        expected = naive_loss(
+            q, p, h, owner, query_identity=texts[0], document_identity=texts[1] + texts[2], **settings
+        )
+        expected.backward()
+        values = [results[rank][number][0] for rank in range(world)]
+        assert sum(values) / world == pytest.approx(expected.item(), rel=1e-12, abs=1e-12)
+        for rank in range(world):
+            for leaf, gradient in zip(leaves[rank], results[rank][number][1], strict=True):
+                wanted = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+                # Averaging over the ranks divides by their number.
+                assert (gradient / world - wanted).norm() <= 1e-12 * (1 + wanted.norm())
 
 
 def on_its_own(rank: int, world: int, path: str) -> float:
