@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import xxhash
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from piccolo_st.errors import InputError
 
 _READ = 10_000  # rows read at a time to hash them
+_KNOWN: WeakKeyDictionary[Any, dict[tuple[str, ...], NDArray[np.int64]]] = WeakKeyDictionary()
 
 
 def text_identities(texts: Sequence[str]) -> NDArray[np.int64]:
@@ -103,7 +105,7 @@ class _Exchange:
 
 
 def dataset_identities(dataset: Any, columns: Sequence[str] | None = None) -> NDArray[np.int64]:
-    """Hash the texts of a dataset: int64 (rows, columns), 8 bytes a text in memory.
+    """Hash the texts of a dataset: int64 (rows, columns), 8 bytes a text in memory, kept as long as the dataset is.
 
     Args:
         dataset: a ``datasets.Dataset``.
@@ -120,10 +122,14 @@ def dataset_identities(dataset: Any, columns: Sequence[str] | None = None) -> ND
             f"avoiding duplicates needs columns of text, but {missing or 'none'} of them are in the dataset, which has "
             f"{dataset.column_names}"
         )
+    known = _KNOWN.setdefault(dataset, {})
+    if tuple(columns) in known:  # a trainer may make its dataloader, and so its sampler, more than once
+        return known[tuple(columns)]
     identities = np.empty((len(dataset), len(columns)), np.int64)
     plain = dataset.with_format(None).select_columns(list(columns))
     for start in range(0, len(dataset), _READ):
         read = plain[start : start + _READ]
         for position, column in enumerate(columns):
             identities[start : start + _READ, position] = text_identities(read[column])
+    known[tuple(columns)] = identities
     return identities

@@ -26,7 +26,7 @@ from sentence_transformers.base.sampler import DefaultBatchSampler, MultiDataset
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, RandomSampler
 
 from piccolo_st.data.duplicates import DuplicateAvoidance, dataset_identities
-from piccolo_st.data.plan import BatchPlan, Mixing, SmallDatasets, Step
+from piccolo_st.data.plan import BatchPlan, Step
 from piccolo_st.distributed import get_rank, get_world_size
 from piccolo_st.errors import InputError
 
@@ -112,6 +112,12 @@ class BatchIndices(Sequence[int]):
         return BatchIndices.of, (self._find(), self.offset)
 
 
+class _EpochCarrier(RandomSampler):
+    """A place for the epoch that accelerate takes for a shuffle; see ``HomogeneousBatchSampler.sampler``."""
+
+    epoch = 0
+
+
 class HomogeneousBatchSampler(MultiDatasetDefaultBatchSampler):
     """Every batch of every rank of a step comes from one dataset; nothing is stored, any step can be the first.
 
@@ -130,11 +136,11 @@ class HomogeneousBatchSampler(MultiDatasetDefaultBatchSampler):
         drop_last: see BatchPlan. Default: that of ``batch_samplers``.
         valid_label_columns: not used; the trainer passes it.
         world_size: number of ranks. Default: that of torch.distributed.
-        accumulation_steps: ``gradient_accumulation_steps`` of the run, which no trainer tells its sampler.
-        mixing, weights, exponent, repeats, batch_multiples, small_datasets, one_dataset_per_update, names: see
-            BatchPlan.
         avoid_duplicates: whether rows that share a text, in the first two columns of text, are kept out of one batch
             of all ranks. Hashes every text once at the start, and keeps 16 bytes a row; see data/duplicates.py.
+        options: of BatchPlan: ``accumulation_steps`` (the run's ``gradient_accumulation_steps``, of which a trainer
+            does not tell its sampler), ``mixing``, ``weights``, ``exponent``, ``repeats``, ``batch_multiples``,
+            ``small_datasets``, ``one_dataset_per_update``, ``names``, ``window``.
 
     Attributes:
         plan: the BatchPlan.
@@ -157,16 +163,8 @@ class HomogeneousBatchSampler(MultiDatasetDefaultBatchSampler):
         drop_last: bool | None = None,
         valid_label_columns: Sequence[str] | None = None,
         world_size: int | None = None,
-        accumulation_steps: int = 1,
-        mixing: Mixing = "proportional",
-        weights: Sequence[float] | None = None,
-        exponent: float = 1.0,
-        repeats: Sequence[float] | None = None,
-        batch_multiples: Sequence[float] | None = None,
-        small_datasets: SmallDatasets = "error",
-        one_dataset_per_update: bool = True,
-        names: Sequence[str] | None = None,
         avoid_duplicates: bool = False,
+        **options: Any,
     ) -> None:
         concatenation = dataset if isinstance(dataset, ConcatDataset) else ConcatDataset([_sized(dataset)])
         if batch_samplers is None:
@@ -178,30 +176,20 @@ class HomogeneousBatchSampler(MultiDatasetDefaultBatchSampler):
                 DefaultBatchSampler(part, batch_size=batch_size, drop_last=bool(drop_last))
                 for part in concatenation.datasets
             ]
-        batch_size = _common(batch_samplers, "batch_size") if batch_size is None else batch_size
-        drop_last = _common(batch_samplers, "drop_last") if drop_last is None else drop_last
         self.plan = BatchPlan(
             sizes=[len(part) for part in concatenation.datasets],
-            batch_size=batch_size,
+            batch_size=_common(batch_samplers, "batch_size") if batch_size is None else batch_size,
             world_size=get_world_size() if world_size is None else world_size,
-            accumulation_steps=accumulation_steps,
             seed=seed or 0,
-            drop_last=drop_last,
-            mixing=mixing,
-            weights=weights,
-            exponent=exponent,
-            repeats=repeats,
-            batch_multiples=batch_multiples,
-            small_datasets=small_datasets,
-            one_dataset_per_update=one_dataset_per_update,
-            names=names,
+            drop_last=_common(batch_samplers, "drop_last") if drop_last is None else drop_last,
             arrange=_duplicate_avoidance(concatenation.datasets) if avoid_duplicates else None,
+            **options,
         )
         self._report()
         self.offsets = [0, *concatenation.cumulative_sizes[:-1]]
         self._start = 0
         self._told = False
-        self._carrier = _carrier(concatenation)
+        self._carrier: Any = _EpochCarrier(concatenation)
         super().__init__(concatenation, batch_samplers=list(batch_samplers), generator=generator, seed=seed or 0)
         sizes = set(self.plan.device_rows.tolist())
         self.batch_size = sizes.pop() if len(sizes) == 1 else None
@@ -323,12 +311,6 @@ def _sized(dataset: Dataset) -> Dataset:
             "use a datasets.Dataset, which stays on disk as well"
         )
     return dataset
-
-
-def _carrier(dataset: Dataset) -> RandomSampler:
-    carrier = RandomSampler(dataset)
-    carrier.epoch = 0
-    return carrier
 
 
 def _duplicate_avoidance(datasets: Sequence[Any]) -> DuplicateAvoidance:

@@ -138,6 +138,15 @@ def test_long_datasets_are_hashed_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
     assert np.array_equal(dataset_identities(Dataset.from_dict({"query": texts}))[:, 0], text_identities(texts))
 
 
+def test_a_dataset_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = Dataset.from_dict({"query": ["a", "b"], "positive": ["c", "d"]})
+    first = dataset_identities(dataset)
+    monkeypatch.setattr("piccolo_st.data.duplicates.text_identities", None)  # not called again
+    assert dataset_identities(dataset) is first
+    with pytest.raises(TypeError):
+        dataset_identities(dataset, ["query"])
+
+
 def test_a_dataset_without_texts_is_refused() -> None:
     with pytest.raises(InputError, match=r"needs columns of text, but none of them are in the dataset, .*\['label'\]"):
         dataset_identities(Dataset.from_dict({"label": [1]}))
