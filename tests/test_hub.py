@@ -23,7 +23,7 @@ from piccolo_st.hub import ReleaseError, check_release, release
 from piccolo_st.hub.files import find_leaks, release_files
 from piccolo_st.model_card import add_results, prepare_card, read_results
 from piccolo_st.portable import save_portable
-from tests.hub_clients import REPO, TOKEN
+from tests.hub_clients import REPO, TOKEN, save_release
 from tests.hub_server import HubServer
 
 pytest_plugins = ["tests.hub_clients"]  # the fixtures hub and released_model
@@ -321,8 +321,12 @@ def test_branches_and_pull_requests(hub: HubServer, model_dir: Path) -> None:
     pull = release(model_dir, REPO, push=True, create_pr=True, say=said.append)
     assert pull.pr_url == f"{hub.url}/{REPO}/discussions/1" and hub.repos["model", REPO].branches["main"] == main
     assert pull.pr_url in said[-1] and f'revision="{pull.commit}"' in said[-1]
-    again = release(model_dir, REPO, push=True, create_pr=True, say=quiet)
+    again = release(model_dir, REPO, push=True, private=False, create_pr=True, say=quiet)
+    assert hub.repos["model", REPO].private, "a pull request publishes nothing"
     assert (again.commit, again.pr_url) == (pull.commit, pull.pr_url), "the open pull request is found, not doubled"
+    hub.fail("refs", status=500, skip=1)
+    with pytest.raises(ReleaseError, match=r"looking for a pull request of this release failed: the Hub failed"):
+        release(model_dir, REPO, push=True, create_pr=True, say=quiet)
     with pytest.raises(ReleaseError, match=r"a pull request gets no tag"):
         release(model_dir, REPO, create_pr=True, tag="v1", say=quiet)
 
@@ -411,6 +415,19 @@ np.save(sys.argv[2], model.encode_query(["什么时候下雪"]))
 """
 
 
+def test_a_release_is_loaded_by_its_name(hub: HubServer, make_model: Callable[..., Any], tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    name = "sensenova/piccolo-large-zh"
+    local = make_model()
+    release(save_release(local, tmp_path / "model", name), name, push=True, tag="v1.0", say=quiet)
+    loaded = SentenceTransformer(name, revision="v1.0", cache_folder=str(tmp_path / "cache"), device="cpu")
+    assert loaded.prompts["query"] == "查询："
+    assert (loaded.encode_query(["什么时候下雪"]) == local.encode_query(["什么时候下雪"])).all()
+    assert (tmp_path / "cache" / "models--sensenova--piccolo-large-zh").is_dir()
+
+
+@pytest.mark.slow
 def test_the_recipe_releases_and_stock_sentence_transformers_loads_by_name(
     hub: HubServer, model_dir: Path, tmp_path: Path
 ) -> None:

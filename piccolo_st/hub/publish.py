@@ -80,7 +80,8 @@ def release(
         private: whether the repository stays private. A new one is created private in any case and made public, if
             asked for, once the release is verified; a public one is only released to with ``private=False``.
         revision: the branch.
-        create_pr: open a pull request on the branch instead of committing to it; no tag is set then.
+        create_pr: open a pull request on the branch instead of committing to it; then no tag is set and the
+            repository stays as private as it is.
         tag: a tag for the commit, such as "v1.0". A tag is never moved.
         message: the commit's title.
         parent: the commit at which the branch was looked at; the release is refused if it has moved since. Without it
@@ -134,7 +135,7 @@ def release(
             api.create_branch(repo_id, branch=revision, exist_ok=True)
             plan = look()
     commit, pr_url = _commit(api, plan, look, Path(model_dir), message or f"Release {repo_id}", create_pr)
-    left = [*(["the tag"] if tag else []), *(["making it public"] if not private else [])]
+    left = [*(["the tag"] if tag else []), *(["making it public"] if not (private or create_pr) else [])]
     held = f"{'The pull request' if create_pr else revision} holds the whole release, commit {commit[:8]}. "
     with _explained("verifying the commit", f"{held}Still to do: {', '.join(['verifying it', *left])}."):
         _verify(api, plan, Path(model_dir), commit)
@@ -142,10 +143,10 @@ def release(
     if tag and plan.tagged != commit:
         with _explained(f"setting the tag {tag}", f"{held}It is verified. Still to do: {', '.join(left)}."):
             _set_tag(api, repo_id, tag, commit)
-    if not private and plan.private:
+    if not private and plan.private and not create_pr:
         with _explained(f"making {repo_id} public", f"{held}It is verified. Still to do: making it public."):
             api.update_repo_settings(repo_id, private=False)
-    say(_farewell(plan, commit, pr_url, tag, private))
+    say(_farewell(plan, commit, pr_url, tag, private or (create_pr and bool(plan.private))))
     return Release(first, commit, pr_url, tag)
 
 
@@ -155,8 +156,11 @@ def _commit(
     """Commit what differs, or find that it is there already; returns the commit and the pull request's page."""
     if plan.done and plan.head is not None:
         return plan.head, None
-    if create_pr and (found := _find_pull_request(api, plan, folder)):
-        return found
+    if create_pr:
+        with _explained("looking for a pull request of this release", f"Nothing on {plan.repo_id} was changed."):
+            found = _find_pull_request(api, plan, folder)
+        if found is not None:
+            return found
     operations = [
         *(CommitOperationAdd(path, str(folder / path)) for path in plan.sent),
         *(CommitOperationDelete(path) for path in plan.deleted),
