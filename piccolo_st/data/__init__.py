@@ -13,7 +13,7 @@ A mixture, from its file to rows that are checked and in the columns sentence-tr
 
 Better data, before a run::
 
-    mining.py       hard negatives: candidates.py finds them, by a model or by terms (lexical.py), a cross-encoder rescores
+    mining.py       hard negatives: candidates.py finds them, by a model or by terms (lexical.py), and rescores them
     curation.py     duplicates, evaluation texts, language, consistency (shingles.py: texts as sets of n-grams)
     prepare/        those as steps that resume, on a laptop or a cluster
 
