@@ -36,7 +36,7 @@ LAYOUT = 3
 
 # Settings that do not change the rows of a dataset, only what is done with them.
 _NOT_ROWS = (
-    "name", "use", "holdout", "mining", "instruction", "weight", "repeats", "batch_multiple", "query_length",
+    "name", "holdout", "mining", "instruction", "weight", "repeats", "batch_multiple", "query_length",
     "document_length", "loss", "licence", "note", "policy", "max_rejected", "source",
 )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -14,7 +15,7 @@ from datasets import DatasetDict
 
 from piccolo_st.data import store
 from piccolo_st.data.mixture import MixtureError, load_mixture, parse_mixture
-from piccolo_st.data.specs import DatasetSpec, PresetSpec
+from piccolo_st.data.specs import DatasetSpec, HoldoutSpec, PresetSpec
 from piccolo_st.errors import InputError
 
 
@@ -273,6 +274,29 @@ def test_fingerprints_follow_contents_and_settings_and_nothing_else(
     fingerprints = [first.fingerprint, *(mixture.fingerprint for mixture in changed.values())]
     assert len(set(fingerprints)) == len(fingerprints)
     assert changed["content"].train["pairs"][19] == {"query": "问x", "positive": "答x"}
+
+
+# Another value for every field of a dataset, and whether its rows may be other ones then.
+FIELDS: dict[str, tuple[Any, bool]] = {
+    "name": ("other", False), "source": ("copy.jsonl", False), "task": ("sts", True), "format": ("tsv", True),
+    "split": ("dev", True), "revision": ("abc", True), "subset": ("zh", True), "columns": ({"query": "positive"}, True),
+    "preset": (PresetSpec("scored_pairs"), True), "use": ("evaluate", True), "positives": ("first", True),
+    "labels": (("a",), True), "score_range": ((0.0, 5.0), True), "min_characters": (2, True),
+    "max_characters": (9, True), "policy": ("error", False), "max_rejected": (0.1, False), "max_rows": (3, True),
+    "holdout": (HoldoutSpec(3), False), "mining": ({"seed": 1}, False), "instruction": ("none", False),
+    "weight": (2.0, False), "repeats": (2, False), "batch_multiple": (2.0, False), "query_length": (9, False),
+    "document_length": (9, False), "loss": ({"a": 1}, False), "licence": ("MIT", False), "note": ("x", False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", DatasetSpec.__dataclass_fields__)
+def test_rows_are_kept_under_a_key_of_all_that_changes_them(field: str, folder: Path) -> None:
+    (folder / "copy.jsonl").write_bytes((folder / "pairs.jsonl").read_bytes())
+    value, changes = FIELDS[field]
+    spec = DatasetSpec("pairs", "pairs.jsonl", "retrieval")
+    location = store.locate(spec, folder)
+    key = store.row_key(spec, location, folder / "cache")
+    assert (store.row_key(dataclasses.replace(spec, **{field: value}), location, folder / "cache") != key) == changes
 
 
 def test_what_was_read_is_not_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
