@@ -132,7 +132,6 @@ def load_encoder(
     include_instruction: bool = True,
     query_length: int = 64,
     document_length: int = 512,
-    dimension: int | None = None,
 ) -> SentenceTransformer:
     """Load a checkpoint and give it Piccolo's prompts, pooling and lengths.
 
@@ -144,7 +143,6 @@ def load_encoder(
         include_instruction: whether the instruction's tokens are pooled.
         query_length: longest query, in tokens, instruction included.
         document_length: longest passage, in tokens, instruction included.
-        dimension: width of the embeddings; see ``scale_dimension``. None keeps the model's.
 
     Raises:
         InputError: the directory holds no model, or the Hub does not give it.
@@ -175,37 +173,4 @@ def load_encoder(
     if any(resolve_instructions(instructions).prompts.values()):
         set_instruction_pooling(model, instructions, include_instruction)
     set_lengths(model, query_length, document_length)
-    if dimension is not None:
-        scale_dimension(model, dimension)
     return model
-
-
-def scale_dimension(model: SentenceTransformer, dimension: int, seed: int = 0) -> None:
-    """Let the model end in a linear layer to ``dimension``, as Piccolo2 does (1024 -> 1792; arXiv 2405.06932).
-
-    A model whose embeddings have that width already stays as it is, so that training can go on from a checkpoint.
-
-    Args:
-        model: gets an ST Dense module without activation at its end.
-        dimension: width of the new embeddings.
-        seed: of the layer's random weights.
-
-    Raises:
-        InputError: a dimension below 1, or the model ends in a Dense layer of another width.
-    """
-    import torch
-    from sentence_transformers.base.modules import Dense
-
-    width = model.get_embedding_dimension()
-    scaled = any(isinstance(module, Dense) for module in model)
-    if dimension < 1 or (scaled and width != dimension):
-        raise InputError(
-            f"model.dimension must be a whole number from 1 up and that of a model with a Dense layer, but is "
-            f"{dimension} for a model of {width} dimensions"
-        )
-    if width == dimension:
-        return
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layer = Dense(width, dimension, activation_function=torch.nn.Identity())
-    model.append(layer.to(model.device))

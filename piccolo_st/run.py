@@ -23,6 +23,7 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict, load_from_disk
 from sentence_transformers import SentenceTransformer
 from torch import nn
+from transformers import set_seed
 
 from piccolo_st import report
 from piccolo_st.arguments import (
@@ -40,7 +41,7 @@ from piccolo_st.encoder import EncoderSettings, build_encoder, load_encoder
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation import RetrievalEvaluator
 from piccolo_st.instructions import dataset_prompts, dataset_tasks, resolve_instructions
-from piccolo_st.losses import build_losses
+from piccolo_st.losses import build_losses, scale_dimension
 from piccolo_st.trainer import PiccoloTrainer
 
 
@@ -148,7 +149,8 @@ class TrainingRun:
         if not name:
             name = str(self._build_encoder(EncoderSettings.from_mapping(arguments.build or {})))
         with _blamed("model"):
-            return load_encoder(
+            set_seed(self.config["train"].seed)  # a layer that scales the dimension begins with random weights
+            model = load_encoder(
                 name,
                 revision=arguments.revision,
                 pooling=arguments.pooling,
@@ -156,8 +158,10 @@ class TrainingRun:
                 include_instruction=arguments.include_instruction,
                 query_length=arguments.query_length,
                 document_length=arguments.document_length,
-                dimension=arguments.dimension,
             )
+            if arguments.dimension is not None:
+                scale_dimension(model, arguments.dimension)
+            return model
 
     def _build_encoder(self, settings: EncoderSettings) -> Path:
         """The directory of the built encoder, built the first time this run sees these settings and texts."""

@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 import yaml
+from sentence_transformers import SentenceTransformer
 
 from piccolo_st.configuration import run_recipe
 
@@ -142,13 +143,12 @@ def test_overrides_reach_the_run(config: Path, finetune: Finetune, tmp_path: Pat
     code, out, err = finetune(
         str(config), "--train.max_steps", "2", "--data.batch_size", "8", "--model.instructions", "none",
         "--train.eval_strategy", "no", "--train.eval_on_start", "false", "--train.save_strategy", "no",
+        "--model.dimension", "24", "--loss.matryoshka_dims", "[24, 12]",
     )  # fmt: skip
     assert code == 0, err
     assert "2 of 8 samples" in out
-    assert (
-        json.loads((tmp_path / "run" / "model" / "config_sentence_transformers.json").read_text())["prompts"]["query"]
-        == ""
-    )
+    model = SentenceTransformer(str(tmp_path / "run" / "model"))
+    assert model.prompts["query"] == "" and model.get_embedding_dimension() == 24
 
 
 BAD_INPUT = [
@@ -161,7 +161,7 @@ BAD_INPUT = [
     (["--loss.temperature", "0"], "temperature"),
     (["--loss.directions", "[query_to_nowhere]"], "query_to_nowhere"),
     (["--data.mixture", "null"], "names no data"),
-    (["--data.mixture", "nowhere.yaml"], "the mixture file nowhere.yaml does not exist"),
+    (["--data.mixture", "nowhere.yaml"], "nowhere.yaml does not exist"),
     (["--data.mixture.datasets.faq.source", "nowhere.jsonl"], "nowhere.jsonl"),
     (["--data.mixture.datasets.faq.tsak", "sts"], "unknown key 'tsak'"),
     (["--data.mixture.datasets.faq.columns", "{query: question}"], "question"),
