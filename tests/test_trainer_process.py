@@ -28,7 +28,7 @@ def config(tmp_path: Path, encoder_dir: Path) -> Path:
             "mixture": {"datasets": {"faq": {"source": str(data), "task": "retrieval"}}, "root": str(tmp_path)},
             "batch_size": 8,
         },
-        "train": {"num_train_epochs": 12, "save_steps": 5, "logging_steps": 5, "use_cpu": True, "disable_tqdm": True},
+        "train": {"num_train_epochs": 6, "save_steps": 5, "logging_steps": 5, "use_cpu": True, "disable_tqdm": True},
     }
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
@@ -44,6 +44,7 @@ def start(config: Path, output: Path, *options: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_same_command_until_it_is_done(config: Path, tmp_path: Path) -> None:
     whole = start(config, tmp_path / "whole")
     text = whole.communicate(timeout=300)[0]
@@ -72,4 +73,5 @@ def test_the_same_command_until_it_is_done(config: Path, tmp_path: Path) -> None
 
     finished = start(config, output)
     text = finished.communicate(timeout=200)[0]
-    assert finished.returncode == 0 and "nothing is trained" in text
+    assert finished.returncode == 0, text
+    assert "nothing is trained" in text
