@@ -119,11 +119,12 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
         owners: NDArray[np.int64] | None,
         routes: dict[str, str],
         prompts: Any,
-        limits: Mapping[str, int],
+        limits: Mapping[str, int] | int | None,
     ) -> dict[str, Any]:
         """Steps (4) and (5) for one column."""
         task = self._get_task_for_column(column, position, routes)
-        tokens = self._tokenize(texts, self._get_prompt_for_column(prompts, column), task, limits.get(task))
+        limit = limits.get(task) if isinstance(limits, Mapping) else limits
+        tokens = self._tokenize(texts, self._get_prompt_for_column(prompts, column), task, limit)
         features = {f"{column}_{key}": value for key, value in tokens.items()}
         features[f"{column}_task"] = task
         if self.identities:
@@ -132,13 +133,12 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
             features[f"{column}_owner"] = torch.from_numpy(owners)
         return features
 
-    def _resolve_max_length(self, dataset_name: str | None) -> dict[str, int]:
-        """Task -> tokens, for the batch's dataset; a task that is missing has the model's limit."""
-        limits: Any = self.max_length or {}
-        if isinstance(limits, int):
-            return {"query": limits, "document": limits}
-        nested = any(isinstance(value, Mapping) for value in limits.values())
-        return dict(limits.get(dataset_name, {})) if nested else limits
+    def _resolve_max_length(self, dataset_name: str | None) -> Mapping[str, int] | int | None:
+        """The limit of the batch's dataset, or of each of its tasks; where there is none, the model's holds."""
+        limits: Any = self.max_length
+        if isinstance(limits, Mapping) and any(isinstance(value, Mapping) for value in limits.values()):
+            return limits.get(dataset_name)
+        return limits
 
     def _get_task_for_column(self, column_name: str, column_position: int, router_mapping: dict[str, str]) -> str:
         default = "query" if column_name in QUERY_COLUMNS else "document"
@@ -183,7 +183,7 @@ class _ListSampler:
         words = self.row_ids
         if words is None:
             first = next(iter(self.columns.values()))
-            words = text_identities([cell if isinstance(cell, str) else "\0".join(cell) for cell in first])
+            words = text_identities([str(cell) for cell in first])
         return mix_array(mix(self.collator.seed), np.asarray(words, dtype=np.int64).view(np.uint64))
 
     def _visit(self) -> int:
