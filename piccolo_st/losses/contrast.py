@@ -22,9 +22,9 @@ scalar, so its gradients can be made in the forward pass and only scaled in the 
 
 That is three matrix products and a few passes over a buffer that is still in the cache; nothing is computed twice.
 
-Products and sums are float32 whatever the embeddings are (float64 for float64 ones), also under autocast. The products
-follow ``torch.set_float32_matmul_precision``: "high" or "medium" puts them on tensor cores (or AMX), still with
-float32 sums.
+Products and sums are float32 whatever the embeddings are (float64 for float64 ones), also under autocast, which leaves
+products alone that write into a given tensor, as all of these do. The products follow
+``torch.set_float32_matmul_precision``: "high" or "medium" puts them on tensor cores (or AMX), still with float32 sums.
 """
 
 from __future__ import annotations
@@ -251,8 +251,7 @@ class _Contrast(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, task: _Task, queries: Tensor, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(queries.device.type, enabled=False):
-            loss, masked, gradients = _loss_and_gradients(task, [queries, positives, negatives])
+        loss, masked, gradients = _loss_and_gradients(task, [queries, positives, negatives])
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(masked)
         return loss, masked
