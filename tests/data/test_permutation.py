@@ -37,7 +37,7 @@ def test_a_position_means_the_same_alone_and_in_any_company(data: st.DataObject,
     assert np.array_equal(permutation(positions.reshape(1, -1)), elements.reshape(1, -1))
 
 
-@pytest.mark.parametrize("size", [2, 3, 5, 6])
+@pytest.mark.parametrize("size", [2, 3, 4, 5])
 def test_every_order_of_a_small_set_is_equally_likely(size: int) -> None:
     keys, orders = 4000, math.factorial(size)
     positions = np.arange(size)
