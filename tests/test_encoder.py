@@ -58,7 +58,7 @@ def test_no_instructions_leaves_stock_pooling(built: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"layer": 2}, r"unknown key 'layer' in model.build; did you mean '?layers'?\?"),
+        ({"layer": 2}, r"unknown key 'layer' in model.build; did you mean layers\?"),
         ({"layers": 0}, r"model.build.layers must be a whole number from 1 up, but is 0"),
         ({"hidden_size": 10, "heads": 4}, r"hidden_size must be a multiple of model.build.heads"),
         ({"dropout": 1.5}, r"model.build.dropout must lie in \[0, 1\), but is 1.5"),

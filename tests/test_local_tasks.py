@@ -134,10 +134,10 @@ def test_the_revision_follows_the_data_and_the_declaration(tmp_path: Path) -> No
     [
         (
             "name: Own, type: Retreival, data: x",
-            r"type of task 1 of .*own.yaml must be one of .*did you mean 'Retrieval'",
+            r"type of task 1 of .*own.yaml cannot be 'Retreival'; did you mean Retrieval\?",
         ),
         ("name: Own, type: STS, data: missing.jsonl", r"the source of dataset 'Own' does not exist: .*missing.jsonl"),
-        ("name: Own, type: STS, dta: x", r"unknown key 'dta' in task 1 of .*; did you mean 'data'"),
+        ("name: Own, type: STS, dta: x", r"unknown key 'dta' in task 1 of .*; did you mean data\?"),
         ("name: STSB, type: STS, data: rows.jsonl", r"task name 'STSB' of .* cannot be used: .* of mteb's own tasks"),
         ("name: a b, type: STS, data: rows.jsonl", r"task name 'a b' of .* cannot be used"),
     ],

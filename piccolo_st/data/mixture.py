@@ -32,14 +32,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import yaml
 from datasets import Dataset, DatasetDict
 
+from piccolo_st.configuration import read_yaml
 from piccolo_st.data import store
 from piccolo_st.data.accounts import DatasetReport, MixtureReport
 from piccolo_st.data.holdout import RetrievalHoldout, clean, draw, forbidden, read_beir
 from piccolo_st.data.sources import locate
 from piccolo_st.data.specs import DatasetSpec, HoldoutSpec, MixtureError, MixtureSpec, PresetSpec, build, unknown_key
+from piccolo_st.errors import ConfigError
 
 __all__ = [
     "DatasetReport",
@@ -86,7 +87,10 @@ def parse_mixture(config: Mapping[str, Any] | str | Path) -> tuple[dict[str, Dat
     if not isinstance(config, Mapping):
         path = Path(config)
         place, folder = str(path), path.resolve().parent
-        config = _read_yaml(path)
+        try:
+            config = read_yaml(path)
+        except ConfigError as error:
+            raise MixtureError(str(error)) from None
     mixture = build(MixtureSpec, config, place)
     if not mixture.datasets:
         raise MixtureError(f"{place} names no datasets; give `datasets` at least one")
@@ -104,19 +108,6 @@ def parse_mixture(config: Mapping[str, Any] | str | Path) -> tuple[dict[str, Dat
         specs[name] = _checked_spec(build(DatasetSpec, {**mixture.defaults, **settings}, where, name=name), where)
     root = Path(mixture.root).expanduser() if mixture.root else folder
     return specs, root if root.is_absolute() else folder / root, mixture.policy
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MixtureError(f"the mixture file {path} does not exist; give the path of a YAML file") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        at = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise MixtureError(f"{path}{at} is not YAML: {getattr(error, 'problem', None) or error}; mend it") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise MixtureError(f"the mixture file {path} cannot be read: {error}") from None
 
 
 def _checked_spec(spec: DatasetSpec, place: str) -> DatasetSpec:

@@ -16,7 +16,7 @@ import glob
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -189,11 +189,30 @@ def read_chunks(spec: DatasetSpec, location: Location) -> Iterator[Chunk]:
             ) from error
 
 
+def _chunked(path: Path, items: Iterable[tuple[int, dict[str, Any]] | Reject]) -> Iterator[Chunk]:
+    """Rows with their numbers, and rejects, gathered into chunks."""
+    rows: list[int] = []
+    records: list[dict[str, Any]] = []
+    rejects: list[Reject] = []
+    for item in items:
+        if isinstance(item, Reject):
+            rejects.append(item)
+        else:
+            rows.append(item[0])
+            records.append(item[1])
+        if len(rows) + len(rejects) >= CHUNK_ROWS:
+            yield Chunk(str(path), np.array(rows, dtype=np.int64), records, rejects)
+            rows, records, rejects = [], [], []
+    if rows or rejects:
+        yield Chunk(str(path), np.array(rows, dtype=np.int64), records, rejects)
+
+
 def read_jsonl(path: Path) -> Iterator[Chunk]:
     """One JSON object a line; blank lines are no rows."""
-    records: list[dict[str, Any]] = []
-    rows: list[int] = []
-    rejects: list[Reject] = []
+    return _chunked(path, _jsonl_items(path))
+
+
+def _jsonl_items(path: Path) -> Iterator[tuple[int, dict[str, Any]] | Reject]:
     with pa.input_stream(path, compression="detect") as stream:
         for number, line in enumerate(io.BufferedReader(stream), start=1):
             if not line.strip():
@@ -201,20 +220,17 @@ def read_jsonl(path: Path) -> Iterator[Chunk]:
             try:
                 record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except UnicodeDecodeError:
-                rejects.append(Reject(str(path), number, "not UTF-8", excerpt(line.decode("utf-8", "replace"))))
+                yield Reject(str(path), number, "not UTF-8", excerpt(line.decode("utf-8", "replace")))
             except (json.JSONDecodeError, RecursionError):
-                rejects.append(Reject(str(path), number, "not valid JSON", excerpt(line.decode("utf-8").strip())))
+                yield Reject(str(path), number, "not valid JSON", excerpt(line.decode("utf-8").strip()))
             else:
-                if isinstance(record, dict):
-                    records.append(record)
-                    rows.append(number)
-                else:
-                    rejects.append(Reject(str(path), number, "not a JSON object", excerpt(record)))
-            if len(records) + len(rejects) >= CHUNK_ROWS:
-                yield Chunk(str(path), np.array(rows, dtype=np.int64), records, rejects)
-                records, rows, rejects = [], [], []
-    if records or rejects:
-        yield Chunk(str(path), np.array(rows, dtype=np.int64), records, rejects)
+                yield _object(path, number, record)
+
+
+def _object(path: Path, number: int, record: Any) -> tuple[int, dict[str, Any]] | Reject:
+    if isinstance(record, dict):
+        return number, record
+    return Reject(str(path), number, "not a JSON object", excerpt(record))
 
 
 def _read_json(path: Path) -> Iterator[Chunk]:
@@ -226,55 +242,40 @@ def _read_json(path: Path) -> Iterator[Chunk]:
             raise OSError(f"{error}") from None
     if not isinstance(content, list):
         raise OSError(f"it holds {type(content).__name__}, not a list of objects")
-    for start in range(0, len(content), CHUNK_ROWS):
-        part = list(enumerate(content[start : start + CHUNK_ROWS], start=start + 1))
-        good = [(number, record) for number, record in part if isinstance(record, dict)]
-        yield Chunk(
-            str(path),
-            np.array([number for number, _ in good], dtype=np.int64),
-            [record for _, record in good],
-            [Reject(str(path), n, "not a JSON object", excerpt(r)) for n, r in part if not isinstance(r, dict)],
-        )
+    return _chunked(path, (_object(path, number, record) for number, record in enumerate(content, start=1)))
 
 
 def read_delimited(path: Path, delimiter: str) -> Iterator[Chunk]:
     """CSV as RFC 4180 has it, or TSV, in which quotes mean nothing (IANA's text/tab-separated-values)."""
-    quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
-    records: list[dict[str, Any]] = []
-    rows: list[int] = []
-    rejects: list[Reject] = []
+    return _chunked(path, _delimited_items(path, delimiter))
+
+
+def _delimited_items(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]] | Reject]:
     with pa.input_stream(path, compression="detect") as stream:
-        # Bytes that are not UTF-8 become lone surrogates, which the line's own check below finds again.
+        # Bytes that are not UTF-8 become lone surrogates, which the row's own check below finds again.
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
         reader = csv.reader(text, delimiter=delimiter, quoting=quoting)
-        header = next(reader, None)
-        if header is None:
-            return
+        header = next(reader, [])
         if len(set(header)) != len(header):
             raise OSError(f"its header names a column twice: {header}")
         while True:
             try:
                 cells = next(reader, None)
             except csv.Error as error:
-                rejects.append(Reject(str(path), reader.line_num, "not valid CSV", excerpt(str(error))))
+                yield Reject(str(path), reader.line_num, "not valid CSV", excerpt(str(error)))
                 continue
             if cells is None:
-                break
+                return
             if not cells or (len(cells) == 1 and not cells[0].strip()):
                 continue
             joined = delimiter.join(cells)
             if len(cells) != len(header):
-                rejects.append(Reject(str(path), reader.line_num, "wrong number of fields", excerpt(joined)))
+                yield Reject(str(path), reader.line_num, "wrong number of fields", excerpt(joined))
             elif not joined.isascii() and any("\udc80" <= character <= "\udcff" for character in joined):
-                rejects.append(Reject(str(path), reader.line_num, "not UTF-8", excerpt(joined)))
+                yield Reject(str(path), reader.line_num, "not UTF-8", excerpt(joined))
             else:
-                records.append(dict(zip(header, cells, strict=True)))
-                rows.append(reader.line_num)
-            if len(records) + len(rejects) >= CHUNK_ROWS:
-                yield Chunk(str(path), np.array(rows, dtype=np.int64), records, rejects)
-                records, rows, rejects = [], [], []
-    if records or rejects:
-        yield Chunk(str(path), np.array(rows, dtype=np.int64), records, rejects)
+                yield reader.line_num, dict(zip(header, cells, strict=True))
 
 
 def _read_parquet(path: Path) -> Iterator[Chunk]:
@@ -320,14 +321,11 @@ def _read_hub(spec: DatasetSpec) -> Iterator[Chunk]:
 
 
 def _read_jionlp(name: str, path: Path) -> Iterator[Chunk]:
-    records, rows, rejects = [], [], []
-    for number, record, reason in jionlp.read(name, path):
-        if isinstance(record, dict):
-            records.append(record)
-            rows.append(number)
-        else:
-            rejects.append(Reject(str(path), number, reason, excerpt(record)))
-    yield Chunk(str(path), np.array(rows, dtype=np.int64), records, rejects)
+    items = jionlp.read(name, path)
+    return _chunked(
+        path,
+        ((n, row) if isinstance(row, dict) else Reject(str(path), n, reason, excerpt(row)) for n, row, reason in items),
+    )
 
 
 def _columnar(file: str, start: int, table: pa.Table) -> Chunk:

@@ -6,12 +6,12 @@ known one), a missing one, or a value of the wrong type. The annotations are the
 
 from __future__ import annotations
 
-import difflib
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from piccolo_st.configuration import nearest
 from piccolo_st.errors import InputError
 
 T = TypeVar("T")
@@ -146,10 +146,7 @@ class MixtureSpec:
 
 def unknown_key(key: object, known: Iterable[str], place: str) -> MixtureError:
     """The error for a key that no field has, naming the nearest one that there is."""
-    names = sorted(known)
-    near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
-    remedy = f"did you mean {near[0]!r}?" if near else f"the known keys are {', '.join(names)}"
-    return MixtureError(f"unknown key {str(key)!r} in {place}; {remedy}")
+    return MixtureError(f"unknown key {str(key)!r} in {place}{nearest(str(key), list(known))}")
 
 
 def build(cls: type[T], mapping: object, place: str, **given: Any) -> T:
@@ -187,9 +184,9 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
         return _convert(options[-1], value, place)
     if origin is Literal:
         if value not in arguments:
-            near = difflib.get_close_matches(str(value), [str(a) for a in arguments], n=1, cutoff=0.5)
-            hope = f"; did you mean {near[0]!r}?" if near else ""
-            raise MixtureError(f"{place} must be one of {', '.join(map(repr, arguments))}, got {value!r}{hope}")
+            raise MixtureError(
+                f"{place} cannot be {value!r}{nearest(str(value), [str(option) for option in arguments])}"
+            )
         return value
     if is_dataclass(hint):
         return build(hint, value, place)  # type: ignore[arg-type]

@@ -84,7 +84,7 @@ def test_root_and_defaults_hold_for_every_dataset(folder: Path) -> None:
         ({}, r"the mixture has no 'datasets', which is required; add it"),
         ({"datasets": {}}, r"the mixture names no datasets; give `datasets` at least one"),
         ({"datasets": []}, r"datasets of the mixture must be a mapping of keys to values, got list \[\]"),
-        ({"dataset": {}}, r"unknown key 'dataset' in the mixture; did you mean 'datasets'\?"),
+        ({"dataset": {}}, r"unknown key 'dataset' in the mixture; did you mean datasets\?"),
         (
             {"datasets": {"a": None}},
             r"dataset 'a' of the mixture must be a mapping of keys to values, got NoneType None",
@@ -94,11 +94,11 @@ def test_root_and_defaults_hold_for_every_dataset(folder: Path) -> None:
         ({"datasets": {"a": {"task": "sts"}}}, r"dataset 'a' of the mixture has no 'source'"),
         (
             {"datasets": {"a": {"source": "x", "task": "sts", "wieght": 1}}},
-            r"unknown key 'wieght' in dataset 'a' of the mixture; did you mean 'weight'\?",
+            r"unknown key 'wieght' in dataset 'a' of the mixture; did you mean weight\?",
         ),
         (
             {"datasets": {"a": {"source": "x", "task": "retrival"}}},
-            r"task of dataset 'a' of the mixture must be one of 'retrieval', .* 'retrival'; did you mean 'retrieval'",
+            r"task of dataset 'a' of the mixture cannot be 'retrival'; did you mean retrieval",
         ),
         (
             {"datasets": {"a": {"source": "x", "task": "sts", "weight": "much"}}},
@@ -127,11 +127,11 @@ def test_root_and_defaults_hold_for_every_dataset(folder: Path) -> None:
         ),
         (
             {"datasets": {"a": {"source": "x", "task": "sts", "preset": {"name": "nil"}}}},
-            r"name of preset of dataset 'a' of the mixture must be one of 'nli', .*; did you mean 'nli'\?",
+            r"name of preset of dataset 'a' of the mixture cannot be 'nil'; did you mean nli\?",
         ),
         (
             {"datasets": {"a": {"source": "x", "task": "retrieval", "holdout": {"querys": 5}}}},
-            r"unknown key 'querys' in holdout of dataset 'a' of the mixture; did you mean 'queries'\?",
+            r"unknown key 'querys' in holdout of dataset 'a' of the mixture; did you mean queries\?",
         ),
         (
             {"datasets": {"a": {"source": "x", "task": "retrieval", "use": "evaluate", "holdout": {"queries": 5}}}},
@@ -139,7 +139,7 @@ def test_root_and_defaults_hold_for_every_dataset(folder: Path) -> None:
         ),
         (
             {"defaults": {"weigth": 1}, "datasets": {"a": {}}},
-            r"unknown key 'weigth' in defaults .* did you mean 'weight'",
+            r"unknown key 'weigth' in defaults .* did you mean weight",
         ),
     ],
 )
@@ -153,12 +153,12 @@ def test_a_wrong_mixture_is_one_clear_sentence(config: dict[str, Any], message: 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"the mixture file .*mixture\.yaml does not exist; give the path of a YAML file"),
-        ("datasets: [", r"mixture\.yaml, line 1, column \d+ is not YAML: .*; mend it"),
+        (None, r"the configuration .*mixture\.yaml does not exist; give the path of a YAML file"),
+        ("datasets: [", r"mixture\.yaml, line 1, column \d+ is not YAML: "),
         ("a: b: c", r"mixture\.yaml, line 1, column 5 is not YAML"),
-        ("- a\n- b\n", r"mixture\.yaml must be a mapping of keys to values, got list"),
-        ("", r"mixture\.yaml must be a mapping of keys to values, got NoneType None"),
-        (b"\xff\xfe\x00", r"mixture file .*mixture\.yaml cannot be read"),
+        ("- a\n- b\n", r"mixture\.yaml must hold a mapping of sections, but holds list"),
+        ("", r"mixture\.yaml must hold a mapping of sections, but holds NoneType"),
+        (b"\xff\xfe\x00", r"configuration .*mixture\.yaml cannot be read"),
     ],
 )
 def test_a_file_that_is_no_mixture_says_where(content: str | bytes | None, message: str, tmp_path: Path) -> None:
@@ -187,11 +187,11 @@ def test_a_file_that_is_no_mixture_says_where(content: str | bytes | None, messa
         ),
         (
             {"source": "pairs.jsonl", "task": "retrieval", "columns": {"querry": "query"}},
-            r"unknown key 'querry' in columns of dataset 'a'; did you mean 'query'\?",
+            r"unknown key 'querry' in columns of dataset 'a'; did you mean query\?",
         ),
         (
             {"source": "scores.jsonl", "task": "sts", "columns": {"positive": "score"}, "score_range": [0, 5]},
-            r"unknown key 'positive' in columns of dataset 'a'; the known keys are label, sentence1, sentence2",
+            r"unknown key 'positive' in columns of dataset 'a'; known are label, sentence1, sentence2",
         ),
     ],
 )
