@@ -97,8 +97,8 @@ class Deduplication:
         return tasks.index(self.job.mixture.specs[dataset].task)
 
     def load(self, name: str) -> np.ndarray:
-        """An array that a stage left."""
-        return np.load(self.work / f"{name}.npy")
+        """An array that a stage left, memory-mapped."""
+        return np.load(self.work / f"{name}.npy", mmap_mode="r")
 
     def save(self, name: str, array: np.ndarray) -> None:
         """Leave an array."""
@@ -193,8 +193,7 @@ def _exact(step: Deduplication, _: int) -> None:
 
 def _candidates(step: Deduplication, band: int) -> None:
     """``candidates-BAND``: (m, 2) int64, rows that agree in the band, neighbours and with the first of their group."""
-    stored = [np.load(step.work / f"bands-{task}.npy", mmap_mode="r") for task in range(len(step.parts))]
-    hashes = np.concatenate([matrix[band] for matrix in stored])
+    hashes = np.concatenate([step.load(f"bands-{task}")[band] for task in range(len(step.parts))])
     exact = step.load("exact")
     alive = np.flatnonzero(exact == np.arange(len(exact)))
     order = alive[np.argsort(hashes[alive], kind="stable")]

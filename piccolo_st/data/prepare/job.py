@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -168,7 +169,7 @@ def read_counts(folder: Path, parts: Iterable[Part]) -> dict[str, dict[str, int]
 
 
 def finish(job: Job, step: str, counts: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write report.json, the held-out sets and mixture.yaml; the last of these marks the folder as complete."""
+    """Write report.json, the held-out sets and mixture.yaml, and remove what stages left for each other."""
     given, root, _ = parse_mixture(job.given)
     datasets: dict[str, Any] = {}
     for name, spec in given.items():
@@ -189,6 +190,7 @@ def finish(job: Job, step: str, counts: Mapping[str, Mapping[str, Any]]) -> None
     aside = job.folder / "mixture.yaml.partial"
     aside.write_text(text, encoding="utf-8")
     os.replace(aside, job.folder / "mixture.yaml")
+    shutil.rmtree(job.folder / "work", ignore_errors=True)
 
 
 def _settings(spec: DatasetSpec, without: Iterable[str]) -> dict[str, Any]:
