@@ -136,9 +136,9 @@ def report(group: Sequence[Evaluation], references: Sequence[str], output: Path)
 def main(arguments: Sequence[str]) -> None:
     options = parse(arguments)
     if options.compare:
+        print(f"A is {options.compare[0]}\nB is {options.compare[1]}")
         for group in select(options.benchmark):
-            compared = compare_models(*options.compare, group.benchmark, resamples=options.resamples)
-            print(compared.table(*(Path(path).name[:12] for path in options.compare)))
+            print(compare_models(*options.compare, group.benchmark, resamples=options.resamples).table())
         return
     datasets.disable_progress_bars()
     for module in (r"mteb\.", r"sklearn\."):

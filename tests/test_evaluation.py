@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +17,11 @@ import torch
 pytest.importorskip("mteb")
 
 import mteb
+from datasets import Dataset
 from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
+from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
+from torch.utils.data import DataLoader
 
 import piccolo_st.evaluation
 from piccolo_st.errors import InputError
@@ -138,6 +141,7 @@ def test_instructions_reach_the_queries_and_passages_of_search_and_nothing_else(
     model: SentenceTransformer, tasks: Path, tmp_path: Path
 ) -> None:
     model.default_prompt_name = "query"  # which stock mteb lets through to every other task
+    model.prompts |= {"STS": "查询：", "Classification": "查询：", "OwnPairs": "结果："}  # as are these
     seen: dict[str, list[str]] = {}
     encoded = Encoded(model)
 
@@ -192,19 +196,43 @@ def test_scores_are_those_of_stock_mteb(model: SentenceTransformer, tasks: Path,
         assert scores[definition.name] == pytest.approx(100 * values[definition.metric], abs=2e-4), definition.name
 
 
+def encode_column(encoder: BenchmarkEncoder, task: str, texts: list[str], role: PromptType | None = None) -> np.ndarray:
+    loader = DataLoader(Dataset.from_dict({"text": texts}))
+    metadata = mteb.get_task(task).metadata
+    return encoder.encode(loader, task_metadata=metadata, hf_split="test", hf_subset="default", prompt_type=role)
+
+
 def test_every_text_is_encoded_once_and_comes_back_in_its_place(model: SentenceTransformer) -> None:
     texts = ["天气今明", "雨", "天气今明", "山川河海" * 9, "猫狗", "雨"]
     encoder = BenchmarkEncoder(model, Identity("a/b", "0" * 40, "0" * 40), tokens_per_batch=12)
     encoded = Encoded(model)
 
-    class Loader:
-        dataset: ClassVar = {"text": texts}
-
-    metadata = mteb.get_task("STSB").metadata
-    found = encoder.encode(Loader(), task_metadata=metadata, hf_split="test", hf_subset="default")  # type: ignore[arg-type]
+    found = encode_column(encoder, "STSB", texts)
 
     assert sorted(encoded.texts) == sorted(set(texts))
     assert np.allclose(found, model.encode(texts), atol=1e-6)
+
+
+def test_what_is_remembered_of_queries_is_not_taken_for_documents(model: SentenceTransformer) -> None:
+    model.prompts = {}
+    texts = ["天气今明" * 8]  # longer than a query, shorter than a document
+    encoder = BenchmarkEncoder(model, Identity("a/b", "0" * 40, "0" * 40), remember=True)
+
+    query, document, again = (
+        encode_column(encoder, "T2Retrieval", texts, role)
+        for role in (PromptType.query, PromptType.document, PromptType.query)
+    )
+
+    assert np.allclose(query, model.encode_query(texts), atol=1e-6)
+    assert np.allclose(document, model.encode_document(texts), atol=1e-6)
+    assert not np.allclose(query, document, atol=1e-3) and np.array_equal(query, again)
+
+
+def test_a_row_that_is_no_text_is_named(model: SentenceTransformer) -> None:
+    encoder = BenchmarkEncoder(model, Identity("a/b", "0" * 40, "0" * 40))
+
+    with pytest.raises(InputError, match=r"STSB, split 'test': row 1 holds None, not a text"):
+        encode_column(encoder, "STSB", ["天", None])  # type: ignore[list-item]
 
 
 def test_truncations_are_scored_from_one_encoding(model: SentenceTransformer, tasks: Path, tmp_path: Path) -> None:

@@ -76,6 +76,13 @@ def test_lines_tables_json_and_picture(
     assert mean.split()[-1] == f"{whole['average']:.2f}"
     assert whole["model"]["content"] == whole["model"]["revision"]
 
+    folder = output / "results/local__model" / whole["model"]["revision"]
+    cut = folder / "experiments/truncate_dim_8"
+    recipe.main(["--compare", str(cut), str(folder), "--benchmark", str(tasks), "--resamples", "50"])
+    compared = capsys.readouterr().out
+    assert compared.startswith(f"A is {cut}\nB is {folder}\nsix: local tasks of six.yaml, in percent\ntask ")
+    assert sum(line.split()[0].startswith("Own") for line in compared.splitlines()) == 6
+
 
 def test_a_yaml_file_holds_the_options_and_the_command_line_wins(recipe: ModuleType, tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
