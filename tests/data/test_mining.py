@@ -255,8 +255,8 @@ def test_shards_hold_every_row_once_and_every_query_whole(queries: list[int], si
 @pytest.mark.parametrize(
     ("mapping", "message"),
     [
-        ({"num_negative": 3}, r"unknown key 'num_negative' in mining; did you mean 'num_negatives'\?"),
-        ({"sampling": "best"}, r"sampling of mining must be one of 'top', 'random', got 'best'"),
+        ({"num_negative": 3}, r"unknown key 'num_negative' in mining; did you mean num_negatives\?"),
+        ({"sampling": "best"}, r"sampling of mining cannot be 'best'; known are random, top"),
         ({"num_negatives": -1}, r"num_negatives of mining must be at least 0, got -1"),
         ({"range_min": 5, "range_max": 7, "num_negatives": 3}, r"range_min=5 to range_max=7 .* fewer candidates than"),
         ({"pool": 0}, r"pool of mining must be at least 1, got 0"),
