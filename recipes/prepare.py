@@ -7,8 +7,10 @@ python recipes/prepare.py mine CONFIG      hard negatives; --mine.model lexical,
 
 CONFIG is a mixture file, or a file with the sections below; each step writes OUTPUT/STEP/mixture.yaml, which is the
 CONFIG of the next step and the data.mixture of a training run. Stopped at any point, the same command goes on.
+--data.mixture.root FOLDER says where the files of a mixture file lie.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     elif step not in STEPS:
         raise ConfigError(f"the first argument must be a step, but is {step!r}{nearest(step, list(STEPS))}")
     if rest and not rest[0].startswith("-") and "datasets" in read_yaml(Path(rest[0])):
-        rest = ["--data.mixture", rest[0], *rest[1:]]
+        rest = ["--data.mixture", json.dumps({"file": rest[0]}), *rest[1:]]
     config = parse_run(rest, SECTIONS, CONFIG, __doc__)
     run_step(step, config["data"], config[step], config["executor"])
 

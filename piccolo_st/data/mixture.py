@@ -19,6 +19,9 @@ A mixture file::
         task: pair
         columns: {label: score}
         weight: 0.5
+
+A mapping may begin with a mixture file and change it: ``{file: zh.yaml, root: /data/zh}`` says where the data lie, and
+``datasets: {words: {weight: 2}}`` beside them changes one field of one dataset.
 """
 
 from __future__ import annotations
@@ -83,15 +86,7 @@ def parse_mixture(config: Mapping[str, Any] | str | Path) -> tuple[dict[str, Dat
     Raises:
         MixtureError: unreadable file or YAML, unknown key, wrong type, no datasets.
     """
-    place, folder = "the mixture", Path.cwd()
-    if not isinstance(config, Mapping):
-        path = Path(config)
-        place, folder = str(path), path.resolve().parent
-        try:
-            config = read_yaml(path)
-        except ConfigError as error:
-            raise MixtureError(str(error)) from None
-    mixture = build(MixtureSpec, config, place)
+    mixture, folder, place = _read_mixture(config)
     if not mixture.datasets:
         raise MixtureError(f"{place} names no datasets; give `datasets` at least one")
     known = {field.name for field in dataclasses.fields(DatasetSpec)} - {"name"}
@@ -106,8 +101,41 @@ def parse_mixture(config: Mapping[str, Any] | str | Path) -> tuple[dict[str, Dat
         if not isinstance(settings, Mapping):
             build(DatasetSpec, settings, where)  # raises: not a mapping
         specs[name] = _checked_spec(build(DatasetSpec, {**mixture.defaults, **settings}, where, name=name), where)
-    root = Path(mixture.root).expanduser() if mixture.root else folder
-    return specs, root if root.is_absolute() else folder / root, mixture.policy
+    return specs, folder, mixture.policy
+
+
+def _read_mixture(
+    config: Mapping[str, Any] | str | Path, through: tuple[Path, ...] = ()
+) -> tuple[MixtureSpec, Path, str]:
+    """What a mixture says, after the file it begins with; its root; and its name for messages."""
+    place, folder = "the mixture", Path.cwd()
+    if not isinstance(config, Mapping):
+        path = Path(config)
+        place, folder = str(path), path.resolve().parent
+        if path.resolve() in through:
+            raise MixtureError(f"{place} begins with itself: {' -> '.join(map(str, through))}; remove one `file`")
+        through = (*through, path.resolve())
+        try:
+            config = read_yaml(path)
+        except ConfigError as error:
+            raise MixtureError(str(error)) from None
+    mixture = build(MixtureSpec, config, place)
+    root = folder / Path(mixture.root).expanduser() if mixture.root else folder
+    if mixture.file is None:
+        return mixture, root, place
+    base, base_root, base_place = _read_mixture(folder / Path(mixture.file).expanduser(), through)
+    datasets = dict(base.datasets)
+    for name, settings in mixture.datasets.items():
+        known = datasets.get(name)
+        changes = isinstance(known, Mapping) and isinstance(settings, Mapping)
+        datasets[name] = {**known, **settings} if changes else settings
+    merged = dataclasses.replace(
+        base,
+        datasets=datasets,
+        policy=mixture.policy if "policy" in config else base.policy,
+        defaults={**base.defaults, **mixture.defaults},
+    )
+    return merged, root if mixture.root else base_root, base_place
 
 
 def _checked_spec(spec: DatasetSpec, place: str) -> DatasetSpec:

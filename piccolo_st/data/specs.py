@@ -133,12 +133,15 @@ class MixtureSpec:
 
     Attributes:
         datasets: name -> dataset.
+        file: a mixture file to begin with; what stands beside this key is laid over it, dataset by dataset and field
+            by field.
         root: the folder that relative sources start from; None: the mixture file's folder.
         policy: what a faulty row does where its dataset does not say.
         defaults: fields given to every dataset that does not set them itself.
     """
 
-    datasets: Mapping[str, Any]
+    datasets: Mapping[str, Any] = field(default_factory=dict)
+    file: str | None = None
     root: str | None = None
     policy: Literal["drop", "error"] = "drop"
     defaults: Mapping[str, Any] = field(default_factory=dict)

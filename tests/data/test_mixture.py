@@ -62,6 +62,27 @@ def test_a_mixture_is_a_file_with_paths_relative_to_itself(folder: Path, monkeyp
     assert load_mixture(str(folder / "mixture.yaml"), cache_dir=folder / "cache").fingerprint == mixture.fingerprint
 
 
+def test_a_mapping_begins_with_a_file_and_changes_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "shipped").mkdir()
+    shipped = folder / "shipped" / "mixture.yaml"
+    shipped.write_text(yaml.safe_dump({"policy": "error", "defaults": {"licence": "CC0"}, "datasets": MIXTURE}))
+    monkeypatch.chdir(folder.parent)
+    changes = {"pairs": {"weight": 5}, "more": {"source": "pairs.jsonl", "task": "retrieval", "max_rows": 2}}
+    specs, root, policy = parse_mixture({"file": str(shipped), "root": folder.name, "datasets": changes})
+    assert set(specs) == {"pairs", "scores", "labels", "more"}
+    assert (specs["pairs"].weight, specs["pairs"].query_length) == (5.0, 32)
+    assert (specs["scores"].score_range, specs["more"].licence) == ((0.0, 5.0), "CC0")
+    assert (root, policy) == (folder, "error")
+    mixture = load_mixture({"file": str(shipped), "root": folder.name}, cache_dir=folder / "cache")
+    assert len(mixture.train["pairs"]) == 20
+    assert parse_mixture({"file": str(shipped), "policy": "drop"})[1:] == (shipped.parent, "drop")
+    (folder / "next.yaml").write_text(yaml.safe_dump({"file": "shipped/mixture.yaml", "root": "."}))
+    assert parse_mixture(folder / "next.yaml")[1] == folder
+    shipped.write_text(yaml.safe_dump({"file": "../next.yaml"}))
+    with pytest.raises(MixtureError, match=r"next.yaml begins with itself: .*next.yaml -> .*mixture.yaml; remove one"):
+        parse_mixture(folder / "next.yaml")
+
+
 def test_root_and_defaults_hold_for_every_dataset(folder: Path) -> None:
     (folder / "elsewhere").mkdir()
     text = yaml.safe_dump(
@@ -81,7 +102,7 @@ def test_root_and_defaults_hold_for_every_dataset(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({}, r"the mixture has no 'datasets', which is required; add it"),
+        ({}, r"the mixture names no datasets; give `datasets` at least one"),
         ({"datasets": {}}, r"the mixture names no datasets; give `datasets` at least one"),
         ({"datasets": []}, r"datasets of the mixture must be a mapping of keys to values, got list \[\]"),
         ({"dataset": {}}, r"unknown key 'dataset' in the mixture; did you mean datasets\?"),
@@ -361,6 +382,16 @@ def test_evaluation_sets_are_kept_apart(folder: Path) -> None:
     assert mixture.evaluation["dev"].column_names == ["sentence1", "sentence2", "label"]
     assert mixture.evaluation["labelled"].column_names == ["text", "label"]
     assert mixture.evaluation["labelled"][1] == {"text": "文1", "label": "b"}
+
+
+def test_the_mixture_that_the_recipes_ship_names_every_task_type_and_where_it_comes_from() -> None:
+    specs, _, _ = parse_mixture(Path(__file__).parents[2] / "recipes" / "configs" / "zh-mini-mixture.yaml")
+    assert {spec.task for spec in specs.values()} == {"retrieval", "sts", "pair", "classification"}
+    assert {spec.preset.name for spec in specs.values() if spec.preset} == {"nli", "classes"}
+    assert [name for name, spec in specs.items() if spec.use == "evaluate"] == [
+        "cmrc-dev", "stsb-dev", "pawsx-dev", "shopping-dev",
+    ]  # fmt: skip
+    assert all(spec.note for spec in specs.values())
 
 
 def test_specs_name_every_field_in_their_docstring() -> None:

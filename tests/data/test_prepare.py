@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -369,6 +370,10 @@ def test_the_recipe_runs_a_step_on_a_mixture_file_and_refuses_in_one_sentence(fo
     assert ran.returncode == 0, ran.stderr
     assert "what stays:" in ran.stdout
     assert "too long" in ran.stdout
+    shutil.copy(folder / "mixture.yaml", folder / "out" / "shipped.yaml")
+    moved = ["--data.mixture.root", str(folder), "--data.output", str(folder / "moved"), *output[2:]]
+    ran = _run(_recipe("filter", str(folder / "out" / "shipped.yaml"), *moved))
+    assert ran.returncode == 0, ran.stderr
     for arguments, message in [
         (["filtre"], r"the first argument must be a step, but is 'filtre'; did you mean filter?"),
         (["check", str(folder / "no.yaml")], "no.yaml does not exist"),
