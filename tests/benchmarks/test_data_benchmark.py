@@ -3,6 +3,8 @@
     pytest -m benchmark -s tests/benchmarks/test_data_benchmark.py
     PICCOLO_ROWS=100000,1000000,10000000 pytest -m benchmark -s tests/benchmarks/test_data_benchmark.py
 
+The pairs are generated: 5% of the rows are exact duplicates, 5% near ones, 0.1% hold a text of an evaluation set.
+
 Every step runs in a process of its own. Memory is anonymous memory (RssAnon): files of a memory-mapped dataset count
 as resident too, but the system takes those pages back when it needs them.
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -19,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -28,7 +32,7 @@ from piccolo_st.report import table
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(7200)]
 
-NAMES = ["load, cold", "load, warm", "check", "dedup", "filter"]
+NAMES = ["load, cold", "load, warm", "read 1,000 batches of 1,024", "check", "dedup", "filter"]
 SIZES = [int(size) for size in os.environ.get("PICCOLO_ROWS", "100000,1000000").split(",")]
 
 MEASURED = """
@@ -40,17 +44,28 @@ def watch():
         found = re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())
         peak = max(peak, int(found[1]) // 1024)
         time.sleep(0.05)
-step, source, output, cache = sys.argv[1:]
+step, source, tests, output, cache = sys.argv[1:]
 from piccolo_st.data.mixture import load_mixture
 from piccolo_st.data.prepare.steps import STEPS, PrepareData, run_step
 threading.Thread(target=watch, daemon=True).start()
-config = {"datasets": {"pairs": {"source": source, "task": "retrieval"}}}
-start = time.perf_counter()
+config = {"datasets": {
+    "pairs": {"source": source, "task": "retrieval"},
+    "tests": {"source": tests, "task": "retrieval", "use": "evaluate"},
+}}
+start, rows = time.perf_counter(), None
 if step == "load":
     load_mixture(config, cache_dir=cache)
+elif step == "read":
+    import itertools
+    from piccolo_st.data.reading import HomogeneousDataset
+    from piccolo_st.data.sampler import HomogeneousBatchSampler
+    train = HomogeneousDataset([load_mixture(config, cache_dir=cache).train["pairs"]])
+    sampler = HomogeneousBatchSampler(train, batch_size=1024, drop_last=True)
+    start = time.perf_counter()  # without torch's import
+    rows = sum(len(train.__getitems__(batch)) for batch in itertools.islice(sampler, 1000))
 else:
     run_step(step, PrepareData(config, output, cache), STEPS[step][1](), say=lambda line: None)
-print(json.dumps([time.perf_counter() - start, peak]))
+print(json.dumps([time.perf_counter() - start, peak, rows]))
 """
 
 
@@ -63,33 +78,53 @@ def _texts(generator: np.random.Generator, count: int, shortest: int, longest: i
     return pa.StringArray.from_buffers(count, pa.py_buffer(offsets), pa.py_buffer(text))
 
 
-def _write_pairs(folder: Path, rows: int) -> None:
+def _pairs(generator: np.random.Generator, count: int) -> pa.Table:
+    return pa.table({"query": _texts(generator, count, 6, 20), "positive": _texts(generator, count, 15, 60)})
+
+
+def _write_pairs(folder: Path, rows: int, tests: pa.Table) -> None:
+    """Of every 1,000 rows: 50 exact duplicates, 50 with a character more in each text, one with the text of a test."""
     folder.mkdir()
     for number, start in enumerate(range(0, rows, 1_000_000)):
-        generator, count = np.random.default_rng(number), min(1_000_000, rows - start)
-        columns = {"query": _texts(generator, count, 6, 20), "positive": _texts(generator, count, 15, 60)}
-        pq.write_table(pa.table(columns), folder / f"part-{number:03d}.parquet")
+        count = min(1_000_000, rows - start)
+        share, leaks = count // 20, count // 1000
+        own = _pairs(np.random.default_rng(number), count - 2 * share - leaks)
+        longer = [pc.binary_join_element_wise(column, "的", "") for column in own.slice(share, share).columns]
+        leaked = own.slice(2 * share, leaks).set_column(
+            1, "positive", tests["positive"].take(pa.array(np.arange(leaks) % len(tests)))
+        )
+        near = pa.table(longer, names=own.column_names)
+        table = pa.concat_tables([own, own.slice(0, share), near, leaked]).combine_chunks()
+        pq.write_table(table, folder / f"part-{number:03d}.parquet")
 
 
 def test_time_and_memory_of_the_steps(tmp_path: Path) -> None:
     lines: list[list[Any]] = []
+    tests = _pairs(np.random.default_rng(1 << 20), 2000)
+    pq.write_table(tests, tmp_path / "tests.parquet")
     for rows in SIZES:
-        source = tmp_path / str(rows)
-        _write_pairs(source, rows)
+        source, output = tmp_path / str(rows), tmp_path / f"out-{rows}"
+        _write_pairs(source, rows, tests)
         for name in NAMES:
             arguments = [
-                name.partition(",")[0],
+                re.split(r"\W", name)[0],
                 f"{source}/*.parquet",
-                str(tmp_path / f"out-{rows}"),
+                str(tmp_path / "tests.parquet"),
+                str(output),
                 str(tmp_path / f"cache-{rows}"),
             ]
             ran = subprocess.run(
                 [sys.executable, "-c", MEASURED, *arguments], capture_output=True, text=True, check=False
             )
             assert ran.returncode == 0, ran.stderr
-            seconds, peak = json.loads(ran.stdout.splitlines()[-1])
-            lines.append([name, rows, seconds, seconds / rows * 1e6, peak])
+            seconds, peak, read = json.loads(ran.stdout.splitlines()[-1])
+            lines.append([name, rows, seconds, seconds / (read or rows) * 1e6, peak])
             lines.sort(key=lambda line: NAMES.index(line[0]))
+            print(*lines, sep="\n", flush=True) if rows > 1_000_000 else None
+        found = json.loads((output / "dedup" / "report.json").read_text())["datasets"]["pairs"]
+        assert found["exact duplicate"] == rows // 20
+        assert rows // 20 * 0.99 <= found["near duplicate"] <= rows // 20
+        assert found["evaluation text"] == rows // 1000
     print("\n" + table(["step", "rows", "seconds", "seconds a million rows", "peak MiB"], lines))
 
 
