@@ -37,7 +37,7 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 
 _NAME = re.compile(r"checkpoint-(\d+)")
-_HIDDEN = re.compile(r"\.checkpoint-(\d+)\.[0-9a-f]{16}\.(partial|replaced|deleted)")
+_HIDDEN = re.compile(r"\.checkpoint-(\d+)\.[0-9a-f]{16}\.(partial|replaced|deleted|converted)")
 
 
 class CheckpointError(InputError):
@@ -72,6 +72,17 @@ def begin(output_dir: Path, step: int) -> Path:
         OSError: the directory cannot be written to.
     """
     folder = _hidden(output_dir, step, "partial") / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def scratch(output_dir: Path, step: int) -> Path:
+    """Make a hidden folder for another form of ``checkpoint-{step}``; ``recover`` removes it if the run does not.
+
+    Raises:
+        OSError: the directory cannot be written to.
+    """
+    folder = _hidden(output_dir, step, "converted")
     folder.mkdir(parents=True)
     return folder
 

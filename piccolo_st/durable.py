@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerState, set_seed
 from transformers.trainer_utils import TrainOutput
 
-from piccolo_st import checkpoint, resume
+from piccolo_st import checkpoint, resume, zero
 from piccolo_st._version import __version__
 from piccolo_st.checkpoint import Checkpoint, CheckpointError
 from piccolo_st.data.permutation import mix
@@ -138,7 +138,9 @@ class DurableTrainer(SentenceTransformerTrainer):
                     + "; start anew with --train.resume never"
                 )
             return None
-        resume.decide(found, self._facts(), bool(getattr(self.args, "accept_changes", False)))
+        resume.decide(
+            found, self._facts(), bool(getattr(self.args, "accept_changes", False)), [resume.PLAIN, *zero.CONVERTIBLE]
+        )
         return found
 
     def _check_parts(self, found: Checkpoint) -> None:
@@ -204,10 +206,15 @@ class DurableTrainer(SentenceTransformerTrainer):
             super()._load_rng_state(checkpoint)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: Any) -> Any:
+        found = self._resumed
         with contextlib.ExitStack() as stack:
             if resume_from_checkpoint is not None:
-                classes = resume.deepspeed_classes() if self.is_deepspeed_enabled else []
+                classes = zero.deepspeed_classes() if self.is_deepspeed_enabled else []
                 stack.enter_context(resume.weights_only(classes))
+            if found is not None and self.is_deepspeed_enabled and found.run["world_size"] != self.args.world_size:
+                self._load_from_checkpoint(str(found.path))  # what is not trained, too
+                stack.enter_context(zero.load_universal(self.accelerator.state.deepspeed_plugin))
+                resume_from_checkpoint = str(stack.enter_context(zero.universal(found, Path(self.args.output_dir))))
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     # Step (3).

@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -117,13 +117,16 @@ def environment(args: Any) -> dict[str, Any]:
     }
 
 
-def decide(found: Checkpoint, now: Mapping[str, Any], accept_changes: bool) -> None:
+def decide(
+    found: Checkpoint, now: Mapping[str, Any], accept_changes: bool, elastic: Collection[str] = (PLAIN,)
+) -> None:
     """Check that a run may go on from a checkpoint; log what will differ though it may.
 
     Args:
         found: the checkpoint.
         now: what this run would write into its own: ``signature``, ``world_size``, ``engine``, ``environment``.
         accept_changes: whether a changed signature is only a warning.
+        elastic: engines whose checkpoints another number of processes can read.
 
     Raises:
         CheckpointError: the signatures differ, or the checkpoint's optimizer state is in parts for other ranks.
@@ -150,12 +153,12 @@ def decide(found: Checkpoint, now: Mapping[str, Any], accept_changes: bool) -> N
             "model.name_or_path in another train.output_dir"
         )
     if before["world_size"] != now["world_size"]:
-        if now["engine"] != PLAIN:
+        if now["engine"] not in elastic:
             raise CheckpointError(
                 f"{found.path} was written by {before['world_size']} processes and there are {now['world_size']}: the "
-                f"optimizer state of {now['engine']} is cut into one part for each process. Go on with "
-                f"{before['world_size']} processes, or start from the checkpoint's weights with model.name_or_path in "
-                "another train.output_dir"
+                f"optimizer state of {now['engine']} is in one part for each process, and can be cut anew only for "
+                f"{', '.join(elastic)}. Go on with {before['world_size']} processes, or start from the checkpoint's "
+                "weights with model.name_or_path in another train.output_dir"
             )
         logger.warning(
             "%s was written by %s processes and there are %s: each step reads the same rows, but dropout is drawn "
@@ -211,12 +214,3 @@ def weights_only(allowed: list[Any]) -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
-
-
-def deepspeed_classes() -> list[Any]:
-    """The classes that stand in DeepSpeed's own checkpoints."""
-    from deepspeed.runtime.fp16 import loss_scaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    return [loss_scaler.LossScaler, loss_scaler.DynamicLossScaler, ZeroStageEnum, fragment_address]

@@ -35,6 +35,7 @@ from tests.resume_cases import Case, make_trainer, weights_hash
 
 CASES = {
     "alone": Case(batch_size=4, rows=40),
+    "alone-zero1": Case(1, "zero1", batch_size=4, rows=40),
     "ddp": Case(2, batch_size=2, rows=40),
     "ddp-accumulated": Case(2, batch_size=2, rows=40, accumulation=2),
     "zero1": Case(2, "zero1", batch_size=2, rows=40),
@@ -74,7 +75,7 @@ def _rank(case: Case, rank: int, port: int, encoder: Path, output: Path, log: Pa
         os.dup2(file, 1)
         os.dup2(file, 2)
         os.environ["ACCELERATE_USE_CPU"] = "true"
-        if case.world > 1:
+        if case.world > 1 or case.engine == "zero1":
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(case.world))
             os.environ.update(LOCAL_WORLD_SIZE=str(case.world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
             os.environ["GLOO_SOCKET_IFNAME"] = "lo"

@@ -52,7 +52,8 @@ class Case:
     @property
     def name(self) -> str:
         accumulated = f", {self.accumulation} accumulated" if self.accumulation > 1 else ""
-        return f"{self.world} x {self.engine if self.world > 1 else 'alone'}{accumulated}"
+        engine = "alone" if self.world == 1 and self.engine == "ddp" else self.engine
+        return f"{self.world} x {engine}{accumulated}"
 
 
 def make_datasets(rows: int = 24) -> DatasetDict:
@@ -137,13 +138,15 @@ def stop_after(trainer: Any, step: int) -> None:
     trainer.add_callback(Stop())
 
 
+def tensor_hash(value: torch.Tensor) -> str:
+    """SHA-256 of a tensor, bit for bit."""
+    return hashlib.sha256(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
 def weights_hash(model: Any) -> str:
     """SHA-256 of all weights, bit for bit."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    hashes = [f"{name} {tensor_hash(value)}" for name, value in sorted(model.state_dict().items())]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16]
 
 
 def train(rank: int, world: int, encoder: str, output: str, case: Case, stop: int | None = None, **options: Any) -> Any:

@@ -22,7 +22,7 @@ LAYERS = [
     {"losses", "pooling", "data"},
     {"portable", "onnx_export", "encoder"},
     {"checkpoint", "evaluation", "arguments", "guards", "watching"},
-    {"model_card", "resume"},
+    {"model_card", "resume", "zero"},
     {"durable"},
     {"trainer", "hub"},
     {"run"},

@@ -9,11 +9,22 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from transformers import TrainerCallback
 
-from piccolo_st import resume
+from piccolo_st import resume, zero
 from piccolo_st.checkpoint import Checkpoint, CheckpointError
 from tests.ranks import run_ranks
-from tests.resume_cases import Case, make_datasets, make_trainer, record_rows, stop_after, train_with, weights_hash
+from tests.resume_cases import (
+    Case,
+    make_datasets,
+    make_trainer,
+    record_rows,
+    stop_after,
+    tensor_hash,
+    train_with,
+    weights_hash,
+)
 
 ALONE = Case(batch_size=4)
 DDP = Case(2, batch_size=2)
@@ -38,7 +49,7 @@ def run_of(**changes: Any) -> dict[str, Any]:
 
 
 def decide(before: dict[str, Any], now: dict[str, Any], accept: bool = False) -> None:
-    resume.decide(Checkpoint(Path("run/checkpoint-4"), 4, before), now, accept)
+    resume.decide(Checkpoint(Path("run/checkpoint-4"), 4, before), now, accept, [resume.PLAIN, *zero.CONVERTIBLE])
 
 
 def test_the_same_run_goes_on_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
@@ -58,9 +69,9 @@ def test_the_same_run_goes_on_without_a_word(caplog: pytest.LogCaptureFixture) -
         ({"resumable": False}, {}, r"no optimizer state \(train\.save_only_model\)"),
         ({"engine": "DeepSpeed ZeRO-1"}, {}, r"written under DeepSpeed ZeRO-1 and this run is torch"),
         (
-            {"engine": "DeepSpeed ZeRO-1"},
-            {"engine": "DeepSpeed ZeRO-1", "world_size": 4},
-            r"written by 2 processes and there are 4: .*Go on with 2 processes, or start from the checkpoint's weights",
+            {"engine": "DeepSpeed ZeRO-3"},
+            {"engine": "DeepSpeed ZeRO-3", "world_size": 4},
+            r"written by 2 processes and there are 4: .*only for torch, DeepSpeed ZeRO-1, .*Go on with 2 processes",
         ),
     ],
 )
@@ -72,6 +83,8 @@ def test_what_differs_is_refused_by_name(before: dict[str, Any], now: dict[str, 
 def test_accepted_changes_other_ranks_and_other_versions_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     decide(run_of(), run_of(signature={"train.seed": 2, "plan.sizes": [3]}), accept=True)
     assert "train.seed was 1 and is 2" in caplog.text
+    decide(run_of(engine="DeepSpeed ZeRO-1"), run_of(engine="DeepSpeed ZeRO-1", world_size=1))
+    assert "written by 2 processes and there are 1: each step reads the same rows" in caplog.text
     decide(run_of(), run_of(world_size=4))
     assert "written by 2 processes and there are 4: each step reads the same rows" in caplog.text
     decide(run_of(), run_of(environment={"torch": "3"}))
@@ -177,30 +190,115 @@ def rows_by_step(parts: list[Any]) -> dict[int, list[tuple[str, int]]]:
 
 
 @pytest.mark.slow
-def test_other_numbers_of_processes_read_the_same_rows(encoder_dir: Path, tmp_path: Path) -> None:
-    cases = [Case(2, batch_size=2), Case(1, batch_size=4), Case(4, batch_size=1)]
-    whole = rows_by_step(run_ranks(train_with, 2, str(encoder_dir), str(tmp_path / "whole"), cases[0], {}))
+@pytest.mark.parametrize("engine", ["ddp", "zero1"])
+def test_other_numbers_of_processes_read_the_same_rows(engine: str, encoder_dir: Path, tmp_path: Path) -> None:
+    if engine == "zero1":
+        pytest.importorskip("deepspeed")
+    cases = [Case(2, engine, batch_size=2), Case(1, engine, batch_size=4), Case(4, engine, batch_size=1)]
+    whole = rows_by_step(run_ranks(train_with, 2, str(encoder_dir), str(tmp_path / "whole"), cases[0], {}, timeout=280))
     elastic: dict[int, list[tuple[str, int]]] = {}
     for case, stop in zip(cases, [11, 21, None], strict=True):
         options = {} if stop is None else {"stop": stop}
-        parts = run_ranks(train_with, case.world, str(encoder_dir), str(tmp_path / "elastic"), case, options)
+        run = str(tmp_path / "elastic")
+        parts = run_ranks(train_with, case.world, str(encoder_dir), run, case, options, timeout=280)
         found = rows_by_step(parts)
         assert found and {step: whole[step] for step in found} == found
+        # The first part was stopped 3 steps after checkpoint-8, and the second one 1 after checkpoint-20.
+        assert min(found) == {2: 0, 1: 8, 4: 20}[case.world]
         elastic |= found
     assert elastic == whole
     # Each epoch of 9 steps sees every row once: 24 pairs, and 12 triplets.
     for epoch in range(3):
         seen = [row for step in range(9 * epoch, 9 * epoch + 9) for row in elastic[step]]
         assert sorted(seen) == [("pairs", row) for row in range(24)] + [("triplets", row) for row in range(12)]
+    assert not list((tmp_path / "elastic").glob(".*"))  # no converted checkpoint is left
+
+
+class _State(TrainerCallback):
+    """What ZeRO holds at a moment of a run: hashes of all master weights and moments, joined over the ranks."""
+
+    def __init__(self, trainer: Any, moment: str) -> None:
+        self.found: dict[str, Any] = {}
+        setattr(self, f"on_{moment}", lambda args, state, *_, **__: self._take(trainer, state.global_step))
+
+    def _take(self, trainer: Any, step: int) -> None:
+        if step != 8:
+            return
+        zero = trainer.model_wrapped.optimizer
+        for number, (part, weights) in enumerate(
+            zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True)
+        ):
+            state = zero.optimizer.state[part]
+            values = {"weights": part, "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
+            for name, value in values.items():
+                parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+                dist.all_gather(parts, value.detach())
+                whole = torch.cat(parts)[: sum(weight.numel() for weight in weights)]  # behind it is padding
+                self.found[f"{name} {number}"] = (tensor_hash(whole), bool(whole.any()))
+            self.found[f"step {number}"] = float(state["step"])
+        self.found["half"] = [tensor_hash(weight) for weight in trainer.model.parameters()]
+        self.found["rate"] = trainer.lr_scheduler.get_last_lr()
+
+
+def _zero_state(rank: int, world: int, encoder: str, output: str, case: Case, moment: str, stop: int) -> Any:
+    trainer = make_trainer(Path(encoder), Path(output), case)
+    state = _State(trainer, moment)
+    trainer.add_callback(state)
+    stop_after(trainer, stop)
+    trainer.train()
+    return state.found
 
 
 @pytest.mark.slow
-def test_zero1_on_other_ranks_is_refused(encoder_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", [{}, {"bf16": True}], ids=["fp32", "bf16"])
+def test_zero1_moves_every_number_to_other_ranks(precision: dict[str, Any], encoder_dir: Path, tmp_path: Path) -> None:
     pytest.importorskip("deepspeed")
-    run_ranks(train_with, 2, str(encoder_dir), str(tmp_path), ZERO1, {"max_steps": 4})
-    other = Case(4, "zero1", batch_size=1)
-    with pytest.raises(RuntimeError, match=r"CheckpointError: .*written by 2 processes and there are 4"):
-        run_ranks(train_with, 4, str(encoder_dir), str(tmp_path), other, {"max_steps": 4})
+    two, four = (Case(n, "zero1", batch_size=4 // n, options=precision) for n in (2, 4))
+    before = run_ranks(_zero_state, 2, str(encoder_dir), str(tmp_path), two, "step_end", 9, timeout=280)
+    after = run_ranks(_zero_state, 4, str(encoder_dir), str(tmp_path), four, "train_begin", 9, timeout=280)
+    for found in [*before[1:], *after]:
+        assert found == before[0]
+    # Not vacuous: there are moments, of the eighth step.
+    assert before[0]["step 0"] == 8 and before[0]["exp_avg_sq 0"][1]
+
+
+def _dies_converting(rank: int, world: int, encoder: str, output: str, case: Case, fault: str) -> None:
+    from deepspeed.checkpoint import ds_to_universal
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, fault)
+
+    ds_to_universal.main = refuse
+    make_trainer(Path(encoder), Path(output), case).train()
+
+
+@pytest.mark.slow
+def test_zero1_without_a_shard_or_the_room_to_convert(encoder_dir: Path, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    run_ranks(train_with, 2, str(encoder_dir), str(tmp_path), ZERO1, {"stop": 9}, timeout=280)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-4", "checkpoint-8"}
+    other = Case(1, "zero1", batch_size=4)
+    with pytest.raises(RuntimeError, match=r"checkpoint-8 could not be converted .*no room. Go on with 2 processes"):
+        run_ranks(_dies_converting, 1, str(encoder_dir), str(tmp_path), other, "no room", timeout=280)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-4", "checkpoint-8"}
+
+    shard = "global_step{}/zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    (tmp_path / "checkpoint-8" / shard.format(8)).unlink()
+    parts = run_ranks(train_with, 2, str(encoder_dir), str(tmp_path), ZERO1, {"stop": 5}, timeout=280)
+    assert [step for step, *_ in parts[0][1]] == [4]  # from checkpoint-4, which is whole
+    # Also out of the manifest, so that only the list of parts that a run needs can tell.
+    for step in (4, 8):
+        manifest = tmp_path / f"checkpoint-{step}" / "manifest.json"
+        content = json.loads(manifest.read_text())
+        content["files"].pop(shard.format(step))
+        manifest.write_text(json.dumps(content))
+    (tmp_path / "checkpoint-4" / shard.format(4)).unlink()
+    message = (
+        r"no complete checkpoint in .* \(the checkpoint .*checkpoint-8 is not whole: "
+        r"global_step8/\*zero_pp_rank_1_mp_rank_00_optim_states\.pt is missing; .*checkpoint-4 is not whole"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        run_ranks(train_with, 2, str(encoder_dir), str(tmp_path), ZERO1, {}, timeout=280)
 
 
 # What a user sees.
