@@ -14,13 +14,16 @@ other. Names are loaded on first use, so importing this package costs nothing.
     data/             mixture, plan, sampler, reading, collator, mining, curation
     portable/         checkpoints that load everywhere, and the check of it; onnx_export.py
     encoder.py        the encoder of a run, built or loaded
+    demo/             a page to see a model search
     checkpoint.py     written aside, verified, renamed; the newest complete one
     evaluation/       C-MTEB and local tasks through mteb
     model_card/       results -> model-index metadata, tables, the card
     arguments.py      the dataclasses of a run, by stage; configuration.py: one YAML and the command line -> those
     trainer.py        PiccoloTrainer
-    hub.py            checks a release, shows it, pushes it in one commit, verifies it
+    hub/              checks a release, shows it, pushes it in one commit, verifies it; a Space next to it
+    pretraining.py    an encoder where there is none: masked language modelling on the mixture's own text
     run.py            a training run from its configuration to its checkpoint
+    ablation.py       what each part of the recipe is worth
 """
 
 from __future__ import annotations

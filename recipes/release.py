@@ -5,6 +5,7 @@
     python recipes/release.py MODEL_DIR ORG/NAME --results results/org__name/REVISION --compare ROWS.yaml
     python recipes/release.py MODEL_DIR ORG/NAME --push --tag v1.0          # private; one commit, verified, tagged
     python recipes/release.py MODEL_DIR ORG/NAME --push --public
+    python recipes/release.py MODEL_DIR ORG/NAME --push --space             # and a page to search with it, as a Space
 
 Interrupted or refused at any point, the same command goes on from there. Log in with `hf auth login` or set HF_TOKEN.
 """
@@ -17,7 +18,8 @@ from pathlib import Path
 
 from piccolo_st.benchmarks import C_MTEB_35, Benchmark, get_benchmark
 from piccolo_st.configuration import run_recipe
-from piccolo_st.hub import release
+from piccolo_st.demo.corpus import read_corpus, thin_out
+from piccolo_st.hub import release, release_space
 from piccolo_st.model_card import prepare_card, read_rows
 
 
@@ -38,6 +40,10 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--exclude", nargs="+", default=[], help="patterns of files to leave out")
     options.add_argument("--delete", nargs="+", default=[], help="patterns of remote files to delete")
     options.add_argument("--foreign-results", action="store_true", help="publish results that name no model")
+    space = options.add_argument_group("a page to search with the model, as a Space; recipes/demo.py shows it first")
+    space.add_argument("--space", nargs="?", const="", help="release it too; its org/name, by default the model's")
+    space.add_argument("--corpus", help="its texts: text file or BEIR folder; the quickstart's definitions by default")
+    space.add_argument("--limit", type=int, default=1000, help="texts at most, evenly drawn; embedded at every start")
     card = options.add_argument_group("the card, changed on disk before the checks")
     card.add_argument("--fill-card", action="store_true", help="write the usage of the model by the repository's id")
     card.add_argument("--license", help="identifier of its license, such as mit")
@@ -71,6 +77,7 @@ def main(arguments: Sequence[str]) -> None:
             run_dir=options.run_dir,
             metadata=metadata,
         )
+    texts = thin_out(read_corpus(options.corpus), options.limit) if options.space is not None else []
     release(
         options.model_dir,
         options.repo_id,
@@ -86,6 +93,16 @@ def main(arguments: Sequence[str]) -> None:
         delete=options.delete,
         foreign_results=options.foreign_results,
     )
+    if options.space is not None:
+        print()
+        release_space(
+            options.repo_id,
+            texts,
+            space_id=options.space or None,
+            model_revision=options.tag or options.revision,
+            push=options.push,
+            private=not options.public,
+        )
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from tests.hub_store import GITATTRIBUTES, HubError, Repository, validate_card
 if TYPE_CHECKING:
     from tests.hub_server import HubServer
 
-API = r"/api/(?P<kind>model|dataset)s/(?P<repo>[^/]+/[^/]+|[^/]+)"
-GIT = r"/(?P<prefix>datasets/)?(?P<repo>[^/]+/[^/]+|[^/]+)"
+API = r"/api/(?P<kind>model|dataset|space)s/(?P<repo>[^/]+/[^/]+|[^/]+)"
+GIT = r"/(?:(?P<prefix>dataset|space)s/)?(?P<repo>[^/]+/[^/]+|[^/]+)"
 ROUTES = [  # (name of the route and of the method that answers it, HTTP method, path); first match wins
     ("whoami", "GET", r"/api/whoami-v2"),
     ("validate_yaml", "POST", r"/api/validate-yaml"),
@@ -89,7 +89,7 @@ class Endpoints:
 
     def repository(self) -> Repository:
         """The repository of the request, if the user may know of it."""
-        kind = self.where.get("kind") or ("dataset" if "prefix" in self.where else "model")
+        kind = self.where.get("kind") or self.where.get("prefix", "model")
         repo = self.hub.repos.get((kind, self.where["repo"]))
         if repo is not None and (not repo.private or (self.user is not None and self.user.owns(repo.id))):
             return repo
@@ -125,9 +125,11 @@ class Endpoints:
         kind, user = asked.get("type") or "model", self.user
         name = f"{asked.get('organization') or (user.name if user else '')}/{asked['name']}"
         self.check_write(name)
-        url = f"{self.hub.url}/{'datasets/' if kind == 'dataset' else ''}{name}"
+        url = f"{self.hub.url}/{'' if kind == 'model' else f'{kind}s/'}{name}"
         if (kind, name) in self.hub.repos:
             raise HubError(409, f"You already created this {kind} repo", url=url)
+        if kind == "space" and asked.get("sdk") not in ("gradio", "docker", "static"):
+            raise HubError(400, "a Space needs an sdk")
         repo = self.hub.repos[kind, name] = Repository(name, kind, asked.get("visibility") == "private")
         repo.put({".gitattributes": GITATTRIBUTES.encode()}, "initial commit")
         return Answer({"url": url, "name": name, "id": name})

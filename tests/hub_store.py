@@ -123,10 +123,10 @@ def _model_index_errors(index: Any) -> list[str]:
 
 @dataclass
 class Repository:
-    """A model or dataset repository. ``uploads`` are the LFS objects in storage, committed or not."""
+    """A model, dataset or Space repository. ``uploads`` are the LFS objects in storage, committed or not."""
 
     id: str
-    kind: str  # "model" or "dataset"
+    kind: str  # "model", "dataset" or "space"
     private: bool = False
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)  # name -> sha; "refs/pr/1" as well

@@ -20,12 +20,13 @@ LAYERS = [
     {"distributed", "instructions", "benchmarks", "report", "positions"},
     {"batching", "lengths"},
     {"losses", "pooling", "data"},
-    {"portable", "onnx_export", "encoder"},
+    {"portable", "onnx_export", "encoder", "demo"},
     {"checkpoint", "evaluation", "arguments", "guards", "watching"},
     {"model_card", "resume", "zero"},
     {"durable"},
     {"trainer", "hub"},
-    {"run"},
+    {"run", "pretraining"},
+    {"ablation"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 

@@ -41,6 +41,7 @@ class Plan:
         deleted: remote files that the release deletes.
         kept: remote files that the release does not have and leaves as they are.
         tagged: the commit that the wanted tag stands on already, if any.
+        repo_type: "model" or "space".
     """
 
     repo_id: str
@@ -52,6 +53,7 @@ class Plan:
     deleted: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     tagged: str | None = None
+    repo_type: str = "model"
 
     @property
     def sent(self) -> list[str]:
@@ -69,7 +71,8 @@ class Plan:
         rows = [[file.change, f"{file.size:,}", file.path] for file in self.files]
         rows += [["deleted", "", path] for path in self.deleted] + [["only there", "", path] for path in self.kept]
         size = sum(file.size for file in self.files if file.change != "unchanged")
-        lines = [f"{self.repo_id} ({state}{at})", "", table(["change", "bytes", "file"], rows), ""]
+        kind = "Space " if self.repo_type == "space" else ""
+        lines = [f"{kind}{self.repo_id} ({state}{at})", "", table(["change", "bytes", "file"], rows), ""]
         lines.append(
             f"{len(self.sent)} of {len(self.files)} files differ, {size:,} bytes; {len(self.deleted)} deleted."
         )
@@ -91,30 +94,31 @@ def make_plan(
     revision: str = "main",
     tag: str | None = None,
     delete: Sequence[str] = (),
+    repo_type: str = "model",
 ) -> Plan:
     """Compare the files with the remote by the hashes the Hub keeps; downloads nothing."""
     exists, head, private, tagged = True, None, None, None
     remote: dict[str, RepoFile] = {}
     try:
-        private = api.model_info(repo_id).private
-        refs = api.list_repo_refs(repo_id)
+        private = api.repo_info(repo_id, repo_type=repo_type).private
+        refs = api.list_repo_refs(repo_id, repo_type=repo_type)
         tagged = next((ref.target_commit for ref in refs.tags if ref.name == tag), None)
         head = next((ref.target_commit for ref in refs.branches if ref.name == revision), None)
-        remote = remote_files(api, repo_id, head)
+        remote = remote_files(api, repo_id, head, repo_type)
     except RepositoryNotFoundError:
         exists = False
     others = [path for path in remote if path not in files and path != ".gitattributes"]
     deleted = [path for path in others if any(fnmatch.fnmatch(path, pattern) for pattern in delete)]
     kept = [path for path in others if path not in deleted]
     changes = compare(Path(model_dir), files, remote)
-    return Plan(repo_id, revision, exists, head, private, changes, tuple(deleted), tuple(kept), tagged)
+    return Plan(repo_id, revision, exists, head, private, changes, tuple(deleted), tuple(kept), tagged, repo_type)
 
 
-def remote_files(api: HfApi, repo_id: str, commit: str | None) -> dict[str, RepoFile]:
+def remote_files(api: HfApi, repo_id: str, commit: str | None, repo_type: str = "model") -> dict[str, RepoFile]:
     """The files of a commit by path; none where there is no commit."""
     if commit is None:
         return {}
-    entries = api.list_repo_tree(repo_id, recursive=True, revision=commit)
+    entries = api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=repo_type)
     return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
 
@@ -141,18 +145,19 @@ def sha256(path: Path) -> str:
         return sha_fileobj(file).hex()
 
 
-def describe_movement(api: HfApi, repo_id: str, revision: str, seen: str | None, now: str | None) -> str:
-    """What happened on a branch since it was looked at: the commits and the files they changed, in a sentence."""
+def describe_movement(api: HfApi, plan: Plan, seen: str | None, now: str | None) -> str:
+    """What happened on the branch since it was looked at: the commits and the files they changed, in a sentence."""
+    repo_id, revision, repo_type = plan.repo_id, plan.revision, plan.repo_type
     titles = []
-    for commit in api.list_repo_commits(repo_id, revision=revision) if now else []:
+    for commit in api.list_repo_commits(repo_id, revision=revision, repo_type=repo_type) if now else []:
         if commit.commit_id == seen:
             break
         titles.append(f"{commit.commit_id[:8]} {commit.title!r} by {', '.join(commit.authors)}")
     try:
-        before = {path: file.blob_id for path, file in remote_files(api, repo_id, seen).items()}
+        before = {path: file.blob_id for path, file in remote_files(api, repo_id, seen, repo_type).items()}
     except RevisionNotFoundError:  # the branch was rewritten, and that commit is gone
         before = {}
-    after = {path: file.blob_id for path, file in remote_files(api, repo_id, now).items()}
+    after = {path: file.blob_id for path, file in remote_files(api, repo_id, now, repo_type).items()}
     files = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
     return (
         f"{revision} of {repo_id} moved from {(seen or 'nothing')[:8]} to {(now or 'nothing')[:8]} since it was "

@@ -103,23 +103,63 @@ def release(
     say("\n".join(f"{'ok  ' if check.ok else 'FAIL'} {check.name}" for check in checks) + "\n")
     if problems := [problem for check in checks for problem in check.problems]:
         raise ReleaseError(f"{model_dir} is not ready to be released: " + "; ".join(problems))
-    files = release_files(model_dir, include, exclude)
+    return publish(
+        Path(model_dir),
+        release_files(model_dir, include, exclude),
+        repo_id,
+        push=push,
+        private=private,
+        revision=revision,
+        create_pr=create_pr,
+        tag=tag,
+        message=message,
+        parent=parent,
+        delete=delete,
+        endpoint=endpoint,
+        say=say,
+    )
+
+
+def publish(
+    folder: Path,
+    files: Sequence[str],
+    repo_id: str,
+    *,
+    repo_type: str = "model",
+    push: bool = False,
+    private: bool = True,
+    revision: str = "main",
+    create_pr: bool = False,
+    tag: str | None = None,
+    message: str | None = None,
+    parent: str | None = None,
+    delete: Sequence[str] = (),
+    endpoint: str | None = None,
+    say: Callable[[str], None] = print,
+) -> Release:
+    """Steps 1 to 5 of the module docstring for a folder that is checked already; see :func:`release`.
+
+    Args:
+        folder: where the files are.
+        files: their paths below it.
+        repo_type: "model", or "space" for a gradio Space, whose embeddings are not compared.
+    """
     api = HfApi(endpoint=endpoint)
 
     def look() -> Plan:
-        return make_plan(api, model_dir, files, repo_id, revision=revision, tag=tag, delete=delete)
+        return make_plan(api, folder, files, repo_id, revision=revision, tag=tag, delete=delete, repo_type=repo_type)
 
     untouched = f"Nothing on {revision} of {repo_id} was changed."
     with _explained(f"looking at {repo_id}", untouched):
         plan = first = look()
         say(str(plan))
         if parent and not plan.done and not (plan.head or "").startswith(parent):
-            raise ReleaseError(f"{describe_movement(api, repo_id, revision, parent, plan.head)}. {untouched}")
+            raise ReleaseError(f"{describe_movement(api, plan, parent, plan.head)}. {untouched}")
     if plan.tagged and not (plan.done and plan.tagged == plan.head):
         raise ReleaseError(f"the tag {tag} stands on {plan.tagged[:8]} already; choose another one. {untouched}")
     if private and plan.private is False:
         raise ReleaseError(
-            f"{repo_id} is public, so releasing there publishes the model; say so with --public (private=False). "
+            f"{repo_id} is public, so releasing there publishes the {repo_type}; say so with --public (private=False). "
             f"{untouched}"
         )
     if not push:
@@ -129,23 +169,25 @@ def release(
 
     with _explained(f"preparing {repo_id}", untouched):
         if not plan.exists:
-            api.create_repo(repo_id, private=True, exist_ok=True)
+            sdk = "gradio" if repo_type == "space" else None
+            api.create_repo(repo_id, repo_type=repo_type, private=True, exist_ok=True, space_sdk=sdk)
             plan = look()
         if plan.head is None:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
+            api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
             plan = look()
-    commit, pr_url = _commit(api, plan, look, Path(model_dir), message or f"Release {repo_id}", create_pr)
+    commit, pr_url = _commit(api, plan, look, folder, message or f"Release {repo_id}", create_pr)
     left = [*(["the tag"] if tag else []), *(["making it public"] if not (private or create_pr) else [])]
     held = f"{'The pull request' if create_pr else revision} holds the whole release, commit {commit[:8]}. "
     with _explained("verifying the commit", f"{held}Still to do: {', '.join(['verifying it', *left])}."):
-        _verify(api, plan, Path(model_dir), commit)
-        say(f"verified: {len(files)} files of commit {commit[:8]} downloaded, same hashes, same embeddings")
+        _verify(api, plan, folder, commit)
+        embeddings = ", same embeddings" if repo_type == "model" else ""
+        say(f"verified: {len(files)} files of commit {commit[:8]} downloaded, same hashes{embeddings}")
     if tag and plan.tagged != commit:
         with _explained(f"setting the tag {tag}", f"{held}It is verified. Still to do: {', '.join(left)}."):
             _set_tag(api, repo_id, tag, commit)
     if not private and plan.private and not create_pr:
         with _explained(f"making {repo_id} public", f"{held}It is verified. Still to do: making it public."):
-            api.update_repo_settings(repo_id, private=False)
+            api.update_repo_settings(repo_id, repo_type=repo_type, private=False)
     say(_farewell(plan, commit, pr_url, tag, private or (create_pr and bool(plan.private))))
     return Release(first, commit, pr_url, tag)
 
@@ -171,6 +213,7 @@ def _commit(
             info = api.create_commit(
                 plan.repo_id,
                 operations,
+                repo_type=plan.repo_type,
                 commit_message=message,
                 revision=plan.revision,
                 create_pr=create_pr,
@@ -179,7 +222,7 @@ def _commit(
         except HfHubHTTPError as error:
             if error.response.status_code == 412:
                 now = look()
-                moved = describe_movement(api, plan.repo_id, plan.revision, plan.head, now.head)
+                moved = describe_movement(api, plan, plan.head, now.head)
                 raise ReleaseError(
                     f"refused: {moved}. Nothing was overwritten; look at the change, then release again"
                 ) from error
@@ -204,6 +247,7 @@ def _verify(api: HfApi, plan: Plan, folder: Path, commit: str) -> None:
     with tempfile.TemporaryDirectory(prefix="piccolo_st_verify_") as fresh:
         snapshot_download(
             plan.repo_id,
+            repo_type=plan.repo_type,
             revision=commit,
             local_dir=fresh,
             allow_patterns=[glob.escape(path) for path in files],
@@ -212,7 +256,7 @@ def _verify(api: HfApi, plan: Plan, folder: Path, commit: str) -> None:
         wrong = [path for path in files if not _same_file(folder / path, Path(fresh) / path)]
         if wrong:
             raise ReleaseError(f"commit {commit[:8]} came back different from what was sent: {', '.join(wrong)}")
-        if not np.array_equal(embed(fresh), embed(folder), equal_nan=True):
+        if plan.repo_type == "model" and not np.array_equal(embed(fresh), embed(folder), equal_nan=True):
             raise ReleaseError(f"commit {commit[:8]} has every file as sent, but gives other embeddings")
 
 
@@ -231,13 +275,15 @@ def _set_tag(api: HfApi, repo_id: str, tag: str, commit: str) -> None:
 
 
 def _farewell(plan: Plan, commit: str, pr_url: str | None, tag: str | None, private: bool) -> str:
-    at = tag or (commit if pr_url or plan.revision != "main" else None)
     where = pr_url or f"{plan.revision} of {plan.repo_id}"
-    argument = f', revision="{at}"' if at else ""
     state = [f"commit {commit[:8]}", *([f"tag {tag}"] if tag else []), "private" if private else "public"]
+    released = f"Released: {where}, {', '.join(state)}."
+    if plan.repo_type == "space":
+        return f"{released} The Hub builds the Space and starts it."
+    at = tag or (commit if pr_url or plan.revision != "main" else None)
+    argument = f', revision="{at}"' if at else ""
     return (
-        f"Released: {where}, {', '.join(state)}.\n\n"
-        "from sentence_transformers import SentenceTransformer\n\n"
+        f"{released}\n\nfrom sentence_transformers import SentenceTransformer\n\n"
         f'model = SentenceTransformer("{plan.repo_id}"{argument})'
     )
 

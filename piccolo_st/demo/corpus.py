@@ -1,0 +1,53 @@
+"""The texts to search: a file with one a line, a BEIR folder, or by default the definitions of the quickstart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from piccolo_st.data.beir import read_texts
+from piccolo_st.data.mixture import load_mixture
+from piccolo_st.errors import InputError
+
+
+def read_corpus(source: str | Path | None = None) -> list[str]:
+    """The distinct texts of a corpus, in order; whitespace within a text is one space.
+
+    Args:
+        source: a text file (UTF-8, one text a line), a folder with a ``corpus.jsonl`` as BEIR has it, or None for the
+            definitions of the dictionary that the quickstart trains on, through the same checks.
+
+    Raises:
+        InputError: there is nothing there, or no text in it.
+    """
+    if source is None:
+        mixture = load_mixture({"datasets": {"words": {"source": "jionlp:words", "task": "retrieval"}}})
+        return _distinct(mixture.train["words"]["positive"])
+    path = Path(source)
+    if path.is_dir():
+        if not (path / "corpus.jsonl").is_file():
+            raise InputError(f"the corpus {path} is a folder without corpus.jsonl; give a BEIR folder or a text file")
+        texts = _distinct(read_texts(path / "corpus.jsonl")[0].values())
+    else:
+        try:
+            texts = _distinct(path.read_text(encoding="utf-8").split("\n"))
+        except FileNotFoundError:
+            raise InputError(f"the corpus {path} does not exist; give a text file or a BEIR folder") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"the corpus {path} cannot be read as UTF-8 text, one a line: {error}") from None
+    if not texts:
+        raise InputError(f"the corpus {path} has no text; give a file with one text a line, or a BEIR folder")
+    return texts
+
+
+def _distinct(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(line for text in texts if (line := " ".join(text.split()))))
+
+
+def thin_out(texts: list[str], limit: int) -> list[str]:
+    """At most ``limit`` of the texts, evenly spread over all of them: a dictionary's first ones are all alike."""
+    if limit < 1:
+        raise InputError(f"a corpus needs at least 1 text to search, got a limit of {limit}")
+    if len(texts) <= limit:
+        return texts
+    return [texts[place * len(texts) // limit] for place in range(limit)]

@@ -1,0 +1,95 @@
+"""The page: a query, a slider of dimensions, and what they find; everything is drawn again at every key pressed.
+
+It asks no other host for anything: fonts are the system's, nothing is reported, no public link is opened.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from piccolo_st.demo import draw
+from piccolo_st.demo.search import Comparison
+
+if TYPE_CHECKING:
+    from gradio import Blocks
+
+TITLE = "向量检索 · Embedding search"
+TOP = 10
+
+
+def render(comparison: Comparison, query: str, dimension: int) -> tuple[str, str]:
+    """The table and the maps of a query, in HTML; of an empty one only the maps."""
+    first = {variant.model: place for place, variant in reversed(list(enumerate(comparison.variants)))}
+    places = sorted(first.values())
+    query = query.strip()
+    if not query:
+        maps = [draw.corpus_map(comparison.variants[place], dimension) for place in places]
+        return "", "".join(maps)
+    found = comparison.search(query, dimension, TOP)
+    maps = []
+    for place in places:
+        best = sorted((hit for hit in found.hits if hit.ranks[place] <= TOP), key=lambda hit: hit.ranks[place])
+        ranked = [hit.index for hit in best]
+        maps.append(draw.corpus_map(comparison.variants[place], dimension, query, found.vectors[place], ranked))
+    return draw.facts(comparison, found, dimension) + draw.table(comparison, found, TOP), "".join(maps)
+
+
+def build_page(comparison: Comparison, query: str = "") -> Blocks:
+    """The page as gradio blocks, with a query to begin with.
+
+    Raises:
+        ImportError: gradio is missing; the message says what to install.
+    """
+    try:
+        import gradio
+    except ImportError as error:
+        raise ImportError('the page needs gradio: pip install "piccolo_st[demo]"') from error
+
+    def update(query: str, dimension: float) -> tuple[str, str]:
+        return render(comparison, query, int(dimension))
+
+    whole = comparison.dimension
+    least = min(8, whole)
+    with gradio.Blocks(analytics_enabled=False, title=TITLE, fill_width=True) as page:
+        gradio.Markdown(f"## {TITLE}")
+        with gradio.Row():
+            text = gradio.Textbox(
+                query, label="查询 · Query", placeholder="输入即搜索 · type to search", scale=3, elem_id="query"
+            )
+            slider = gradio.Slider(
+                least, whole, whole, step=1, label="维数 · Dimensions (MRL)", scale=2, elem_id="dimension"
+            )
+        with gradio.Row():
+            with gradio.Column(scale=len(comparison.variants) + 1, min_width=480):
+                table = gradio.HTML(elem_id="found")
+            with gradio.Column(scale=2, min_width=320):
+                maps = gradio.HTML(elem_id="map")
+        gradio.on(
+            [text.input, slider.change, page.load],
+            update,
+            [text, slider],
+            [table, maps],
+            trigger_mode="always_last",  # while a search runs, only the last of the keys pressed waits
+            show_progress="hidden",
+            api_name="search",
+        )
+    return page
+
+
+def serve(comparison: Comparison, query: str = "", host: str | None = None, port: int | None = None) -> None:
+    """Serve the page until it is stopped.
+
+    Args:
+        comparison: what to search.
+        query: what the page searches for at first.
+        host: address to listen at; gradio's GRADIO_SERVER_NAME or 127.0.0.1 by default.
+        port: likewise GRADIO_SERVER_PORT, or the first free one from 7860.
+    """
+    page = build_page(comparison, query)
+    import gradio
+
+    fonts = ["system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
+    theme = gradio.themes.Default(primary_hue="emerald", font=fonts, font_mono=["ui-monospace", "monospace"])
+    page.launch(
+        server_name=host, server_port=port, share=False, ssr_mode=False, css=draw.CSS, theme=theme, footer_links=[]
+    )
