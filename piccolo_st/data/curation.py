@@ -11,6 +11,7 @@ Functions of tables and arrays, with no files and no state:
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,7 +31,11 @@ from piccolo_st.data.shingles import (
 )
 from piccolo_st.data.specs import DatasetSpec, MixtureError
 
+# Pairs looked at in one piece.
+_PAIRS = 100_000
+
 SYMMETRIC = ("sts", "pair")
+LABELLED = ("classification", "clustering")
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class DedupSettings:
         shingle: characters an n-gram.
         permutations: length of the MinHash signatures that find candidates.
         across: whether datasets of the same task are compared with each other; the first in the mixture keeps the row.
+            Labelled texts never are: two datasets may ask different things of one text.
         part_rows: rows a task and an output file.
         seed: of the signatures.
     """
@@ -74,7 +80,7 @@ def identity_columns(spec: DatasetSpec, table: pa.Table) -> list[pa.Array]:
     """The texts that make a row what it is: query and positive, both sentences, or the text alone of labelled texts
     (whose positive and negatives were drawn for it)."""
     names = [name for name in table.column_names if name in ("query", "positive", "sentence1", "sentence2", "text")]
-    if spec.task in ("classification", "clustering"):
+    if spec.task in LABELLED:
         names = names[:1]
     columns = []
     for name in names:
@@ -132,12 +138,17 @@ def greedy_duplicates(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         (k,) rows that go, ascending, and (k,) a row that stays for each.
     """
-    gone: dict[int, int] = {}
-    for earlier, later in pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))].tolist():
-        if earlier not in gone and later not in gone:
-            gone[later] = earlier
-    rows = np.array(sorted(gone), dtype=np.int64)
-    return rows, np.array([gone[row] for row in rows.tolist()], dtype=np.int64)
+    rows, places = np.unique(pairs, return_inverse=True)
+    places = places.reshape(-1, 2)
+    kept = array("q", bytes(8 * len(rows)))  # one more than the place of the row that stays for it; 0: it stays itself
+    order = np.lexsort((places[:, 0], places[:, 1]))
+    for start in range(0, len(order), _PAIRS):  # Python's numbers of all pairs at once would take ten times the memory
+        for earlier, later in places[order[start : start + _PAIRS]].tolist():
+            if not kept[earlier] and not kept[later]:
+                kept[later] = earlier + 1
+    stays = np.frombuffer(kept, dtype=np.int64) if len(rows) else np.zeros(0, dtype=np.int64)
+    gone = np.flatnonzero(stays)
+    return rows[gone], rows[stays[gone] - 1]
 
 
 def contaminated(table: pa.Table, tests: Collection) -> tuple[np.ndarray, np.ndarray]:

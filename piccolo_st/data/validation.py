@@ -96,8 +96,7 @@ def check_chunk(spec: DatasetSpec, roles: Roles, chunk: Chunk) -> Checked:
             columns[role], gone = clean_list(spec, role, columns)
             removed += gone
             if role == "positive":
-                counts = pc.fill_null(pc.list_value_length(columns[role]), 1).to_numpy(False)
-                _add(reasons, np.where(counts == 0, "no text in the list", None).astype(object), role)
+                _add(reasons, _emptied(columns[role], gone), role)
     for role, other, reason in _EQUALITIES:
         for name in (n for n in columns if n == role or n.startswith(f"{role}_")):
             if other in columns and name not in roles.lists and other not in roles.lists:
@@ -159,6 +158,16 @@ def clean_list(
     values = trimmed.filter(pa.array(~bad))
     mask = columns[role].is_null() if role == "positive" else None  # no list of negatives is an empty one
     return pa.ListArray.from_arrays(pa.array(offsets), values, mask=mask), gone
+
+
+def _emptied(lists: pa.ListArray, gone: list[tuple[int, str, str]]) -> np.ndarray:
+    """(n,) object: None, or why a list of positives has no text left: what was wrong with its first item."""
+    counts = pc.fill_null(pc.list_value_length(lists), 1).to_numpy(False)
+    faults = np.where(counts == 0, "an empty list", None).astype(object)
+    for row, reason, _ in reversed(gone):
+        if counts[row] == 0:
+            faults[row] = f"no text is left in the list ({reason.partition(': ')[2]})"
+    return faults
 
 
 def _set(faults: np.ndarray, where: np.ndarray, reason: str) -> None:

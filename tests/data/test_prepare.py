@@ -144,6 +144,18 @@ def test_dedup_stays_within_datasets_or_off_when_asked(folder: Path) -> None:
     assert set(_rejects(out)) == {("pairs", 11), ("scores", 6), ("scores", 7), ("scores", 9)}
 
 
+def test_a_text_with_labels_in_two_datasets_stays_in_both(tmp_path: Path) -> None:
+    pytest.importorskip("rensa")
+    texts = _texts(12, 30, 1)
+    for name, labels in (("topics", ["hotel", "food"]), ("moods", ["good", "bad"])):
+        rows = [{"text": text, "label": labels[i % 2]} for i, text in enumerate([*texts, texts[3]])]
+        _write(tmp_path / f"{name}.jsonl", rows)
+    datasets = {name: {"source": f"{name}.jsonl", "task": "classification"} for name in ("topics", "moods")}
+    (tmp_path / "mixture.yaml").write_text(yaml.safe_dump({"datasets": datasets}, sort_keys=False))
+    out, _ = _step(tmp_path, "dedup", DEDUP)
+    assert _rejects(out) == {(name, 13): f"exact duplicate of row 4 of {name}" for name in datasets}
+
+
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.9])
 def test_every_planted_near_duplicate_of_a_test_text_goes_at_the_stated_threshold(
     threshold: float, tmp_path: Path
@@ -352,6 +364,11 @@ def test_datatrove_submits_a_chain_of_jobs_to_slurm(folder: Path, monkeypatch: p
         ("piccolo-finish", 1, "cpu"),
     ]
     assert "submitted; the output will be in" in said
+    (folder / "out").rename(folder / "submitted")
+    with pytest.raises(
+        MixtureError, match=r"executor.options do not suit datatrove's slurm .*'partition'; they are {'ti"
+    ):
+        _step(folder, "dedup", DedupSettings(near=None), kind="slurm", options={"time": "01:00:00"})
 
 
 def _recipe(*arguments: str) -> list[str]:

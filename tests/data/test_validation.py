@@ -142,7 +142,8 @@ def test_a_row_goes_when_no_positive_is_left(tmp_path: Path) -> None:
     mixture, rejects = _load(tmp_path, lines)
     assert mixture.train["a"]["positive"] == ["今天是晴天"]
     reasons = [(r["row"], r["reason"]) for r in rejects if r["action"] == "row rejected"]
-    assert reasons == [(2, "positive: no text in the list"), (3, "positive: no text in the list")]
+    emptied = "positive: no text is left in the list (equal to the query)"
+    assert reasons == [(2, emptied), (3, "positive: an empty list")]
 
 
 @pytest.mark.parametrize("name", SCORE_FAULTS)

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from piccolo_st.data.curation import (
+    LABELLED,
     DedupSettings,
     band_keys,
     contaminated,
@@ -89,12 +90,13 @@ class Deduplication:
         return folder
 
     def group(self, dataset: str) -> int:
-        """Rows of one group may be duplicates of each other."""
+        """Rows of one group may be duplicates of each other. Labels of two datasets say different things of a text, so
+        that labelled texts are compared within their dataset."""
         names = list(self.job.mixture.train)
-        if not self.settings.across:
+        task = self.job.mixture.specs[dataset].task
+        if not self.settings.across or task in LABELLED:
             return names.index(dataset)
-        tasks = [self.job.mixture.specs[name].task for name in names]
-        return tasks.index(self.job.mixture.specs[dataset].task)
+        return [self.job.mixture.specs[name].task for name in names].index(task)
 
     def load(self, name: str) -> np.ndarray:
         """An array that a stage left, memory-mapped."""

@@ -116,16 +116,22 @@ def _run_with_datatrove(stages: Sequence[Stage], folder: Path, settings: Executo
     classes = {"local": LocalPipelineExecutor, "slurm": SlurmPipelineExecutor, "ray": RayPipelineExecutor}
     before = None
     for number, stage in enumerate(stages):
-        before = classes[settings.kind](
-            pipeline=[_Task(stage, folder)],
-            tasks=stage.tasks,
-            workers=min(settings.workers, stage.tasks),
-            logging_dir=str(folder / ".logs" / f"{number}-{stage.name}"),
-            skip_completed=True,
+        given = {
+            "workers": min(settings.workers, stage.tasks),
+            "logging_dir": str(folder / ".logs" / f"{number}-{stage.name}"),
             **({"depends": before} if before is not None else {}),
             **({"job_name": f"piccolo-{stage.name}"} if settings.kind == "slurm" else {}),
             **(settings.options or {}),
-        )
+        }
+        try:
+            before = classes[settings.kind](
+                pipeline=[_Task(stage, folder)], tasks=stage.tasks, skip_completed=True, **given
+            )
+        except TypeError as error:  # an argument that it needs and has not, or has and does not know
+            raise MixtureError(
+                f"executor.options do not suit datatrove's {settings.kind} executor: {error}; "
+                f"they are {settings.options or {}}"
+            ) from error
         if settings.kind != "slurm":
             before.run()
             before = None
