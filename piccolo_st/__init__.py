@@ -8,6 +8,7 @@ other. Names are loaded on first use, so importing this package costs nothing.
     instructions.py   the instruction presets (查询：/结果：), which columns get which
     benchmarks.py     the Chinese benchmarks and their averages, as data
     report.py         tables, curves, the record of a run
+    dropout.py        dropout on a CPU without the time its masks take
     batching.py       rows of all columns -> length-sorted chunks -> embeddings back in order
     losses/           contrast (tensors), piccolo (PiccoloLoss), hybrid (one loss per task type)
     pooling.py        InstructionPooling; positions.py, lengths.py: how long an input may be

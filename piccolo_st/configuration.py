@@ -91,7 +91,12 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     return overrides
 
 
-def _merge(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def merge(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """``content`` with the values of dotted keys laid over it; neither is changed.
+
+    Raises:
+        ConfigError: a dotted key leads through something that is no mapping.
+    """
     merged: dict[str, Any] = {
         name: dict(section) if isinstance(section, Mapping) else section for name, section in content.items()
     }
@@ -186,7 +191,7 @@ def parse_run(
     overrides = parse_overrides(arguments)
     content = read_yaml(path)
     _check_keys(content, sections, str(path))
-    merged = _merge(content, overrides)
+    merged = merge(content, overrides)
     _check_keys(merged, sections, "the command line")
     built = {name: build_section(name, cls, merged.get(name) or {}) for name, cls in sections.items()}
     resolved = {name: dict(merged.get(name) or {}) for name in sections}

@@ -94,25 +94,34 @@ def comparison(history: Sequence[Mapping[str, Any]]) -> str:
     return table(["held-out search", "before", "after", "gain"], rows)
 
 
+def _figure(width: float, height: float) -> Any:
+    """An empty matplotlib figure of so many inches, drawn without a display."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('drawing the curves needs matplotlib: pip install "piccolo_st[quickstart]"') from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def plot_curves(history: Sequence[Mapping[str, Any]], path: Path, title: str = "") -> Path:
     """Draw the logged loss and the search metrics over steps into one PNG.
 
     Raises:
         ImportError: matplotlib is missing; the message says what to install.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('drawing the curves needs matplotlib: pip install "piccolo_st[quickstart]"') from error
-
     losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
     points = evaluations(history)
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(9, 3.6)
     left, right = figure.subplots(1, 2)
-    if losses:
-        left.plot(*zip(*losses, strict=True), linewidth=1.2)
+    held_out = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+    for name, curve in (("training", losses), ("held out", held_out)):
+        if curve:
+            left.plot(*zip(*curve, strict=True), linewidth=1.2, label=name, marker="o" if name == "held out" else None)
+    if held_out:
+        left.legend()
     left.set(title="training loss", xlabel="step", ylabel="loss")
     for name in METRICS if points else ():
         right.plot([point["step"] for point in points], [point[name] for point in points], marker="o", label=name)
@@ -123,6 +132,26 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: Path, title: str = "
         axes.grid(alpha=0.3)
     if title:
         figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def plot_spread(groups: Mapping[str, Sequence[float]], path: Path, title: str = "") -> Path:
+    """Draw one bar a group, its mean, with a dot for each value, first group on top, into a PNG.
+
+    Raises:
+        ImportError: matplotlib is missing; the message says what to install.
+    """
+    figure = _figure(8, 1.2 + 0.34 * len(groups))
+    axes = figure.subplots()
+    names = list(groups)[::-1]
+    axes.barh(names, [sum(groups[name]) / len(groups[name]) for name in names], color="#b9cde6")
+    for place, name in enumerate(names):
+        axes.plot(groups[name], [place] * len(groups[name]), "o", color="#1f4e79", markersize=4)
+    values = [value for group in groups.values() for value in group]
+    axes.set_xlim(max(0.0, min(values) - 5), max(values) + 2)
+    axes.set_title(title, fontsize=10)
+    axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120)
     return path
 

@@ -187,7 +187,7 @@ class TrainingRun:
         model: SentenceTransformer | str = data.mining_model
         if data.mining_model == "self":
             model = self.model
-        elif data.mining_model != "lexical":
+        elif data.mining_model not in ("lexical", "bm25", "random"):
             model = load_encoder(data.mining_model, instructions=self.config["model"].instructions)
         mined = {}
         for name, dataset in self.mixture.train.items():

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "piccolo_st"
 LAYERS = [
     {"_version", "errors"},
     {"configuration"},
-    {"distributed", "instructions", "benchmarks", "report", "positions"},
+    {"distributed", "dropout", "instructions", "benchmarks", "report", "positions"},
     {"batching", "lengths"},
     {"losses", "pooling", "data"},
     {"portable", "onnx_export", "encoder", "demo"},
