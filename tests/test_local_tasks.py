@@ -266,3 +266,23 @@ def test_a_task_is_scored_without_a_network(
 
     assert evaluation.averages.missing == ()
     assert evaluation.scores["OwnSearch"] > 50  # each query is the first half of its document
+
+
+def test_a_row_that_cannot_be_used_is_found_before_anything_is_encoded(
+    make_model: Callable[..., object], tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / "groups.jsonl", TWO_LABELS * 4)
+    write_jsonl(tmp_path / "ranking.jsonl", [{"query": "天", "positives": ["天气"], "negatives": ["猫"]}])
+    tasks = declare(
+        tmp_path,
+        "name: First, type: Clustering, data: groups.jsonl",
+        "name: Second, type: Reranking, data: ranking.jsonl",
+    )
+    finished: list[object] = []
+
+    with pytest.raises(
+        InputError, match=r"column 'positive' of task 'Second': there is no such column, only query, posi"
+    ):
+        evaluate(make_model(), str(tasks), output=tmp_path / "out", on_task=finished.append)
+
+    assert not finished and not (tmp_path / "out").exists()

@@ -75,7 +75,7 @@ class LocalTaskSpec:
     language: str = "cmn-Hans"
 
 
-class _Local:
+class LocalTask:
     """Mixed into an mteb task class: reads the files in place of loading a dataset from the Hub."""
 
     spec: ClassVar[LocalTaskSpec]
@@ -84,11 +84,17 @@ class _Local:
     data_loaded: bool
 
     def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
+        """Read the files, once."""
         if not self.data_loaded:
             self.dataset = self.read()
             self.data_loaded = True
 
     def read(self) -> Any:
+        """The data in the form that mteb's class of the type takes.
+
+        Raises:
+            InputError: naming file, row and column of what cannot be used.
+        """
         raise NotImplementedError
 
     def rows(self, source: str, roles: Mapping[str, Callable[[Any], Any]]) -> dict[str, list[Any]]:
@@ -112,7 +118,7 @@ class _Local:
         return values
 
 
-class _LocalRetrieval(_Local, AbsTaskRetrieval):
+class _LocalRetrieval(LocalTask, AbsTaskRetrieval):
     def read(self) -> dict[str, dict[str, RetrievalSplitData]]:
         location = locate(_dataset_spec(self.spec, self.spec.data), self.root)
         if location.format != "beir":
@@ -139,7 +145,7 @@ class _LocalRetrieval(_Local, AbsTaskRetrieval):
         return _search_split(self.spec, corpus, {query: queries[query] for query in relevant}, relevant)
 
 
-class _LocalReranking(_Local, AbsTaskRetrieval):
+class _LocalReranking(LocalTask, AbsTaskRetrieval):
     def read(self) -> dict[str, dict[str, RetrievalSplitData]]:
         rows = self.rows(self.spec.data, {"query": _text, "positive": _texts, "negative": _texts})
         documents: dict[str, str] = {}  # text -> id: a text that several queries rank is encoded once
@@ -160,7 +166,7 @@ class _LocalReranking(_Local, AbsTaskRetrieval):
         return _search_split(self.spec, corpus, queries, relevant, ranked)
 
 
-class _LocalSTS(_Local, AbsTaskSTS):
+class _LocalSTS(LocalTask, AbsTaskSTS):
     def read(self) -> DatasetDict:
         rows = self.rows(self.spec.data, {"sentence1": _text, "sentence2": _text, "score": _number})
         if len(set(rows["score"])) < 2:
@@ -168,7 +174,7 @@ class _LocalSTS(_Local, AbsTaskSTS):
         return DatasetDict({self.spec.split: Dataset.from_dict(rows)})
 
 
-class _LocalPairClassification(_Local, AbsTaskPairClassification):
+class _LocalPairClassification(LocalTask, AbsTaskPairClassification):
     def read(self) -> DatasetDict:
         rows = self.rows(self.spec.data, {"sentence1": _text, "sentence2": _text, "label": self._binary})
         if len(set(rows["label"])) < 2:
@@ -185,7 +191,7 @@ class _LocalPairClassification(_Local, AbsTaskPairClassification):
         return labels[str(value)]
 
 
-class _LocalClassification(_Local, AbsTaskClassification):
+class _LocalClassification(LocalTask, AbsTaskClassification):
     def read(self) -> DatasetDict:
         if self.spec.train is None:
             raise InputError(f"task {self.spec.name!r} of type Classification needs `train`, the file to fit on")
@@ -202,7 +208,7 @@ class _LocalClassification(_Local, AbsTaskClassification):
         return DatasetDict({"train": Dataset.from_dict(train), self.spec.split: Dataset.from_dict(test)})
 
 
-class _LocalClustering(_Local, AbsTaskClustering):
+class _LocalClustering(LocalTask, AbsTaskClustering):
     max_fraction_of_documents_to_embed = None
 
     def read(self) -> DatasetDict:

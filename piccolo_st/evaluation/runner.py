@@ -39,6 +39,7 @@ from piccolo_st.evaluation import examples
 from piccolo_st.evaluation.encoder import BenchmarkEncoder
 from piccolo_st.evaluation.identity import Identity
 from piccolo_st.evaluation.loading import Loaded, load_model, process_state
+from piccolo_st.evaluation.local_tasks import LocalTask
 from piccolo_st.evaluation.results import Evaluation
 from piccolo_st.evaluation.tasks import TaskGroup, select
 
@@ -112,10 +113,13 @@ def evaluate(
         One :class:`Evaluation` for every group of tasks and truncation, groups first, on every rank.
 
     Raises:
-        InputError: an unknown name, a truncation outside the embedding, a text or an embedding that cannot be used, or
-            no way to reach the Hub. What was finished before is kept.
+        InputError: an unknown name, a local task with a row that cannot be used, a truncation outside the embedding, a
+            text or an embedding that cannot be used, or no way to reach the Hub. What was finished before is kept.
     """
     groups = select(benchmark)
+    for task in (task for group in groups for task in group.tasks):
+        if isinstance(task, LocalTask):
+            task.read()  # a row that cannot be used is an error now, and not hours later behind other tasks
     loaded = load_model(model, name=name, revision=revision, device=device, dtype=dtype, instructions=instructions)
     truncations = _truncations(loaded, truncate_dim)
     remember = len(truncations) > 1 or any(len(task.eval_splits) > 1 for group in groups for task in group.tasks)
