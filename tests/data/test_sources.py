@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -186,6 +187,56 @@ def test_every_format_gives_the_same_rows(name: str, tmp_path: Path) -> None:
         assert "a: columns not used: pos_scores, neg_scores, prompt" in str(mixture.report)
     report = mixture.report.datasets["a"]
     assert (report.rows, report.kept, report.rejected) == (len(ROWS), len(ROWS), {})
+
+
+# The training files of three peers, a row of each kind as their own readers take it, and what becomes of it.
+PEERS: dict[str, tuple[str, dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
+    "FlagEmbedding": (
+        "retrieval",
+        {"query": "问", "pos": ["答"], "neg": ["错", "误"], "pos_scores": [0.9], "neg_scores": [0.2, 0.1],
+         "prompt": "查", "type": "normal"},
+        {"query": "问", "positive": "答", "negative": ["错", "误"]},
+        ("pos_scores", "neg_scores", "prompt", "type"),
+    ),
+    "uniem, triplets": (
+        "retrieval",
+        {"text": "问", "text_pos": "答", "text_neg": "错"},
+        {"query": "问", "positive": "答", "negative": "错"},
+        (),
+    ),
+    "piccolo-embedding, retri_contrast": (
+        "retrieval",
+        {"text": "问", "text_pos": "答", "text_neg": ["错", "误"], "type": "retri_contrast"},
+        {"query": "问", "positive": "答", "negative": ["错", "误"]},
+        ("type",),
+    ),
+    "piccolo-embedding, cls_contrast": (
+        "classification",
+        {"text": "房间很干净", "text_pos": "好评", "text_neg": ["差评"], "type": "cls_contrast"},
+        {"query": "房间很干净", "positive": "好评", "negative": ["差评"]},
+        ("type",),
+    ),
+    "piccolo-embedding, cosent": (
+        "sts",
+        {"text": "问", "text_pair": "问题", "label": 1, "type": "cosent"},
+        {"sentence1": "问", "sentence2": "问题", "label": 1.0},
+        ("type",),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("source", ["rows.jsonl", "saved"])
+@pytest.mark.parametrize("name", PEERS)
+def test_the_formats_of_peers_are_read_as_they_are(name: str, source: str, tmp_path: Path) -> None:
+    task, row, expected, unused = PEERS[name]
+    (tmp_path / "rows.jsonl").write_text(_lines([row]), encoding="utf-8")
+    Dataset.from_list([row]).save_to_disk(tmp_path / "saved")
+    columns = {"query": "text"} if task == "classification" else {}
+    settings = {"source": source, "task": task, "columns": columns}
+    config = {"root": str(tmp_path), "policy": "error", "datasets": {"a": settings}}
+    mixture = load_mixture(config, cache_dir=tmp_path / "cache")
+    assert list(mixture.train["a"]) == [expected]
+    assert mixture.report.datasets["a"].unused_columns == unused
 
 
 def test_rows_are_read_in_chunks_without_losing_their_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
