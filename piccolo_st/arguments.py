@@ -188,6 +188,37 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
 
 
 @dataclass
+class PlanArguments:
+    """What --plan needs to know beside the other sections; training reads nothing of it."""
+
+    processes: int = field(default=1, metadata={"help": "GPUs in all."})
+    zero_stage: int = field(default=1, metadata={"help": "DeepSpeed ZeRO stage, 0 (DDP) or 1."})
+    gpu_memory_gib: float | None = field(
+        default=None, metadata={"help": "Memory of a GPU; what needs more is refused."}
+    )
+    reserve: float = field(default=0.1, metadata={"help": "Share of it kept for the framework."})
+    encoder: dict | None = field(
+        default=None, metadata={"help": "Shape of an encoder that cannot be read here: layers, hidden_size, heads, ..."}
+    )
+    negatives: int = field(default=0, metadata={"help": "Hard negatives of a row."})
+    query_tokens: int | None = field(default=None, metadata={"help": "Mean tokens of a query; empty: its longest."})
+    document_tokens: int | None = field(
+        default=None, metadata={"help": "Mean tokens of a passage; empty: its longest."}
+    )
+    rows: int | None = field(default=None, metadata={"help": "Rows of the mixture, where train.max_steps is not set."})
+    tokens_per_second: float | None = field(default=None, metadata={"help": "Assumed throughput of a process."})
+    peak_tflops: float | None = field(default=None, metadata={"help": "Peak of a GPU in the run's precision."})
+    mfu: float | None = field(default=None, metadata={"help": "Assumed share of that peak."})
+
+    def __post_init__(self) -> None:
+        _at_least_one("plan.processes", self.processes)
+        if self.zero_stage not in (0, 1):
+            raise ConfigError(f"plan.zero_stage must be 0 or 1, but is {self.zero_stage}")
+        if not 0 <= self.reserve < 1:
+            raise ConfigError(f"plan.reserve must lie in [0, 1), but is {self.reserve}")
+
+
+@dataclass
 class PretrainModelArguments(ModelArguments):
     """What is pretrained: short inputs, so that a batch can be large."""
 
@@ -277,6 +308,7 @@ FINETUNE: dict[str, type] = {
     "loss": LossArguments,
     "evaluation": EvaluationArguments,
     "train": PiccoloTrainingArguments,
+    "plan": PlanArguments,
 }
 """The sections of stage 2: query 64 and passage 512, hard negatives, four directions."""
 

@@ -24,7 +24,7 @@ LAYERS = [
     {"losses", "pooling", "data"},
     {"portable", "onnx_export", "encoder", "demo"},
     {"checkpoint", "evaluation", "arguments", "guards", "watching"},
-    {"model_card", "resume", "zero"},
+    {"model_card", "resume", "zero", "budget"},
     {"durable"},
     {"trainer", "hub"},
     {"run", "pretraining"},
