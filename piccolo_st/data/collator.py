@@ -91,7 +91,7 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
         label = next((column for column in self.valid_label_columns if column in columns), None)
         if label is not None:
             values = columns.pop(label)
-            batch["label"] = torch.stack(values) if isinstance(values[0], torch.Tensor) else torch.tensor(values)
+            batch["label"] = torch.stack(list(values)) if isinstance(values[0], torch.Tensor) else torch.tensor(values)
         if not columns:
             raise InputError(f"a batch needs a column of texts, but {where(0)} has only {label or 'none'}")
 
@@ -169,7 +169,7 @@ class _ListSampler:
         lists = [() if cell is None else cell if listed else (cell,) for cell in cells]
         lengths = np.fromiter(map(len, lists), np.int64, len(lists))
         if one_each and not lengths.all():
-            raise InputError(f"{self.where(lengths.argmin())} lists no text in column {column!r}, but needs one")
+            raise InputError(f"{self.where(int(lengths.argmin()))} lists no text in column {column!r}, but needs one")
         texts = list(chain.from_iterable(lists))
         owners = np.repeat(np.arange(len(lists)), lengths)
         count = 1 if one_each else self.collator.num_negatives

@@ -12,7 +12,9 @@ Functions of tables and arrays, with no files and no state:
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -279,7 +281,7 @@ def heuristic_faults(spec: DatasetSpec, table: pa.Table, settings: FilterSetting
         long = (
             settings.max_document_characters if column and spec.task == "retrieval" else settings.max_query_characters
         )
-        rules = (
+        rules: tuple[tuple[str, float | None, Callable[[Any, Any], Any]], ...] = (
             ("too short", settings.min_characters, lambda limit, s: s.length < limit),
             ("too long", long, lambda limit, s: s.length > limit),
             ("too little Chinese", settings.min_han, lambda limit, s: s.han < limit),
@@ -336,7 +338,7 @@ def consistent(query: np.ndarray, positive: np.ndarray, pool: np.ndarray, top_k:
         raise MixtureError('the consistency filter needs faiss; run: pip install "piccolo_st[data]"') from error
     if top_k > len(pool):
         return np.ones(len(query), dtype=bool)
-    index = faiss.IndexFlatIP(pool.shape[1])
+    index: Any = faiss.IndexFlatIP(pool.shape[1])
     if getattr(faiss, "get_num_gpus", lambda: 0)():
         index = faiss.index_cpu_to_all_gpus(index)
     index.add(np.ascontiguousarray(pool, dtype=np.float32))

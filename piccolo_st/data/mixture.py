@@ -127,8 +127,9 @@ def _read_mixture(
     datasets = dict(base.datasets)
     for name, settings in mixture.datasets.items():
         known = datasets.get(name)
-        changes = isinstance(known, Mapping) and isinstance(settings, Mapping)
-        datasets[name] = {**known, **settings} if changes else settings
+        if isinstance(known, Mapping) and isinstance(settings, Mapping):
+            settings = {**known, **settings}
+        datasets[name] = settings
     merged = dataclasses.replace(
         base,
         datasets=datasets,

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,7 +143,7 @@ class BatchPlan:
     def _quotas(self) -> NDArray[np.int64]:
         """Blocks an epoch takes from each dataset: (datasets,). At least one of each that is drawn at all."""
         repeats = np.asarray(self.repeats or [1.0] * len(self.sizes))
-        rows = repeats * self._pass_blocks * self.block_rows
+        rows = np.asarray(repeats * self._pass_blocks * self.block_rows)
         if self.mixing == "weights":
             shares = np.asarray(self.weights, dtype=np.float64) * (self._pass_blocks > 0)
         elif self.mixing == "temperature":
@@ -158,13 +158,13 @@ class BatchPlan:
     @property
     def skipped(self) -> tuple[str, ...]:
         """The datasets that no epoch draws from: too small and dropped, or of weight or repeats 0."""
-        return tuple(self.name(index) for index in np.flatnonzero(self._quotas == 0))
+        return tuple(self.name(index) for index in np.flatnonzero(self._quotas == 0).tolist())
 
     @property
     def repeated(self) -> tuple[str, ...]:
         """The datasets too small for a block, whose rows stand in it more than once."""
         small = (np.asarray(self.sizes) < self.block_rows) & (self._quotas > 0)
-        return tuple(self.name(index) for index in np.flatnonzero(small))
+        return tuple(self.name(index) for index in np.flatnonzero(small).tolist())
 
     def name(self, dataset: int) -> str:
         """The dataset's name, or its index in words."""
@@ -217,10 +217,11 @@ class BatchPlan:
         """The rows of a block of a pass, its window arranged."""
         window, offset = divmod(block, self.window)
         key, found = self._windows.get(dataset, (None, None))
-        if key != (visit, window):
+        if key != (visit, window) or found is None:
             size = int(self.block_rows[dataset])
             first = window * self.window
             last = min(first + self.window, int(self._pass_blocks[dataset]))
+            assert self.arrange is not None  # what has no arrangement has no windows
             found = self.arrange(dataset, self._pass_rows(dataset, visit, first * size, last * size).reshape(-1, size))
             self._windows[dataset] = (visit, window), found
         return found[offset]
@@ -282,8 +283,8 @@ def _check(plan: BatchPlan) -> None:
         if getattr(plan, field) < 1:
             raise InputError(f"{field} must be 1 or more, but is {getattr(plan, field)}")
     for field, allowed in (("mixing", Mixing), ("small_datasets", SmallDatasets)):
-        if getattr(plan, field) not in allowed.__args__:
-            raise InputError(f"{field} must be one of {', '.join(allowed.__args__)}, but is {getattr(plan, field)!r}")
+        if getattr(plan, field) not in get_args(allowed):
+            raise InputError(f"{field} must be one of {', '.join(get_args(allowed))}, but is {getattr(plan, field)!r}")
     if (plan.weights is not None) != (plan.mixing == "weights"):
         raise InputError(f"weights go with mixing='weights', but mixing is {plan.mixing!r} and weights {plan.weights}")
     if not np.isfinite(plan.exponent) or plan.exponent < 0:
@@ -292,8 +293,9 @@ def _check(plan: BatchPlan) -> None:
         _check_values(plan, field)
     for index, (rows, needed) in enumerate(zip(plan.sizes, plan.block_rows.tolist(), strict=True)):
         if needed < 1:
+            multiple = plan.batch_multiples[index] if plan.batch_multiples else 1
             raise InputError(
-                f"batch_multiples of {plan.name(index)} makes {plan.batch_multiples[index] * plan.batch_size:g} rows a "
+                f"batch_multiples of {plan.name(index)} makes {multiple * plan.batch_size:g} rows a "
                 "device; it must be a whole number of 1 or more"
             )
         if rows < needed and plan.small_datasets == "error":

@@ -55,7 +55,7 @@ class ColumnBatch(Sequence[dict[str, Any]]):
         return (self[index] for index in range(len(self)))
 
 
-class HomogeneousDataset(ConcatDataset):
+class HomogeneousDataset(ConcatDataset[Any]):
     """Datasets one after the other, from which a batch of one dataset is read at once.
 
     Args:
@@ -63,7 +63,7 @@ class HomogeneousDataset(ConcatDataset):
         names: their names, which each batch then carries.
     """
 
-    def __init__(self, datasets: Iterable[Dataset], names: Iterable[str] | None = None) -> None:
+    def __init__(self, datasets: Iterable[Dataset[Any]], names: Iterable[str] | None = None) -> None:
         super().__init__(datasets)
         self.names = None if names is None else list(names)
         if self.names is not None and len(self.names) != len(self.datasets):
@@ -168,7 +168,7 @@ _KEPT = (
 )
 
 
-def homogeneous_dataloader(dataloader: DataLoader, names: Iterable[str] | None = None) -> DataLoader:
+def homogeneous_dataloader(dataloader: DataLoader[Any], names: Iterable[str] | None = None) -> DataLoader[Any]:
     """The same dataloader, reading each batch at once.
 
     Args:

@@ -176,6 +176,7 @@ def _note(reasons: np.ndarray, rows: Iterable[int], reason: str) -> None:
 
 
 def _cast(chunk: Chunk, column: str, kind: str, spec: DatasetSpec, role: str) -> pa.Array:
+    assert not isinstance(chunk.records, list)  # a columnar format
     if column not in chunk.records.column_names:  # a later file of the same source with another schema
         raise MixtureError(
             f"{chunk.file} of dataset {spec.name!r} has no column {column!r}, which the files before it have; "

@@ -45,13 +45,16 @@ class BatchIndices(Sequence[int]):
     """
 
     __slots__ = ("_epoch", "_found", "_rank", "_sampler", "_step", "offset")
+    _found: Step | None
+    _sampler: HomogeneousBatchSampler | None  # None where the rows are known already
+    offset: int
 
     def __init__(self, sampler: HomogeneousBatchSampler, epoch: int, step: int, rank: int) -> None:
         self._sampler = sampler
         self._epoch = epoch
         self._step = step
         self._rank = rank
-        self._found: Step | None = None
+        self._found = None
 
     @classmethod
     def of(cls, found: Step, offset: int) -> BatchIndices:
@@ -63,6 +66,7 @@ class BatchIndices(Sequence[int]):
     def _find(self) -> Step:
         if self._found is None:
             sampler = self._sampler
+            assert sampler is not None
             self._found = sampler.plan.step(self._epoch, self._step, self._rank)
             self.offset = sampler.offsets[self._found.dataset]
         return self._found
@@ -154,7 +158,7 @@ class HomogeneousBatchSampler(MultiDatasetDefaultBatchSampler):
 
     def __init__(
         self,
-        dataset: ConcatDataset | Dataset,
+        dataset: ConcatDataset[Any] | Dataset[Any],
         batch_samplers: Sequence[Any] | None = None,
         generator: torch.Generator | None = None,
         seed: int | None = 0,
@@ -177,7 +181,7 @@ class HomogeneousBatchSampler(MultiDatasetDefaultBatchSampler):
                 for part in concatenation.datasets
             ]
         self.plan = BatchPlan(
-            sizes=[len(part) for part in concatenation.datasets],
+            sizes=[len(part) for part in concatenation.datasets],  # type: ignore[arg-type]
             batch_size=_common(batch_samplers, "batch_size") if batch_size is None else batch_size,
             world_size=get_world_size() if world_size is None else world_size,
             seed=seed or 0,
@@ -192,7 +196,7 @@ class HomogeneousBatchSampler(MultiDatasetDefaultBatchSampler):
         self._carrier: Any = _EpochCarrier(concatenation)
         super().__init__(concatenation, batch_samplers=list(batch_samplers), generator=generator, seed=seed or 0)
         sizes = set(self.plan.device_rows.tolist())
-        self.batch_size = sizes.pop() if len(sizes) == 1 else None
+        self.batch_size = sizes.pop() if len(sizes) == 1 else None  # type: ignore[assignment]
         # Every step is whole, so that accelerate has no remainder to complete with rows of another dataset.
         self.drop_last = True
 
@@ -207,7 +211,7 @@ class HomogeneousBatchSampler(MultiDatasetDefaultBatchSampler):
         """Batches of an epoch, over all ranks."""
         return self.plan.steps() * self.plan.world_size
 
-    def __iter__(self) -> Iterator[BatchIndices]:
+    def __iter__(self) -> Iterator[BatchIndices]:  # type: ignore[override]  # rows of one step
         """The batches of the current epoch, from the position that was set, or else from its beginning."""
         if get_world_size() > 1 and not self._told and not hasattr(self._carrier, "set_epoch"):
             raise RuntimeError(
@@ -256,7 +260,7 @@ class HomogeneousBatchSampler(MultiDatasetDefaultBatchSampler):
     @sampler.setter
     def sampler(self, sampler: Any) -> None:
         if isinstance(sampler, RandomSampler):  # anything else is torch's BatchSampler, storing its dataset
-            sampler.epoch = self._carrier.epoch
+            sampler.epoch = self._carrier.epoch  # type: ignore[attr-defined]
             self._carrier = sampler
 
     @property
@@ -269,7 +273,7 @@ class HomogeneousBatchSampler(MultiDatasetDefaultBatchSampler):
         self._carrier.epoch = epoch
 
 
-def check_dataloader(dataloader: DataLoader) -> HomogeneousBatchSampler:
+def check_dataloader(dataloader: DataLoader[Any]) -> HomogeneousBatchSampler:
     """The HomogeneousBatchSampler under a dataloader that accelerate has prepared, once it is sure to work there.
 
     Raises:
@@ -304,7 +308,7 @@ def check_dataloader(dataloader: DataLoader) -> HomogeneousBatchSampler:
     return sampler
 
 
-def _sized(dataset: Dataset) -> Dataset:
+def _sized(dataset: Any) -> Any:
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise InputError(
             f"HomogeneousBatchSampler reads rows by their number, which a {type(dataset).__name__} does not allow; "

@@ -254,7 +254,7 @@ def _delimited_items(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str
     with pa.input_stream(path, compression="detect") as stream:
         # Bytes that are not UTF-8 become lone surrogates, which the row's own check below finds again.
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
+        quoting: Any = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
         reader = csv.reader(text, delimiter=delimiter, quoting=quoting)
         header = next(reader, [])
         if len(set(header)) != len(header):

@@ -78,7 +78,7 @@ def _write_text(path: Path, text: str) -> None:
     os.replace(aside, path)
 
 
-def entry(cache: Path, key: str, write: Callable[[Path], None]) -> Path:
+def entry(cache: Path, key: str, write: Callable[[Path], object]) -> Path:
     """The folder of an entry; ``write`` fills a new one where there is none yet."""
     folder = cache / key
     if folder.is_dir():
@@ -160,7 +160,7 @@ def _write_entry(spec: DatasetSpec, location: Location, folder: Path) -> None:
         "unused_columns": [],
     }
     with open(folder / "rejects.jsonl", "w", encoding="utf-8") as rejects:
-        tables = (
+        tables: Iterator[pa.Table] = (
             _ordered(_spread_positives(spec, checked.table, report))
             for checked in _checked(spec, location, report)
             if _log(rejects, checked, report)

@@ -61,8 +61,8 @@ class FastPreprocess:
 
     def __init__(self, preprocess: Callable[..., dict[str, Any]]) -> None:
         self.preprocess = preprocess
-        tokenizer = getattr(getattr(preprocess, "__self__", None), "tokenizer", None)
-        self._backend: Tokenizer | None = None
+        tokenizer: Any = getattr(getattr(preprocess, "__self__", None), "tokenizer", None)
+        self._backend: Any = None  # a Tokenizer, where preprocess has one to copy
         if isinstance(backend := getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
             # A copy: the limits set here must not end up in the tokenizer that is saved with the model.
             self._backend = Tokenizer.from_str(backend.to_str())
@@ -90,7 +90,9 @@ class FastPreprocess:
             self._recipes[key] = self._learn(list(texts), key)
         recipe = self._recipes.get(key)
         arrays = None if recipe is None else self._encode(texts, prompt, recipe)
-        return self._reference(list(texts), key) if arrays is None else {**arrays, **recipe.others}
+        if recipe is None or arrays is None:
+            return self._reference(list(texts), key)
+        return {**arrays, **recipe.others}
 
     def _reference(self, texts: list[str], key: tuple[str | None, str | None, int | None]) -> dict[str, Any]:
         prompt, task, max_length = key

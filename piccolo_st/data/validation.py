@@ -101,7 +101,7 @@ def check_chunk(spec: DatasetSpec, roles: Roles, chunk: Chunk) -> Checked:
         for name in (n for n in columns if n == role or n.startswith(f"{role}_")):
             if other in columns and name not in roles.lists and other not in roles.lists:
                 equal = pc.fill_null(pc.equal(columns[name], columns[other]), False).to_numpy(False)
-                _add(reasons, np.where(equal, reason, None).astype(object), name)
+                _add(reasons, np.where(equal, reason, np.array(None)).astype(object), name)
     if "label" in columns:
         columns["label"], faults = _check_label(spec, columns)
         _add(reasons, faults, "label")
@@ -109,7 +109,7 @@ def check_chunk(spec: DatasetSpec, roles: Roles, chunk: Chunk) -> Checked:
     good = np.array([reason is None for reason in reasons], dtype=bool)
     rejects = [
         Reject(chunk.file, int(chunk.rows[row]), reasons[row], _row_excerpt(chunk, roles, row))
-        for row in np.flatnonzero(~good)
+        for row in np.flatnonzero(~good).tolist()
     ]
     notes = [Reject(chunk.file, int(chunk.rows[row]), reason, text) for row, reason, text in removed if good[row]]
     kept = pa.table(columns).filter(pa.array(good))
@@ -163,7 +163,7 @@ def clean_list(
 def _emptied(lists: pa.ListArray, gone: list[tuple[int, str, str]]) -> np.ndarray:
     """(n,) object: None, or why a list of positives has no text left: what was wrong with its first item."""
     counts = pc.fill_null(pc.list_value_length(lists), 1).to_numpy(False)
-    faults = np.where(counts == 0, "an empty list", None).astype(object)
+    faults = np.where(counts == 0, "an empty list", np.array(None)).astype(object)
     for row, reason, _ in reversed(gone):
         if counts[row] == 0:
             faults[row] = f"no text is left in the list ({reason.partition(': ')[2]})"

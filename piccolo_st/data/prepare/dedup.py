@@ -219,8 +219,8 @@ def _near(step: Deduplication, _: int) -> None:
         for start in range(0, len(of_both), _ROWS):
             where = of_both[start : start + _ROWS]
             sides = ((one, pairs[where, 0]), (other, pairs[where, 1]))
-            texts = [identity_keys(step.spec(dataset), step.rows(dataset, rows)) for dataset, rows in sides]
-            similar[where] = similar_rows(*texts, step.settings.shingle) >= step.settings.near
+            left, right = (identity_keys(step.spec(dataset), step.rows(dataset, rows)) for dataset, rows in sides)
+            similar[where] = similar_rows(left, right, step.settings.shingle) >= step.settings.near
     gone, kept = greedy_duplicates(pairs[similar])
     step.save("near", np.stack([gone, kept], axis=1))
 

@@ -102,11 +102,11 @@ def _filter(step: Filtering, task: int) -> None:
         found = heuristic_faults(spec, some, settings)
         if part.dataset in step.pools:
             model, pool = _encoder(step, part.dataset), np.load(step.pool_file(part.dataset))
-            pair = (
+            queries, positives = (
                 _encode(model, some[column].to_pylist(), settings.batch_size, column == "query")
                 for column in ("query", "positive")
             )
-            lost = ~consistent(*pair, pool, settings.top_k or 0)
+            lost = ~consistent(queries, positives, pool, settings.top_k or 0)
             found[lost & (found == None)] = "inconsistent"  # noqa: E711  (elementwise)
         pieces.append(simplified(some) if settings.simplify else some)
         faults.append(found)

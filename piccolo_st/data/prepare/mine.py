@@ -39,7 +39,7 @@ class MineSettings:
         default=None, metadata={"help": "Of the lexical encoder; empty: learned from the data."}
     )
     reranker: str | None = field(default=None, metadata={"help": "A cross-encoder that drops false negatives."})
-    settings: dict | None = field(
+    settings: dict[str, Any] | None = field(
         default=None, metadata={"help": "How negatives are chosen; see data.mining.MiningSettings."}
     )
 

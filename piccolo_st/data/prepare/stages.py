@@ -50,7 +50,9 @@ class ExecutorSettings:
         default="here", metadata={"help": "Where tasks run: here, or datatrove's local, slurm or ray executor."}
     )
     workers: int = field(default=1, metadata={"help": "Tasks at a time."})
-    options: dict | None = field(default=None, metadata={"help": "Further arguments of datatrove's executor."})
+    options: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Further arguments of datatrove's executor."}
+    )
 
 
 def claim(folder: Path, identity: str, what: Mapping[str, Any]) -> None:

@@ -39,7 +39,7 @@ STEPS: dict[str, tuple[type, type]] = {
 class PrepareData:
     """What is prepared, and where the output goes."""
 
-    mixture: dict | str | None = field(
+    mixture: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "The data mixture: a YAML file, or the mapping itself; see data.mixture."}
     )
     output: str = field(
