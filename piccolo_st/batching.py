@@ -205,7 +205,8 @@ def _is_per_row(key: str, value: Any, rows: int) -> bool:
 
 def _lengths(columns: Sequence[Features]) -> list[list[int] | None]:
     """Tokens of each row up to its last one, by column; None where rows cannot be sorted and trimmed."""
-    parts, sizes = [], []
+    parts: list[Tensor] = []
+    sizes: list[int | None] = []
     for features in columns:
         mask = features.get("attention_mask")
         if "cu_seq_lens_q" in features or not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] == 0:
@@ -230,7 +231,7 @@ def _lengths(columns: Sequence[Features]) -> list[list[int] | None]:
 def _signature(features: Features, rows: int, reads_task: bool) -> Any:
     """Equal for two columns exactly when one forward pass can take both."""
     width = features["attention_mask"].shape[1]
-    described = []
+    described: list[tuple[Any, ...]] = []
     for key, value in sorted(features.items()):
         if key == "task" and not reads_task:
             continue

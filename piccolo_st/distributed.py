@@ -163,7 +163,7 @@ def gather_rows(*tensors: Tensor) -> list[Gathered]:
     counts = list(zip(*table, strict=True))
     # One node for all tensors: its backward runs on every rank, also on one that put in no row of some tensor, and
     # always in the same order. Separate nodes would leave that to the autograd engine.
-    gathered = _GatherRows.apply(counts, *tensors)
+    gathered = _GatherRows.apply(counts, *tensors)  # type: ignore[no-untyped-call]
     return [Gathered(rows, count, sum(count[:rank])) for rows, count in zip(gathered, counts, strict=True)]
 
 

@@ -223,7 +223,7 @@ def instruction_token_ids(tokenizer: PreTrainedTokenizerBase, instruction: str) 
         )
     rows = [alone, *(encode(instruction + text) for text in ("今天", "的", "and", "ing", "s", "7", " a"))]
     stable = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))]
-    if tokenizer.decode(alone[len(stable) :], skip_special_tokens=True).strip() or not set(stable) - special:
+    if str(tokenizer.decode(alone[len(stable) :], skip_special_tokens=True)).strip() or not set(stable) - special:
         raise InputError(
             f"the tokens of the instruction {instruction!r} change with the text that follows, so no row can be told "
             "to begin with it: end it with a punctuation mark such as '：'"

@@ -204,7 +204,7 @@ def set_instruction_pooling(
     places = [place for place, module in enumerate(model) if isinstance(module, Pooling)]
     if len(places) != 1:
         raise InputError(f"the model needs exactly one Pooling module, it has {len(places)}: {model}")
-    old = model[places[0]]
+    old: Any = model[places[0]]
     texts = (
         resolve_instructions(instructions).prompts.values()
         if isinstance(instructions, str | Instructions | Mapping)

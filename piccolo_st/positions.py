@@ -15,7 +15,7 @@ Neither has seen a long text: train on some afterwards.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -68,7 +68,7 @@ def extend_positions(
         InputError: ``length`` is not above what the encoder has, or more than "hierarchical" can tell apart, or the
             method is unknown.
     """
-    encoder = model[0].auto_model
+    encoder: Any = model[0].auto_model
     table, padding_rows = _position_table(encoder)
     if table is None:
         raise TypeError(

@@ -98,7 +98,7 @@ def agree_on_columns(
         ValueError: the columns of any rank do not fit together, or the ranks do not; the same on every rank.
     """
     fault = find_fault(columns)
-    counts = [(0 if fault else row_count(columns[0]),)]
+    counts: list[tuple[int, ...]] = [(0 if fault else row_count(columns[0]),)]
     if across_ranks and get_world_size() > 1:
         ragged = len(columns) == 2 or any("owner" in features for features in columns)
         facts = {
@@ -133,7 +133,7 @@ def describe(
     if told_by != "nothing":
         query, positive, *negatives = (column_identities(features) for features in columns)
         parts += [query, positive, torch.cat([query[:0], *negatives])]
-    owned = (len(parts[0]),)
+    owned: tuple[int, ...] = (len(parts[0]),)
     if across_ranks:
         gathered = gather_rows(*parts)
         parts, owned = [one.rows for one in gathered], gathered[0].counts

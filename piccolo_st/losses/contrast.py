@@ -155,7 +155,7 @@ def contrastive_loss(
         tile_rows=tile_rows,
         differentiable=differentiable,
     )
-    loss, masked_by_margin = _Contrast.apply(task, queries, positives, negatives)
+    loss, masked_by_margin = _Contrast.apply(task, queries, positives, negatives)  # type: ignore[no-untyped-call]
     return Contrast(loss, task.masked_duplicates, masked_by_margin)
 
 

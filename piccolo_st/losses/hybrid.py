@@ -156,7 +156,7 @@ class WeightedLoss(nn.Module):
 
     def get_config_dict(self) -> dict[str, Any]:
         """The settings, for ST's model card."""
-        inner = getattr(self.loss, "get_config_dict", dict)()
+        inner: dict[str, Any] = getattr(self.loss, "get_config_dict", dict)()
         return {"loss": type(self.loss).__name__, "weight": self.weight, **inner}
 
     @property
@@ -241,7 +241,9 @@ def scale_dimension(model: SentenceTransformer, dimension: int) -> None:
         raise ValueError(f"the dimension must be at least 1, got {dimension}")
     if isinstance(last, Normalize):
         raise ValueError("the model ends in Normalize; take it off before scaling its dimension, cosine needs none")
-    dense = Dense(model.get_embedding_dimension(), dimension, activation_function=nn.Identity())
+    width = model.get_embedding_dimension()
+    assert width is not None  # it ends in a pooling or dense layer
+    dense = Dense(width, dimension, activation_function=nn.Identity())
     parameter = next(model.parameters())
     model.append(dense.to(device=parameter.device, dtype=parameter.dtype))
 
