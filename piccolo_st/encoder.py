@@ -81,7 +81,7 @@ def build_encoder(settings: EncoderSettings, texts: Iterable[str], path: Path, a
     """
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertConfig, BertModel, BertTokenizer
 
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     wordpiece = Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -103,7 +103,7 @@ def build_encoder(settings: EncoderSettings, texts: Iterable[str], path: Path, a
     wordpiece.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
     )
-    tokenizer = BertTokenizerFast(tokenizer_object=wordpiece, model_max_length=settings.max_positions)
+    tokenizer = BertTokenizer(tokenizer_object=wordpiece, model_max_length=settings.max_positions)
     path.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(path)
     config = BertConfig(

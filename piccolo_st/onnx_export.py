@@ -47,7 +47,7 @@ def export_onnx(path: str | Path, opset: int = 18) -> Path:
         raise InputError(f"{path} has no config.json: give the folder of a checkpoint, as save_portable writes it")
     encoder = AutoModel.from_pretrained(path, dtype=torch.float32).eval()
     given = AutoTokenizer.from_pretrained(path).model_input_names
-    names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in given]
+    names: list[str] = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in given]
     sizes = {0: "batch", 1: "sequence"}
     target = path / "onnx"
     with tempfile.TemporaryDirectory(prefix=".onnx.", dir=path) as folder:

@@ -62,6 +62,8 @@ class BenchmarkEncoder(AbsEncoder):
         progress: show a progress bar for every list of texts.
     """
 
+    mteb_model_meta: ModelMeta
+
     def __init__(
         self,
         model: SentenceTransformer,

@@ -43,7 +43,8 @@ def plot_evaluations(columns: Sequence[Column], benchmark: Benchmark, path: str 
     for number, (label, heights) in enumerate(values):
         places = [index + (number - (len(values) - 1) / 2) * width for index in range(len(groups))]
         shown = [(place, height) for place, height in zip(places, heights, strict=True) if height is not None]
-        bars = axes.bar(*zip(*shown, strict=True), width, label=label) if shown else None
+        middles, tops = zip(*shown, strict=True) if shown else ((), ())
+        bars = axes.bar(middles, tops, width, label=label) if shown else None
         if bars is not None and len(values) <= 3:
             axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=1)
     axes.set_xticks(range(len(groups)), groups)

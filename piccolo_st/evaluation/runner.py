@@ -205,7 +205,7 @@ class _Run:
             path = self.cache.get_task_result_path(task.metadata.name, self.encoder.mteb_model_meta)
             stored, note = _read(path, task)
             everything = self.overwrite or stored is None
-            missing = list(task.eval_splits if everything else stored.get_missing_evaluations(task))
+            missing = list(task.eval_splits if everything or stored is None else stored.get_missing_evaluations(task))
             answer = [(stored, missing, note)]
         return broadcast_object_list(answer)[0]
 

@@ -64,7 +64,8 @@ def split_files(
     folder = Path(model_dir)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a directory; give the directory of a saved model")
-    chosen, others = [], []
+    chosen: list[str] = []
+    others: list[str] = []
     for path in sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()):
         if not (set(path.split("/")) & _LEFT_OUT or _matches(path, exclude)):
             (chosen if _matches(path, (*EXPECTED, *include)) else others).append(path)

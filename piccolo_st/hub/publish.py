@@ -23,7 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, snapshot_download
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationCopy,
+    CommitOperationDelete,
+    HfApi,
+    get_token,
+    snapshot_download,
+)
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from piccolo_st.errors import InputError
@@ -203,7 +210,7 @@ def _commit(
             found = _find_pull_request(api, plan, folder)
         if found is not None:
             return found
-    operations = [
+    operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
         *(CommitOperationAdd(path, str(folder / path)) for path in plan.sent),
         *(CommitOperationDelete(path) for path in plan.deleted),
     ]

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from transformers.trainer_utils import HubStrategy
-from transformers.utils import PushInProgress
+from transformers.utils.hub import PushInProgress
 
 from piccolo_st.errors import InputError
 from piccolo_st.hub.files import find_leaks, split_files
@@ -94,6 +94,9 @@ class PortablePushes(_Base):
     logged as an error; the next one carries everything again.
     """
 
+    hub_model_id: Any  # None until the trainer has made its repository
+    push_in_progress: Any
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         args, strategy = self.args, self.args.hub_strategy
         if not self.is_world_process_zero() or strategy == HubStrategy.END:
@@ -103,7 +106,7 @@ class PortablePushes(_Base):
         state_path = {
             HubStrategy.CHECKPOINT: "last-checkpoint",
             HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name,
-        }.get(strategy)
+        }.get(HubStrategy(strategy))
         # The trainer deletes old checkpoints while a push may still read them: links keep the files.
         staging = Path(tempfile.mkdtemp(prefix="._push-", dir=args.output_dir))
         shutil.copytree(checkpoint_folder, staging, copy_function=_link, dirs_exist_ok=True)
@@ -123,8 +126,8 @@ class PortablePushes(_Base):
 
         job: Future[CommitInfo] = HfApi().run_as_future(push)
         job.add_done_callback(_log_failure)
-        running = [] if self.push_in_progress is None else [j for j in self.push_in_progress.jobs if not j.done()]
-        self.push_in_progress = PushInProgress([*running, job])
+        running: Any = [] if self.push_in_progress is None else [j for j in self.push_in_progress.jobs if not j.done()]
+        self.push_in_progress = PushInProgress([*running, job])  # type: ignore[arg-type]
 
     def push_to_hub(
         self,

@@ -113,10 +113,11 @@ def add_results(
         InputError: there is no README.md, or its metadata cannot be read.
     """
     card = _load_card(Path(model_dir))
-    card.data.model_name = model_id.split("/")[-1]
-    others = [result for result in card.data.eval_results or [] if not result.dataset_name.startswith("MTEB ")]
-    card.data.eval_results = eval_results(results) + others
-    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), "mteb"]))
+    data: Any = card.data  # a ModelCardData
+    data.model_name = model_id.split("/")[-1]
+    others = [result for result in data.eval_results or [] if not result.dataset_name.startswith("MTEB ")]
+    data.eval_results = eval_results(results) + others
+    data.tags = list(dict.fromkeys([*(data.tags or []), "mteb"]))
     known = scores(results, benchmark)
     own = TableRow.computed(model_id, average_scores(known, benchmark), **(facts or {}))
     section = evaluation_section(known, benchmark, own, comparison, evaluated)

@@ -177,20 +177,20 @@ def _write_modules(model: SentenceTransformer, folder: Path) -> None:
     entries = []
     for index, (name, module) in enumerate(model.named_children()):
         kind = "Pooling" if isinstance(module, Pooling) else type(module).__name__
-        entry = {"idx": index, "name": name, "path": f"{index}_{kind}" if index else ""}
-        entries.append({**entry, "type": f"sentence_transformers.models.{kind}"})
+        path = f"{index}_{kind}" if index else ""
+        entries.append({"idx": index, "name": name, "path": path, "type": f"sentence_transformers.models.{kind}"})
         if isinstance(module, InstructionPooling):
-            (folder / f"{index}_{type(module).__name__}").rename(folder / entry["path"])
+            (folder / f"{index}_{type(module).__name__}").rename(folder / path)
         if isinstance(module, Pooling):
-            _write_json(folder / entry["path"] / "config.json", _pooling_config(module))
+            _write_json(folder / path / "config.json", _pooling_config(module))
         elif isinstance(module, Transformer):
             limits = [model.max_seq_length, usable_positions(module.auto_model)]
             lengths = {"max_seq_length": min(filter(None, limits), default=None), "do_lower_case": False}
             _write_json(folder / "sentence_bert_config.json", lengths)  # lower-casing is in tokenizer.json
         elif isinstance(module, Dense):
-            _edit_json(folder / entry["path"] / "config.json", _forget_feature_names)
+            _edit_json(folder / path / "config.json", _forget_feature_names)
         elif isinstance(module, Normalize):
-            (folder / entry["path"] / "config.json").unlink()
+            (folder / path / "config.json").unlink()
     _write_json(folder / "modules.json", entries)
 
 
