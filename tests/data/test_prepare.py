@@ -139,6 +139,16 @@ def test_dedup_takes_what_was_planted_and_nothing_else(folder: Path) -> None:
     assert str(out / "mixture.yaml") in said
 
 
+def test_keys_sorted_in_pieces_find_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("rensa")
+    whole, _ = _step(folder, "dedup", DEDUP)
+    whole = whole.rename(folder / "whole")
+    monkeypatch.setattr("piccolo_st.data.prepare.dedup._KEYS", 7)
+    pieces, _ = _step(folder, "dedup", DEDUP)
+    assert _rejects(pieces) == _rejects(whole)
+    assert _files(pieces) == _files(whole)
+
+
 def test_dedup_stays_within_datasets_or_off_when_asked(folder: Path) -> None:
     out, _ = _step(folder, "dedup", DedupSettings(near=None, across=False, decontaminate=None))
     assert set(_rejects(out)) == {("pairs", 11), ("scores", 6), ("scores", 7), ("scores", 9)}

@@ -7,13 +7,16 @@
     (4) near: candidates are compared exactly, column by column; of similar rows the earliest stays;
     (5) write: each part without those rows, and without evaluation texts among its negatives.
 
-Memory: a stage holds 8 bytes a row for each array it sorts, and the texts of one part.
+Memory: a task holds the texts of one part, or the keys of some two million rows that it sorts; the last stage of (4)
+holds the similar pairs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +42,8 @@ from piccolo_st.data.specs import DatasetSpec
 
 # Rows compared or hashed at once: bounds the memory of a task, whatever its part's size.
 _ROWS = 20_000
+# Keys sorted at once.
+_KEYS = 2_000_000
 # In the place of the first row with the same key.
 _CONTRADICTED, _TESTED = -1, -2
 
@@ -114,6 +119,35 @@ class Deduplication:
         """(datasets + 1,) int64: the number, over all datasets, of each dataset's first row."""
         return np.concatenate([[0], np.cumsum([len(dataset) for dataset in self.job.mixture.train.values()])])
 
+    def alike(
+        self, read: Callable[[int], np.ndarray], wanted: Callable[[int, slice], np.ndarray]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(m,) rows and their keys, all rows of a key together, about ``_KEYS`` at a time to bound the memory.
+
+        Args:
+            read: a part's keys, spread evenly over uint64.
+            wanted: of a part, and its rows numbered over all datasets, whether each takes part.
+        """
+        offsets = self.offsets()
+        pieces = int(offsets[-1]) // _KEYS + 1
+        for piece in range(pieces):
+            rows, keys = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.uint64)]
+            for task, (start, stop) in enumerate(pairwise(offsets.tolist())):
+                own = read(task)
+                places = np.flatnonzero((own % np.uint64(pieces) == piece) & wanted(task, slice(start, stop)))
+                rows.append(places + start)
+                keys.append(own[places])
+            yield np.concatenate(rows), np.concatenate(keys)
+
+    def labels(self, rows: np.ndarray) -> np.ndarray:
+        """(m,) float32, the scores of rows in ascending order; NaN where their dataset has none."""
+        found, offsets = np.full(len(rows), np.nan, dtype=np.float32), self.offsets()
+        bounds = np.searchsorted(rows, offsets).tolist()
+        for task, (start, stop) in enumerate(pairwise(bounds)):
+            if start < stop and (self.work / f"labels-{task}.npy").is_file():
+                found[start:stop] = self.load(f"labels-{task}")[rows[start:stop] - offsets[task]]
+        return found
+
     def datasets_of(self, rows: np.ndarray) -> np.ndarray:
         """The dataset, by its place in the mixture, of rows numbered over all datasets."""
         return np.searchsorted(self.starts(), rows, side="right") - 1
@@ -177,41 +211,43 @@ def _signatures(step: Deduplication, task: int) -> None:
 def _exact(step: Deduplication, _: int) -> None:
     """``exact``: (n,) int64, the earliest row with the same key (often the row itself), -1 where labels contradict,
     -2 where the row holds an evaluation text."""
-    tasks = range(len(step.parts))
-    clean = np.flatnonzero(np.concatenate([step.load(f"tests-{task}") for task in tasks]) < 0)
-    keys = np.concatenate([step.load(f"keys-{task}") for task in tasks])
-    first = np.full(len(keys), _TESTED, dtype=np.int64)
-    first[clean] = clean[first_of_each(keys[clean])]
-    offsets, labels = step.offsets(), np.full(len(keys), np.nan, dtype=np.float32)
-    for task in tasks:
-        if (step.work / f"labels-{task}.npy").is_file():
-            labels[offsets[task] : offsets[task + 1]] = step.load(f"labels-{task}")
-    # Scores are 0..1: two of the same pair that are far apart cannot both be right, and which one is, nobody knows.
-    apart = np.zeros(len(keys), dtype=bool)
-    apart[clean] = np.abs(labels[clean] - labels[first[clean]]) > 0.5
-    first[np.isin(first, first[apart])] = _CONTRADICTED
-    step.save("exact", first)
+    exact = np.lib.format.open_memmap(
+        step.work / "exact.npy", mode="w+", dtype=np.int64, shape=(int(step.offsets()[-1]),)
+    )
+    exact[:] = _TESTED
+    for rows, keys in step.alike(
+        lambda task: step.load(f"keys-{task}"), lambda task, _: step.load(f"tests-{task}") < 0
+    ):
+        first = first_of_each(keys)
+        labels = step.labels(rows)
+        # Scores are 0..1: two of the same pair that are far apart cannot both be right, and which is, nobody knows.
+        apart = np.abs(labels - labels[first]) > 0.5
+        exact[rows] = np.where(np.isin(first, first[apart]), _CONTRADICTED, rows[first])
+    exact.flush()
 
 
 def _candidates(step: Deduplication, band: int) -> None:
     """``candidates-BAND``: (m, 2) int64, rows that agree in the band, neighbours and with the first of their group."""
-    hashes = np.concatenate([step.load(f"bands-{task}")[band] for task in range(len(step.parts))])
     exact = step.load("exact")
-    alive = np.flatnonzero(exact == np.arange(len(exact)))
-    order = alive[np.argsort(hashes[alive], kind="stable")]
-    same = np.zeros(len(order), dtype=bool)
-    same[1:] = hashes[order][1:] == hashes[order][:-1]
-    begins = np.flatnonzero(~same)
-    leader = np.repeat(order[begins], np.diff(np.append(begins, len(order))))
-    follows = np.flatnonzero(same)
-    pairs = [np.stack([before, order[follows]], axis=1) for before in (leader[follows], order[follows - 1])]
+    pairs = [np.zeros((0, 2), dtype=np.int64)]
+    for rows, hashes in step.alike(
+        lambda task: step.load(f"bands-{task}")[band], lambda _, own: exact[own] == np.arange(own.start, own.stop)
+    ):
+        order = np.argsort(hashes, kind="stable")
+        same = np.zeros(len(order), dtype=bool)
+        same[1:] = hashes[order][1:] == hashes[order][:-1]
+        begins, follows = np.flatnonzero(~same), np.flatnonzero(same)
+        leader = np.repeat(order[begins], np.diff(np.append(begins, len(order))))
+        for before in (leader[follows], order[follows - 1]):
+            pairs.append(rows[np.stack([before, order[follows]], axis=1)])
     step.save(f"candidates-{band}", distinct_pairs(np.concatenate(pairs), len(exact)))
 
 
 def _near(step: Deduplication, _: int) -> None:
     """``near``: (k, 2) int64, a row that goes and the similar row that stays."""
-    found = [step.load(f"candidates-{band}") for band in range(step.bands[0])]
-    pairs = distinct_pairs(np.concatenate(found), int(step.offsets()[-1]))
+    pairs = np.zeros((0, 2), dtype=np.int64)
+    for band in range(step.bands[0]):
+        pairs = distinct_pairs(np.concatenate([pairs, step.load(f"candidates-{band}")]), int(step.offsets()[-1]))
     similar = np.zeros(len(pairs), dtype=bool)
     datasets = step.datasets_of(pairs)
     for one, other in distinct_pairs(datasets, len(step.job.mixture.train)).tolist():
