@@ -197,7 +197,7 @@ class Ablation:
             means = [one[MEAN] for one in found]
             after = self.variants[name].after
             gain = ""
-            if after in scores:
+            if after is not None and after in scores:
                 gain = f"{statistics.fmean(means) - statistics.fmean(one[MEAN] for one in scores[after]):+.2f} {after}"
             span = f"{min(means):.2f} to {max(means):.2f}"
             rows.append([self.variants[name].label or name, *cells, span, gain, str(len(found))])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
@@ -29,7 +29,7 @@ class ModelArguments:
         metadata={"help": "Hub id or directory of a sentence-transformers or transformers model; overrides `build`."},
     )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
-    build: dict | None = field(
+    build: dict[str, Any] | None = field(
         default=None,
         metadata={"help": "Settings of an encoder to build when name_or_path is empty; see encoder.EncoderSettings."},
     )
@@ -51,7 +51,7 @@ class ModelArguments:
 class DataArguments:
     """What it is trained on, and which rows stand together in a batch."""
 
-    mixture: dict | str | None = field(
+    mixture: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "The data mixture: a YAML file, or the mapping itself; see data.mixture."}
     )
     batch_size: int = field(default=64, metadata={"help": "Samples per device and step."})
@@ -59,7 +59,7 @@ class DataArguments:
         default=None,
         metadata={"help": "Who mines negatives before the run: lexical, bm25, random, self or a model; empty: nobody."},
     )
-    mining: dict | None = field(
+    mining: dict[str, Any] | None = field(
         default=None, metadata={"help": "Settings of that mining; see data.mining.MiningSettings."}
     )
     mixing: str = field(
@@ -164,7 +164,7 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         if self.max_non_finite_steps < 1:
             raise ConfigError(f"train.max_non_finite_steps must be 1 or more, but is {self.max_non_finite_steps}")
         if self.activation_checkpointing and self.activation_checkpointing_kwargs is None:
@@ -197,7 +197,7 @@ class PlanArguments:
         default=None, metadata={"help": "Memory of a GPU; what needs more is refused."}
     )
     reserve: float = field(default=0.1, metadata={"help": "Share of it kept for the framework."})
-    encoder: dict | None = field(
+    encoder: dict[str, Any] | None = field(
         default=None, metadata={"help": "Shape of an encoder that cannot be read here: layers, hidden_size, heads, ..."}
     )
     negatives: int = field(default=0, metadata={"help": "Hard negatives of a row."})
@@ -250,7 +250,7 @@ class EncoderModelArguments:
     name_or_path: str | None = field(
         default=None, metadata={"help": "Hub id or directory of a BERT, RoBERTa or ERNIE; overrides `build`."}
     )
-    build: dict | None = field(
+    build: dict[str, Any] | None = field(
         default=None,
         metadata={"help": "Settings of an encoder to build when name_or_path is empty; see encoder.EncoderSettings."},
     )
@@ -263,7 +263,7 @@ class EncoderModelArguments:
 class EncoderDataArguments:
     """The text, and how it is masked."""
 
-    mixture: dict | str | None = field(
+    mixture: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "The data mixture whose text is read: a YAML file, or the mapping itself."}
     )
     max_length: int = field(default=128, metadata={"help": "Tokens of a block; texts are joined and cut to it."})
@@ -289,7 +289,7 @@ class EncoderTrainingArguments(TrainingArguments):
     report_to: str | None = field(default="none", metadata={"help": "Trackers: none, tensorboard, trackio, wandb."})
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self.remove_unused_columns = False  # the Trainer would look for the columns in MaskedPositions
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False

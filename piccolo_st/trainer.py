@@ -17,7 +17,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,14 +53,14 @@ class PiccoloTrainer(DurableTrainer):
     HomogeneousBatchSampler (or a partial of it); any other sampler of ST works and loses reading at once.
     """
 
-    training_args_class = PiccoloTrainingArguments
+    training_args_class: Any = PiccoloTrainingArguments
     data_collator_class = PiccoloDataCollator
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.step_dataset: str | None = None
         self.signals = StopSignals()
-        self.guard = NonFiniteGuard(getattr(self.args, "max_non_finite_steps", 3), Path(self.args.output_dir))
+        self.guard = NonFiniteGuard(getattr(self.args, "max_non_finite_steps", 3), Path(str(self.args.output_dir)))
         self.meter = Meter()
         self._stopping = False
         self._last_features: list[dict[str, Any]] = []
@@ -68,7 +68,7 @@ class PiccoloTrainer(DurableTrainer):
             self.add_callback(_DatasetProgressCallback(self))
         self.add_callback(_BoundaryCallback(self))
 
-    def _build_dataloader(self, dataset: Any, batch_size: int, dataset_kind: str) -> DataLoader:
+    def _build_dataloader(self, dataset: Any, batch_size: int, dataset_kind: str) -> DataLoader[Any]:
         dataloader = super()._build_dataloader(dataset, batch_size, dataset_kind)
         return homogeneous_dataloader(dataloader) if dataset_kind == "train" else dataloader
 
@@ -114,7 +114,7 @@ class PiccoloTrainer(DurableTrainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """ST's compute_loss, added to its dataset's account."""
         name = inputs.get("dataset_name") or "train"
-        result = super().compute_loss(model, inputs, *args, **kwargs)
+        result = super().compute_loss(cast(Any, model), inputs, *args, **kwargs)
         if not model.training:
             return result
         loss = result[0] if isinstance(result, tuple) else result
@@ -122,7 +122,7 @@ class PiccoloTrainer(DurableTrainer):
         return (poison(loss), *result[1:]) if isinstance(result, tuple) else poison(loss)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         step = self.state.global_step + 1
         if not self.guard.judge(step, norm, self._loss_scale(), self._suspects, self._row) and not self._scaled():
             model.zero_grad()  # without gradients the optimizer changes nothing
@@ -134,7 +134,8 @@ class PiccoloTrainer(DurableTrainer):
 
     def _loss_scale(self) -> float | None:
         if self.is_deepspeed_enabled:
-            return float(self.model_wrapped.optimizer.cur_scale) if self.args.fp16 else None
+            engine: Any = self.model_wrapped
+            return float(engine.optimizer.cur_scale) if self.args.fp16 else None
         scaler = getattr(self.accelerator, "scaler", None)
         return None if scaler is None else float(scaler.get_scale())
 
@@ -155,7 +156,8 @@ class PiccoloTrainer(DurableTrainer):
         return sorted(bad)
 
     def _row(self, dataset: str | None, row: int) -> dict[str, Any]:
-        part = self.train_dataset[dataset] if isinstance(self.train_dataset, Mapping) else self.train_dataset
+        training: Any = self.train_dataset
+        part = training[dataset] if isinstance(training, Mapping) else training
         return part[row]
 
     # Step (3).
@@ -169,7 +171,7 @@ class PiccoloTrainer(DurableTrainer):
             logs.update(self.guard.pop_statistics())
         super().log(logs, start_time)
 
-    def _loss_modules(self) -> Iterator[nn.Module]:
+    def _loss_modules(self) -> Iterator[Any]:
         losses = self.loss.values() if isinstance(self.loss, dict) else [self.loss]
         for loss in losses:
             yield from loss.modules()
@@ -193,7 +195,7 @@ class PiccoloTrainer(DurableTrainer):
         folder = output_dir if output_dir is not None else self.args.output_dir
         logger.info("Saving model checkpoint to %s", folder)
         # A card takes longer to write than a small model, and nobody reads that of a checkpoint unless it is pushed.
-        save_portable(self.model, folder, create_model_card=self._writing is None or self.args.push_to_hub)
+        save_portable(self.model, str(folder), create_model_card=self._writing is None or self.args.push_to_hub)
 
 
 def _caches_gradients(loss: nn.Module) -> bool:
@@ -236,4 +238,4 @@ class _DatasetProgressCallback(ProgressCallback):
         """Write the dataset's name, then let the bar advance."""
         if self.training_bar is not None and self.trainer.step_dataset:
             self.training_bar.set_postfix_str(self.trainer.step_dataset, refresh=False)
-        super().on_step_end(args, state, control, **kwargs)
+        super().on_step_end(args, state, control, **kwargs)  # type: ignore[no-untyped-call]

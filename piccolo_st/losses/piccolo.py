@@ -113,7 +113,7 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
         ):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be None or a whole number of at least 1, got {value!r}")
-        self.mini_batch_size = mini_batch_size
+        self.mini_batch_size = mini_batch_size  # type: ignore[assignment]  # None: no caching
         self.mini_batch_num_tokens = mini_batch_num_tokens
         self.chunk_tokens = chunk_tokens
         self.show_progress_bar = show_progress_bar
@@ -145,7 +145,8 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
         refuse_early_reduction(self.model)
         rows = sort_rows(columns, model_reads_task(self.model))
         # The mixin hands what it calls the labels to calculate_loss as they are. Ours are the step.
-        return self.forward_cached([group.features for group in rows.groups], _Step(batch, rows))
+        step: Any = _Step(batch, rows)
+        return self.forward_cached([group.features for group in rows.groups], step)
 
     def calculate_loss(self, reps: list[list[Tensor]], labels: Any = None, *, with_backward: bool = False) -> Tensor:
         """Called by the gradient cache with the embeddings of all mini-batches; ``labels`` is the :class:`_Step`."""
@@ -164,15 +165,18 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
     def _loss(self, embeddings: Sequence[Tensor], batch: Batch) -> Tensor:
         """Steps (3) and (4). ``embeddings`` are (rows, D) for each column."""
         queries, positives, *negatives = [unit(rows) for rows in embeddings]
-        everyone = [queries, positives, torch.cat([queries[:0], *negatives])]
+        everyone: Sequence[Tensor] = [queries, positives, torch.cat([queries[:0], *negatives])]
         world = get_world_size() if self.gather_across_devices else 1
         own = (0, len(queries))
         if world > 1:
             gathered = gather_rows(*everyone)
             everyone = [one.rows for one in gathered]
             own = (gathered[0].own.start, gathered[0].own.stop)
+        every_query, every_positive, every_negative = everyone
         result = contrastive_loss(
-            *everyone,
+            every_query,
+            every_positive,
+            every_negative,
             batch.exclusions,
             temperature=self.temperature,
             directions=self.directions,
@@ -231,7 +235,7 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
 
 def chunk_tokens_for(setting: int | str | None, columns: Sequence[Features]) -> int | None:
     """The size of a forward pass in tokens: the setting itself, or for "auto" what suits the columns' device."""
-    if setting != "auto":
+    if not isinstance(setting, str):
         return setting
     return CPU_CHUNK_TOKENS if device_of(columns).type == "cpu" else None
 
