@@ -213,7 +213,7 @@ def newest_complete(
     Returns:
         It, or None; and a sentence for each newer one that was passed over.
     """
-    skipped = []
+    skipped: list[str] = []
     for path in reversed(checkpoints(output_dir)):
         try:
             found = verify(path)

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
+from typing import Any, NoReturn, TypeVar, cast, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -147,7 +147,7 @@ def build_section(name: str, cls: type[Section], values: Mapping[str, Any]) -> S
         else:
             tokens.append(f"--{key}={_text(value, hints[key])}")
     try:
-        namespace = vars(_Parser(cls, add_help=False).parse_args(tokens))
+        namespace = vars(_Parser(cast(Any, cls), add_help=False).parse_args(tokens))
     except ConfigError as error:
         raise ConfigError(f"section {name!r}: {error}") from None
     converted = {key: namespace[key] for key in values if key not in plain}
@@ -193,7 +193,7 @@ def parse_run(
     _check_keys(content, sections, str(path))
     merged = merge(content, overrides)
     _check_keys(merged, sections, "the command line")
-    built = {name: build_section(name, cls, merged.get(name) or {}) for name, cls in sections.items()}
+    built: dict[str, Any] = {name: build_section(name, cls, merged.get(name) or {}) for name, cls in sections.items()}
     resolved = {name: dict(merged.get(name) or {}) for name in sections}
     return RunConfig(path=path, resolved=resolved, sections=built)
 
@@ -206,7 +206,7 @@ def _help(sections: Mapping[str, type], default: Path, description: str) -> str:
         own = inspect.get_annotations(cls)
         for item in dataclasses.fields(cls):
             if item.name in own:
-                value = item.default if item.default is not dataclasses.MISSING else item.default_factory()  # type: ignore[misc]
+                value = item.default if item.default is not dataclasses.MISSING else item.default_factory()  # type: ignore[operator]
                 lines.append(f"  --{name}.{item.name:<24} {item.metadata.get('help', '')} [{value}]")
         inherited = [base.__name__ for base in cls.__mro__[1:] if dataclasses.is_dataclass(base)]
         if inherited:

@@ -58,7 +58,7 @@ class DurableTrainer(SentenceTransformerTrainer):
         self._position = (0, 0)  # epoch, and batches of it that this rank has read
         self._writing: Path | None = None  # the hidden folder, while a checkpoint is being written
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         """The training batches of this rank; with a HomogeneousBatchSampler they are checked against its plan."""
         dataloader = super().get_train_dataloader()
         multi = isinstance(self.train_dataset, Mapping)
@@ -107,7 +107,8 @@ class DurableTrainer(SentenceTransformerTrainer):
 
     def _compare_ranks(self) -> None:
         """Compare data, code and configuration before a rank could wait in vain for another."""
-        datasets = self.train_dataset if isinstance(self.train_dataset, Mapping) else {"train": self.train_dataset}
+        training: Any = self.train_dataset
+        datasets = training if isinstance(training, Mapping) else {"train": training}
         facts: dict[str, Any] = {f"columns of {name}": sorted(one.column_names) for name, one in datasets.items()}
         facts |= {**self._signature, "engine": self._engine(), "piccolo_st": __version__, "torch": torch.__version__}
         facts["parameters"] = sum(parameter.numel() for parameter in self.model.parameters())
@@ -115,7 +116,7 @@ class DurableTrainer(SentenceTransformerTrainer):
 
     def _find(self, wanted: str | bool) -> Checkpoint | None:
         """The checkpoint to go on from, checked; None to start anew. Runs on the first rank alone."""
-        output_dir = Path(self.args.output_dir)
+        output_dir = Path(str(self.args.output_dir))
         checkpoint.recover(output_dir)
         if wanted is False or wanted == "never":
             aside = checkpoint.set_aside(output_dir)
@@ -123,9 +124,10 @@ class DurableTrainer(SentenceTransformerTrainer):
                 logger.warning("starting anew; the checkpoints of the earlier run are now in %s", aside)
             return None
         if isinstance(wanted, str) and wanted != "auto":
-            found: Checkpoint | None = checkpoint.verify(Path(wanted))
+            named = checkpoint.verify(Path(wanted))
             skipped: list[str] = []
-            self._check_parts(found)
+            self._check_parts(named)
+            found: Checkpoint | None = named
         else:
             found, skipped = checkpoint.newest_complete(output_dir, self._check_parts)
         for reason in skipped:
@@ -188,7 +190,7 @@ class DurableTrainer(SentenceTransformerTrainer):
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         resumes = self._resumed is not None and kwargs["epoch"] == kwargs["epochs_trained"]
         self._position = (kwargs["epoch"], kwargs["steps_trained_in_current_epoch"] if resumes else 0)
-        super()._run_epoch(*args, **kwargs)
+        super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """The stock step, counted."""
@@ -205,7 +207,9 @@ class DurableTrainer(SentenceTransformerTrainer):
         else:
             super()._load_rng_state(checkpoint)
 
-    def _prepare_for_training(self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: Any) -> Any:
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: DataLoader[Any], resume_from_checkpoint: Any
+    ) -> Any:
         found = self._resumed
         with contextlib.ExitStack() as stack:
             if resume_from_checkpoint is not None:
@@ -214,8 +218,12 @@ class DurableTrainer(SentenceTransformerTrainer):
             if found is not None and self.is_deepspeed_enabled and found.run["world_size"] != self.args.world_size:
                 self._load_from_checkpoint(str(found.path))  # what is not trained, too
                 stack.enter_context(zero.load_universal(self.accelerator.state.deepspeed_plugin))
-                resume_from_checkpoint = str(stack.enter_context(zero.universal(found, Path(self.args.output_dir))))
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+                resume_from_checkpoint = str(
+                    stack.enter_context(zero.universal(found, Path(str(self.args.output_dir))))
+                )
+            return super()._prepare_for_training(  # type: ignore[no-untyped-call]
+                max_steps, train_dataloader, resume_from_checkpoint
+            )
 
     # Step (3).
 
@@ -240,12 +248,12 @@ class DurableTrainer(SentenceTransformerTrainer):
             folder = on_first_rank(lambda: checkpoint.begin(output_dir, step))
         except Exception as error:
             raise self._cannot_write(output_dir, step, error) from error
-        error = self._write_parts(folder, model, trial)
-        if error is not None and self.is_deepspeed_enabled:
+        failure = self._write_parts(folder, model, trial)
+        if failure is not None and self.is_deepspeed_enabled:
             # The others may wait for this rank inside DeepSpeed, and learn of its end from the broken connection.
-            raise self._cannot_write(output_dir, step, error) from error
+            raise self._cannot_write(output_dir, step, failure) from failure
         try:
-            fail_together(error)
+            fail_together(failure)
             on_first_rank(lambda: self._finish(folder))
         except Exception as error:
             if self.is_world_process_zero():

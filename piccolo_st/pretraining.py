@@ -122,7 +122,9 @@ class EncoderRun:
 
     def describe(self) -> str:
         """What will run: size, text, steps."""
-        arguments, rows = self.trainer.args, self.trainer.train_dataset
+        arguments = self.trainer.args
+        rows: Any = self.trainer.train_dataset
+        held_out: Any = self.trainer.eval_dataset
         batch = arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
         steps = arguments.max_steps
         if steps <= 0:
@@ -133,7 +135,7 @@ class EncoderRun:
             [
                 f"encoder    {self.config['model'].name_or_path or 'built from the text'}, {parameters:,} parameters, "
                 f"{len(self.tokenizer):,} pieces",
-                f"text       {len(self.blocks):,} blocks of {length} tokens, {len(self.trainer.eval_dataset)} held out",
+                f"text       {len(self.blocks):,} blocks of {length} tokens, {len(held_out)} held out",
                 f"steps      {steps:,} of {batch} blocks, {batch * length:,} tokens",
                 f"output     {self.output}",
             ]

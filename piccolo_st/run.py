@@ -184,7 +184,7 @@ class TrainingRun:
         data: DataArguments = self.config["data"]
         if data.mining_model is None:
             return self.mixture.train
-        model: SentenceTransformer | str = data.mining_model
+        model: Any = data.mining_model
         if data.mining_model == "self":
             model = self.model
         elif data.mining_model not in ("lexical", "bm25", "random"):
@@ -215,7 +215,8 @@ class TrainingRun:
         own = {spec.name: spec.instruction for spec in specs if spec.instruction}
         arguments.per_device_train_batch_size = data.batch_size
         arguments.prompts = dataset_prompts(columns, self.config["model"].instructions, own)
-        arguments.router_mapping = dataset_tasks(columns)
+        router_mapping: Any = dataset_tasks(columns)
+        arguments.router_mapping = router_mapping
         arguments.multi_dataset_batch_sampler = partial(
             HomogeneousBatchSampler,
             accumulation_steps=arguments.gradient_accumulation_steps,
@@ -234,8 +235,9 @@ class TrainingRun:
             loss=self._losses(specs),
             evaluator=self._evaluators() or None,
         )
-        trainer.data_collator.num_negatives = data.num_negatives
-        trainer.data_collator.seed = arguments.seed
+        collator: Any = trainer.data_collator
+        collator.num_negatives = data.num_negatives
+        collator.seed = arguments.seed
         # What a checkpoint must agree with beside what the trainer sees. The batch size is there as that of all ranks.
         sections = {name: dataclasses.asdict(self.config[name]) for name in ("model", "data", "loss")}
         sections["data"] |= {"mixture": self.mixture.fingerprint, "batch_size": None}
