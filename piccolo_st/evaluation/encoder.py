@@ -137,7 +137,7 @@ class BenchmarkEncoder(AbsEncoder):
             InputError: a text is not a string, or its embedding is not finite.
         """
         where = f"{task_metadata.name}, split {hf_split!r}" + (f", {prompt_type.value} texts" if prompt_type else "")
-        texts = list(inputs.dataset["text"][:])  # type: ignore[index]
+        texts = list(inputs.dataset["text"][:])
         for row, text in enumerate(texts):
             if not isinstance(text, str):
                 raise InputError(f"{where}: row {row} holds {text!r}, not a text; correct the data or leave it out")
