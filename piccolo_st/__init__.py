@@ -9,6 +9,7 @@ other. Names are loaded on first use, so importing this package costs nothing.
     benchmarks.py     the Chinese benchmarks and their averages, as data
     report.py         tables, curves, the record of a run
     dropout.py        dropout on a CPU without the time its masks take
+    attention.py, packing.py: rows without padding on a CPU
     batching.py       rows of all columns -> length-sorted chunks -> embeddings back in order
     losses/           contrast (tensors), piccolo (PiccoloLoss), hybrid (one loss per task type)
     pooling.py        InstructionPooling; positions.py, lengths.py: how long an input may be

@@ -63,6 +63,8 @@ def signature(args: Any, plan: Mapping[str, Any], data: Mapping[str, str], extra
         Dotted name -> a JSON value.
     """
     train = {name: getattr(args, name) for name in _DECISIVE}
+    for name in ("fast_dropout", "packing"):  # stock arguments have no such fields
+        train[name] = getattr(args, name, False)
     # In-batch negatives come from one micro-step of all ranks.
     train["rows of a micro-step"] = args.world_size * args.per_device_train_batch_size
     sections = {"plan": plan, "data": data, "train": train, **extra}

@@ -6,14 +6,16 @@ checkpoints.
     (1) each batch is read at once from one Arrow table (``homogeneous_dataloader``);
     (2) before each micro-step the ranks compare what they are about to do, and tell each other whether they were asked
         to stop; after each optimizer step they judge its gradient (guards.py);
-    (3) tokens, padding, the loss of each dataset, alignment and uniformity, and what the losses and guards count enter
-        the trainer's logs, and so every tracker; the progress bar says which dataset the step came from;
+    (3) tokens, padding, the wait for data, the loss of each dataset, alignment and uniformity, and what the losses and
+        guards count enter the trainer's logs, and so every tracker; the progress bar says which dataset the step came
+        from;
     (4) a checkpoint holds a portable model (``save_portable``) and nothing that would have to be unpickled to load it.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,6 +32,7 @@ from piccolo_st.arguments import PiccoloTrainingArguments
 from piccolo_st.data.collator import PiccoloDataCollator
 from piccolo_st.data.reading import homogeneous_dataloader
 from piccolo_st.distributed import agree
+from piccolo_st.dropout import use_fast_dropout
 from piccolo_st.durable import DurableTrainer
 from piccolo_st.guards import (
     MicroStep,
@@ -40,6 +43,7 @@ from piccolo_st.guards import (
     lost_rank,
     poison,
 )
+from piccolo_st.packing import use_packing
 from piccolo_st.portable import save_portable
 from piccolo_st.watching import Meter, alignment_and_uniformity, embed
 
@@ -58,6 +62,11 @@ class PiccoloTrainer(DurableTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if not self.args.torch_compile:  # a compiler wants stock modules and draws its own masks
+            if getattr(self.args, "fast_dropout", False):
+                use_fast_dropout(self.model)
+            if getattr(self.args, "packing", False):
+                use_packing(self.model)
         self.step_dataset: str | None = None
         self.signals = StopSignals()
         self.guard = NonFiniteGuard(getattr(self.args, "max_non_finite_steps", 3), Path(str(self.args.output_dir)))
@@ -97,6 +106,13 @@ class PiccoloTrainer(DurableTrainer):
             logger.warning(message)
             raise TrainingStopped(message)
         return output
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The stock reading of the next batches, timed."""
+        start = time.perf_counter()
+        batches = super().get_batch_samples(*args, **kwargs)
+        self.meter.add_wait(time.perf_counter() - start)
+        return batches
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """The stock step, between what the ranks must agree on and what the guard must know."""

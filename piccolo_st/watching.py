@@ -27,6 +27,7 @@ class Meter:
         self._start: float | None = None
         self._tokens: Tensor | None = None
         self._positions = 0
+        self._waited = 0.0
         # dataset -> [sum of losses, steps]
         self._losses: dict[str, list[Any]] = defaultdict(lambda: [0.0, 0])
 
@@ -40,6 +41,11 @@ class Meter:
                 self._tokens = tokens if self._tokens is None else self._tokens + tokens
                 self._positions += value.numel()
 
+    def add_wait(self, seconds: float) -> None:
+        """Count time in which the step had no batch yet. The wait for the first batch after a log is not counted."""
+        if self._start is not None:
+            self._waited += seconds
+
     def add_loss(self, dataset: str, loss: Tensor) -> None:
         """Add the loss of a micro-step to its dataset's account."""
         account = self._losses[dataset]
@@ -50,8 +56,9 @@ class Meter:
         """What was counted since the last call, on all ranks together; every rank calls it.
 
         Keys: ``tokens_per_second`` (of all ranks), ``padding`` (the share of the collated positions that are padding,
-        before the loss sorts rows by length) and, with several datasets, ``loss_NAME`` (of this rank; all ranks read
-        the same dataset at a step).
+        before the loss sorts rows by length), ``data_wait`` (the share of the time spent reading, tokenizing and
+        collating instead of computing, of this rank) and, with several datasets, ``loss_NAME`` (of this rank; all
+        ranks read the same dataset at a step).
         """
         found: dict[str, float] = {}
         if len(self._losses) > 1:
@@ -62,9 +69,11 @@ class Meter:
             if get_world_size() > 1:
                 dist.all_reduce(counts)
             tokens, positions = counts.tolist()
-            found["tokens_per_second"] = round(tokens / (time.perf_counter() - self._start), 1)
+            elapsed = time.perf_counter() - self._start
+            found["tokens_per_second"] = round(tokens / elapsed, 1)
             found["padding"] = round(1 - tokens / positions, 4)
-        self._start, self._tokens, self._positions = None, None, 0
+            found["data_wait"] = round(self._waited / elapsed, 4)
+        self._start, self._tokens, self._positions, self._waited = None, None, 0, 0.0
         return found
 
 

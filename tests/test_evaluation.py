@@ -69,7 +69,7 @@ class Encoded:
             rows = tokenizer.batch_decode(inputs[0]["input_ids"], skip_special_tokens=True)
             self.texts += [row.replace(" ", "") for row in rows]
 
-        model[0].register_forward_pre_hook(record)
+        model[0].register_forward_pre_hook(record, prepend=True)  # before the rows are packed
 
 
 def run(model: Any, tasks: Path | str, output: Path, **kwargs: Any) -> tuple[dict[str, float], list[TaskOutcome]]:

@@ -7,7 +7,7 @@ It differs from mteb's own wrapper in five things:
 (2) Instructions go to the queries and the documents of retrieval and reranking tasks and to nothing else. Texts of
     other tasks are encoded with an empty prompt, so that a ``default_prompt_name`` does not reach them either.
 (3) A list of texts is encoded once per distinct text, sorted by length and cut by tokens instead of by rows; with
-    several ranks each takes every n-th batch and all get all rows.
+    several ranks each takes every n-th batch and all get all rows. On a CPU the batches run without padding.
 (4) An embedding that is not finite ends the evaluation with the text that caused it.
 (5) With ``remember``, the embeddings of the running task are kept, so that its second split or another truncation
     encodes nothing again. A truncated embedding is the head of the whole one, as in ``SentenceTransformer.encode``.
@@ -32,6 +32,7 @@ from piccolo_st.batching import token_chunks
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation.identity import Identity
 from piccolo_st.evaluation.loading import process_state
+from piccolo_st.packing import use_packing
 
 if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata
@@ -75,6 +76,7 @@ class BenchmarkEncoder(AbsEncoder):
         progress: bool = False,
     ) -> None:
         self.model = model
+        use_packing(model)
         self.settings = dict(settings or {})
         self.remember = remember
         self.progress = progress

@@ -74,7 +74,7 @@ class OwnNegativesLoss(nn.Module):
         """
         columns = list(sentence_features)
         rows = agree_on_columns(columns, {"the loss": type(self).__name__, "temperature": self.temperature})
-        embeddings = embed_columns(self.model, columns, chunk_tokens_for(self.chunk_tokens, columns))
+        embeddings = embed_columns(self.model, columns, chunk_tokens_for(self.model, self.chunk_tokens, columns))
         queries, positives, *negatives = [unit(part) for part in embeddings]
         owner = local_owners(columns)  # (M,)
         own = (queries * positives).sum(dim=-1) / self.temperature  # (N,)
@@ -131,7 +131,7 @@ class ScoredPairsLoss(CoSENTLoss):
                 f"CoSENTLoss needs two columns of texts and a score for each row, got {len(columns)} columns, "
                 f"{row_count(columns[0])} rows and {scored} scores"
             )
-        embeddings = embed_columns(self.model, columns, chunk_tokens_for(self.chunk_tokens, columns))
+        embeddings = embed_columns(self.model, columns, chunk_tokens_for(self.model, self.chunk_tokens, columns))
         gathered = gather_rows(*[unit(rows) for rows in embeddings], labels.reshape(-1))
         *embeddings, labels = [one.rows for one in gathered]
         return self.compute_loss_from_embeddings(embeddings, labels)

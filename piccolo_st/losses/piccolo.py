@@ -34,9 +34,13 @@ from piccolo_st.losses.contrast import (
     contrastive_loss,
     unit,
 )
+from piccolo_st.packing import packs
 
-CPU_CHUNK_TOKENS = 1024
-"""Tokens in one forward pass on a CPU, where small ones that stay in the cache are faster."""
+CPU_CHUNK_TOKENS = 512
+"""Tokens in one forward pass on a CPU with padding: small ones have little of it. Of long rows, two rows."""
+
+PACKED_CHUNK_TOKENS = 2048
+"""The same where rows are packed without padding; larger ones leave the cache."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
             memory of a small batch, for a second forward pass. None: no caching.
         mini_batch_num_tokens: the same, with the mini-batches cut by their number of tokens.
         chunk_tokens: without caching, the largest forward pass in tokens, padding included, rows sorted by length.
-            "auto": 1,024 on a CPU and everything at once elsewhere. None: everything at once.
+            "auto": on a CPU 2,048 where the model packs (packing.py), else 512 or two rows; everything at once
+            elsewhere. None: everything at once.
         show_progress_bar: of the mini-batches.
 
     Raises:
@@ -141,7 +146,9 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
             facts={"the loss": type(self).__name__, **self._settings()},
         )
         if not self.uses_gradient_cache:
-            return self._loss(embed_columns(self.model, columns, chunk_tokens_for(self.chunk_tokens, columns)), batch)
+            return self._loss(
+                embed_columns(self.model, columns, chunk_tokens_for(self.model, self.chunk_tokens, columns)), batch
+            )
         refuse_early_reduction(self.model)
         rows = sort_rows(columns, model_reads_task(self.model))
         # The mixin hands what it calls the labels to calculate_loss as they are. Ours are the step.
@@ -233,11 +240,17 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
         return GTE_CITATION + (GRADCACHE_CITATION if self.uses_gradient_cache else "")
 
 
-def chunk_tokens_for(setting: int | str | None, columns: Sequence[Features]) -> int | None:
-    """The size of a forward pass in tokens: the setting itself, or for "auto" what suits the columns' device."""
-    if not isinstance(setting, str):
-        return setting
-    return CPU_CHUNK_TOKENS if device_of(columns).type == "cpu" else None
+def chunk_tokens_for(model: nn.Module, setting: int | str | None, columns: Sequence[Features]) -> int | None:
+    """The size of a forward pass in tokens: the setting itself, or for "auto" what suits the device and the model."""
+    if setting != "auto":
+        return None if setting is None else int(setting)
+    if device_of(columns).type != "cpu":
+        return None
+    if packs(model):
+        return PACKED_CHUNK_TOKENS
+    masks = (features["attention_mask"] for features in columns if "attention_mask" in features)
+    widest = max((mask.shape[-1] for mask in masks), default=1)
+    return max(CPU_CHUNK_TOKENS, 2 * widest)
 
 
 def refuse_early_reduction(model: Any) -> None:

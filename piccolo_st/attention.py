@@ -1,0 +1,225 @@
+"""Attention of many texts in one row of tokens on a CPU, as flash attention's variable-length kernels do it on a GPU.
+
+(1) texts of similar length form a block, padded to its longest (``Blocks``);
+(2) queries, keys and values are gathered into the blocks, softmax attention is computed block by block with plain
+    matrix products, and what comes out is gathered back. In training the dropout of the weights is drawn as
+    ``dropout.py`` does;
+(3) long texts without dropout go one by one through torch's fused attention, which is faster there.
+
+Registered with transformers' AttentionInterface under ``ATTENTION``; ``packing.py`` makes models use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from piccolo_st.dropout import draw_mask, masked
+
+ATTENTION = "piccolo_packed"
+"""The name of :func:`attention` in transformers' AttentionInterface."""
+
+_SHORT = 64  # tokens up to which plain matrix products are faster than torch's fused attention, which has no dropout
+_SCORES = 1 << 19  # scores of a block for each head, at most: 2 MiB
+
+
+@dataclass(frozen=True)
+class Block:
+    """Texts that attend side by side, each padded to the longest.
+
+    Attributes:
+        rows: texts.
+        length: tokens of the longest.
+        begin: where the block begins among the padded tokens of all blocks.
+        padding: bool (rows, 1, 1, length), True at padding; None where there is none.
+    """
+
+    rows: int
+    length: int
+    begin: int
+    padding: Tensor | None
+
+
+class Blocks:
+    """How packed texts are laid out for attention, and the way back; the same for every layer.
+
+    Args:
+        lengths: tokens of each text, at least 1, in the order of the packed tokens.
+        features: what was packed.
+    """
+
+    def __init__(self, lengths: Sequence[int], features: Mapping[str, Any] | None = None) -> None:
+        self.features = dict(features or {})
+        self.lengths = list(lengths)
+        size = torch.tensor(self.lengths)
+        first = size.cumsum(0) - size
+        self.blocks: list[Block] = []
+        tokens, padded = [], []
+        for texts in similar_lengths(self.lengths):
+            own = size[texts]  # (rows,)
+            places = torch.arange(int(own.max()))
+            padding = places >= own[:, None]  # (rows, length)
+            tokens.append((first[texts][:, None] + places).where(~padding, 0).flatten())
+            padded.append(padding.flatten())
+            begin = sum(block.rows * block.length for block in self.blocks)
+            mask = padding[:, None, None, :] if bool(padding.any()) else None
+            self.blocks.append(Block(len(texts), padding.shape[1], begin, mask))
+        self._token = torch.cat(tokens)  # (padded tokens,): which token stands there; token 0 at padding
+        self._padding = torch.cat(padded)
+        self._indices: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def indices(self, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices between (tokens * heads) rows and the blocks' (rows, heads, length) ones.
+
+        Returns:
+            There, back, and which of those there are padding.
+        """
+        if heads not in self._indices:
+            there, padding = [], []
+            head = torch.arange(heads)[None, :, None]
+            for block in self.blocks:
+                part = slice(block.begin, block.begin + block.rows * block.length)
+                token, empty = (x[part].view(block.rows, 1, block.length) for x in (self._token, self._padding))
+                there.append((token * heads + head).flatten())
+                padding.append(empty.expand(-1, heads, -1).flatten())
+            index, empty = torch.cat(there), torch.cat(padding)
+            back = torch.empty(sum(self.lengths) * heads, dtype=torch.int64)
+            full = (~empty).nonzero()[:, 0]
+            back[index[full]] = full
+            self._indices[heads] = index, back, empty.nonzero()[:, 0]
+        return self._indices[heads]
+
+
+def similar_lengths(lengths: Sequence[int]) -> list[list[int]]:
+    """Groups of texts, longest first, whose shortest has at least four fifths of the longest's tokens.
+
+    A group's padded tokens squared stay under a limit too, so that its scores stay in the cache.
+    """
+    groups: list[list[int]] = []
+    for text in sorted(range(len(lengths)), key=lambda text: -lengths[text]):
+        longest = lengths[groups[-1][0]] if groups else 0
+        if lengths[text] < 0.8 * longest or not groups or (len(groups[-1]) + 1) * longest**2 > _SCORES:
+            groups.append([])
+        groups[-1].append(text)
+    return groups
+
+
+class _BlockAttention(torch.autograd.Function):
+    """Softmax attention of each text to itself, block by block.
+
+    In a block of (rows, heads, length, width), with scale s and dropout mask M (already scaled):
+
+        P = softmax(s Q K^T)      O = (P * M) V
+        dV = (P * M)^T dO         dP = M * (dO V^T)       dS = P * (dP - sum(dP * P))       dQ = s dS K    dK = s dS^T Q
+
+    All of it in one node of the graph: the blocks are many and small, and a dozen nodes each would cost more than the
+    arithmetic.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scale: float, dropout: float
+    ) -> Tensor:
+        """(tokens, heads, width) each -> (tokens, heads, width)."""
+        heads, width = query.shape[1:]
+        there, back, _ = blocks.indices(heads)
+        query, key, value = (x.reshape(-1, width).index_select(0, there) for x in (query, key, value))
+        output = torch.empty_like(value)
+        saved: list[Tensor] = []
+        for block, q, k, v, out in _by_block(blocks, heads, query, key, value, output):
+            weights = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=scale)
+            if block.padding is not None:
+                weights.view(block.rows, heads, block.length, -1).masked_fill_(block.padding, -torch.inf)
+            weights = weights.softmax(dim=-1)  # (rows * heads, length, length)
+            saved.append(weights)
+            if dropout:
+                mask, ctx.kept = draw_mask(weights.shape, dropout)
+                saved.append(mask)
+                weights = masked(weights, mask, ctx.kept)
+            torch.bmm(weights, v, out=out)
+        ctx.save_for_backward(query, key, value, *saved)
+        ctx.blocks, ctx.heads, ctx.scale, ctx.dropout = blocks, heads, scale, dropout
+        return output.index_select(0, back).view(-1, heads, width)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, *rest = ctx.saved_tensors
+        heads, width = ctx.heads, query.shape[1]
+        there, back, padding = ctx.blocks.indices(heads)
+        gradient = gradient.reshape(-1, width).index_select(0, there).index_fill_(0, padding, 0)
+        grads = [torch.empty_like(x) for x in (query, key, value)]
+        saved = iter(rest)
+        for _, q, k, v, g, dq, dk, dv in _by_block(ctx.blocks, heads, query, key, value, gradient, *grads):
+            weights = next(saved)
+            dweights = torch.bmm(g, v.transpose(1, 2))
+            dropped = weights
+            if ctx.dropout:
+                mask = next(saved)
+                dropped, dweights = masked(weights, mask, ctx.kept), masked(dweights, mask, ctx.kept)
+            torch.bmm(dropped.transpose(1, 2), g, out=dv)
+            dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
+            torch.baddbmm(dq, dscores, k, beta=0, alpha=ctx.scale, out=dq)
+            torch.baddbmm(dk, dscores.transpose(1, 2), q, beta=0, alpha=ctx.scale, out=dk)
+        return (*(x.index_select(0, back).view(-1, heads, width) for x in grads), None, None, None)
+
+
+def _by_block(blocks: Blocks, heads: int, *tensors: Tensor) -> Iterator[tuple[Any, ...]]:
+    """Each block with its part of each (padded tokens * heads, width) tensor, as (rows * heads, length, width)."""
+    for block in blocks.blocks:
+        size = block.rows * block.length * heads
+        parts = (x[block.begin * heads : block.begin * heads + size] for x in tensors)
+        yield block, *(part.view(block.rows * heads, block.length, -1) for part in parts)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' SDPA attention; of packed texts on a CPU, step (3).
+
+    Args:
+        module: the attention layer.
+        query: (batch, heads, tokens, width); of packed texts, batch is 1.
+        key: as ``query``.
+        value: as ``query``.
+        attention_mask: None for packed texts.
+        dropout: probability of dropping an attention weight.
+        scaling: of the scores; None: width ** -0.5.
+        **kwargs: ``blocks``, the :class:`Blocks` of packed texts; the rest is passed on.
+
+    Returns:
+        (batch, tokens, heads, width), and None in place of the weights.
+    """
+    blocks = kwargs.pop("blocks", None)
+    if blocks is None or attention_mask is not None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if dropout or max(blocks.lengths) <= _SHORT:
+        query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (tokens, heads, width)
+        packed = _BlockAttention.apply(query, key, value, blocks, scale, dropout)  # type: ignore[no-untyped-call]
+        return packed[None], None
+    parts = [x.split(blocks.lengths, dim=2) for x in (query, key, value)]
+    outputs = [F.scaled_dot_product_attention(q, k, v, scale=scale) for q, k, v in zip(*parts, strict=True)]
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION, attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)

@@ -1,0 +1,157 @@
+"""Rows without padding on a CPU: what flash attention's variable-length kernels do for sentence-transformers on a GPU.
+
+Rows sorted by length still differ within a chunk, and each is padded to the longest: a tenth of the work on short
+questions. Here, in hooks around ST's Transformer:
+
+(1) the real tokens of all rows become one row of tokens, with positions that begin anew at each text;
+(2) the encoder's linear layers, norms and activations see real tokens only;
+(3) ``attention``, registered with transformers' AttentionInterface, takes texts of similar length together, pads them
+    for this one step, and lets each attend to itself. In training it draws the dropout of its weights as
+    ``dropout.py`` does;
+(4) the token embeddings are put back into padded rows, so that what follows sees what it always does.
+
+``use_packing`` installs it, after it has seen that the model then gives the embeddings it gave before. Features on
+another device, or that ST has flattened itself, pass as they are. Nothing of it is saved with a model.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from torch import Tensor, nn
+
+from piccolo_st.attention import ATTENTION, Blocks
+
+logger = logging.getLogger(__name__)
+
+_BY_TOKEN = ("input_ids", "token_type_ids")
+
+
+def pack(features: dict[str, Any], first_position: int = 0) -> dict[str, Any] | None:
+    """Features of padded rows -> of one row of tokens, step (1).
+
+    Args:
+        features: ``input_ids`` and ``attention_mask`` (rows, length), padded on the right; what else there is.
+        first_position: the position of a text's first token: 0, or after the padding index in RoBERTa's family.
+
+    Returns:
+        New features, or None where they cannot be packed or nothing is padded.
+    """
+    ids, mask = features.get("input_ids"), features.get("attention_mask")
+    if "cu_seq_lens_q" in features or not isinstance(ids, Tensor) or not isinstance(mask, Tensor):
+        return None
+    if ids.device.type != "cpu" or ids.ndim != 2 or mask.shape != ids.shape or not len(ids):
+        return None
+    unknown = [
+        name
+        for name, value in features.items()
+        if isinstance(value, Tensor) and value.shape[:2] == ids.shape and name not in (*_BY_TOKEN, "attention_mask")
+    ]
+    seen = mask != 0
+    lengths = seen.sum(dim=1)
+    places = torch.arange(ids.shape[1])
+    if unknown or bool(seen.all()) or not bool(lengths.all()) or not torch.equal(seen, places < lengths[:, None]):
+        return None
+    packed = {name: value for name, value in features.items() if name != "attention_mask"}
+    packed |= {name: features[name][seen][None] for name in _BY_TOKEN if name in features}
+    packed["position_ids"] = places.expand_as(ids)[seen][None] + first_position
+    return packed | {"blocks": Blocks(lengths.tolist(), features)}
+
+
+def unpack(features: dict[str, Any]) -> dict[str, Any]:
+    """What a Transformer made of packed features -> as if they had been padded, step (4); others stay as they are."""
+    blocks = features.pop("blocks", None)
+    if blocks is None:
+        return features
+    mask = blocks.features["attention_mask"]
+    place = (mask.flatten() != 0).nonzero()[:, 0]  # of each token among the padded ones
+
+    def padded(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return type(value)(padded(one) for one in value)
+        if not isinstance(value, Tensor) or value.shape[:2] != (1, len(place)):
+            return value
+        rows = value.new_zeros(mask.numel(), *value.shape[2:]).index_copy(0, place, value[0])
+        return rows.view(*mask.shape, *value.shape[2:])
+
+    features.pop("position_ids")
+    return {name: padded(value) for name, value in features.items()} | blocks.features
+
+
+def packs(model: nn.Module) -> bool:
+    """Whether :func:`use_packing` was successful with this model, or with the one that is wrapped in it."""
+    configs = (getattr(module, "config", None) for module in model.modules())
+    return any(getattr(config, "_attn_implementation", None) == ATTENTION for config in configs)
+
+
+def use_packing(model: SentenceTransformer) -> bool:
+    """Let a model run without padding on a CPU, if that changes nothing but the time it takes.
+
+    Args:
+        model: its first module is packed if it is a text encoder with SDPA attention and its embeddings of a few
+            random rows stay the same.
+
+    Returns:
+        Whether the model packs now.
+    """
+    transformer = model[0]
+    if not isinstance(transformer, Transformer) or transformer.backend != "torch" or model.device.type != "cpu":
+        return False
+    encoder = transformer.model
+    if packs(model):
+        return True
+    if getattr(encoder.config, "_attn_implementation", None) != "sdpa" or getattr(encoder, "is_decoder", False):
+        return False
+    offset = _first_position(encoder)
+
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        packed = pack(args[0], offset)
+        return None if packed is None else (packed, *args[1:])
+
+    handles, before = [], _sample(model)
+    try:
+        encoder.set_attn_implementation(ATTENTION)
+        handles.append(transformer.register_forward_pre_hook(hook))
+        handles.append(transformer.register_forward_hook(lambda module, args, output: unpack(output)))
+        if torch.allclose(_sample(model), before, rtol=1e-3, atol=1e-4):
+            return True
+        reason = "its embeddings would change"
+    except (ValueError, TypeError, RuntimeError, KeyError, IndexError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    for handle in handles:
+        handle.remove()
+    encoder.set_attn_implementation("sdpa")
+    logger.info("%s runs with padding, because %s", type(encoder).__name__, reason)
+    return False
+
+
+@torch.no_grad()
+def _sample(model: SentenceTransformer) -> Tensor:
+    """Embeddings of three texts of random tokens and different lengths, without dropout."""
+    encoder: Any = model[0].model
+    vocabulary = encoder.get_input_embeddings().num_embeddings
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocabulary // 2, vocabulary, (3, 7), generator=generator)
+    mask = (torch.arange(7) < torch.tensor([[7], [4], [4]])).long()
+    padding = getattr(model.tokenizer, "pad_token_id", None) or 0
+    features = {"input_ids": ids.where(mask == 1, padding), "attention_mask": mask}
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        return model(features)["sentence_embedding"]
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _first_position(encoder: nn.Module) -> int:
+    """0, or what follows the padding index where a table of positions begins with it, as in RoBERTa's family."""
+    for module in encoder.modules():
+        table, padding = getattr(module, "position_embeddings", None), getattr(module, "padding_idx", None)
+        if isinstance(table, nn.Embedding) and isinstance(padding, int):
+            return padding + 1
+    return 0
