@@ -37,9 +37,11 @@ from piccolo_st.configuration import RunConfig, merge, parse_run, read_yaml
 from piccolo_st.data import store
 from piccolo_st.data.mixture import Mixture, load_mixture
 from piccolo_st.data.specs import build
-from piccolo_st.encoder import load_encoder
+from piccolo_st.encoder import EncoderSettings, build_encoder, load_encoder
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation import RetrievalEvaluator
+from piccolo_st.instructions import resolve_instructions
+from piccolo_st.pretraining import distinct_texts
 from piccolo_st.run import TrainingRun
 
 MEAN = "mean"
@@ -216,8 +218,9 @@ class Ablation:
         folder = self._folder(plan.variant.name, seed)
         folder.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
+        self._share_built(folder / "run")
         fixed: dict[str, Any] = {"train.seed": seed, "train.save_strategy": "no", "train.resume": "never"}
-        sections = plan.sections
+        sections = merge(plan.sections, {"model.name_or_path": self._encoder(plan.sections)})
         if plan.stage1 is not None:
             before = merge(sections, {**plan.stage1, **fixed, "train.output_dir": str(folder / "stage1")})
             run = TrainingRun(_parsed(before, PRETRAIN, folder / "stage1.yaml"))
@@ -249,9 +252,33 @@ class Ablation:
         gc.collect()
         return scores
 
+    def _encoder(self, sections: Mapping[str, Any]) -> str:
+        """The checkpoint that the sections name, or one encoder for all variants, built from the file's own mixture."""
+        model = sections.get("model") or {}
+        if model.get("name_or_path"):
+            return str(model["name_or_path"])
+        settings = EncoderSettings.from_mapping(model.get("build") or {})
+        mixture = load_mixture(self._base["data"]["mixture"])
+        always = sorted(set(resolve_instructions("piccolo").prompts.values()))
+        key = store.digest(["encoder", vars(settings), mixture.fingerprint, always])
+
+        def write(folder: Path) -> None:
+            build_encoder(settings, distinct_texts(mixture), folder, always)
+
+        return str(store.entry(self.output / "built", key, write))
+
+    def _share_built(self, run: Path) -> None:
+        """Let a run find what others have mined: each result is named after all that it is made of."""
+        shared = (self.output / "built").resolve()
+        shared.mkdir(parents=True, exist_ok=True)
+        run.mkdir(parents=True, exist_ok=True)
+        if not (run / "built").exists():
+            (run / "built").symlink_to(shared)
+
     def _score(self, model: SentenceTransformer, mixture: Mixture, config: RunConfig, folder: Path) -> dict[str, float]:
         """Step (3): task -> percent."""
         model.eval()
+        model.max_seq_length = config["model"].document_length  # what plain encode, of scores and classes, cuts at
         batch = config["evaluation"].batch_size
         scores = {}
         for name, held in mixture.holdouts.items():
@@ -303,7 +330,7 @@ def train_stock(config: RunConfig) -> tuple[Mixture, SentenceTransformer]:
         query_length=model_arguments.query_length,
         document_length=model_arguments.document_length,
     )
-    model.max_seq_length = model_arguments.document_length
+    model.max_seq_length = model_arguments.document_length  # what the stock collator cuts at
     datasets = {name: _flat(dataset, config["data"].num_negatives) for name, dataset in mixture.train.items()}
     trainer = SentenceTransformerTrainer(
         model=model,

@@ -1,0 +1,153 @@
+"""The ablation driver: chains of variants, runs that are kept and runs that are not, the table and the picture."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from piccolo_st.ablation import Ablation, train_stock
+from piccolo_st.arguments import FINETUNE
+from piccolo_st.configuration import parse_run, run_recipe
+from piccolo_st.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+DIGITS = "一二三四五六七八九十"
+NUMBERS = [a + b for a in DIGITS for b in DIGITS]
+
+
+@pytest.fixture
+def content(tmp_path: Path, encoder_dir: Path) -> dict[str, Any]:
+    """Two datasets, one with ragged negatives and a held-out set, and a task."""
+    rows = [
+        {"query": f"数{n}", "positive": f"{n}的结果", "negative": [f"{m}月" for m in NUMBERS[i : i + 1 + i % 3]]}
+        for i, n in enumerate(NUMBERS)
+    ]
+    pairs = [{"query": f"天{n}", "positive": f"{n}天"} for n in NUMBERS]
+    scores = [{"sentence1": f"数{n}", "sentence2": f"{m}", "score": i % 5} for i, (n, m) in
+              enumerate(zip(NUMBERS, NUMBERS[3:], strict=False))]  # fmt: skip
+    for name, found in (("rows", rows), ("pairs", pairs), ("scores", scores)):
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+        (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    holdout = {"queries": 10, "min_corpus": 20}
+    datasets = {
+        "rows": {"source": "rows.jsonl", "task": "retrieval", "holdout": holdout},
+        "pairs": {"source": "pairs.jsonl", "task": "retrieval"},
+    }
+    return {
+        "ablation": {
+            "output_dir": str(tmp_path / "out"), "seeds": [1, 2],
+            "tasks": [{"name": "Scores", "type": "STS", "data": "scores.jsonl"}],
+        },
+        "model": {"name_or_path": str(encoder_dir), "instructions": "none", "query_length": 16, "document_length": 24},
+        "data": {"mixture": {"root": str(tmp_path), "datasets": datasets}, "batch_size": 8},
+        "loss": {"directions": ["query_to_doc"]},
+        "train": {"max_steps": 2, "learning_rate": 1e-3, "use_cpu": True, "disable_tqdm": True},
+        "variants": {
+            "stock": {"stock": True},
+            "plain": {"after": "stock", "stock": False, "label": "+ ours"},
+            "full": {"after": "plain", "set": {"model.instructions": "piccolo", "train.max_steps": 1},
+                     "stage1": {"train.max_steps": 1}},
+        },
+    }  # fmt: skip
+
+
+def write(content: dict[str, Any], tmp_path: Path) -> Path:
+    path = tmp_path / "ablation.yaml"
+    path.write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def test_every_variant_runs_once_and_a_killed_one_again(content: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("mteb")
+    path = write(content, tmp_path)
+    said: list[str] = []
+    Ablation(path).run(say=said.append)
+    order = [(name, seed) for seed in (1, 2) for name in ("stock", "plain", "full")]
+    assert [line.split(":")[0] for line in said] == [f"{name}, seed {seed}" for name, seed in order]
+    results = sorted((tmp_path / "out" / "runs").glob("*/*/result.json"))
+    assert len(results) == 6
+    assert set(json.loads(results[0].read_text())["scores"]) == {"rows", "Scores"}
+    assert (tmp_path / "out/runs/full/seed-1/stage1/model").is_dir()
+
+    results[0].rename(results[0].with_name("result.json.123"))  # as if killed before the rename
+    said.clear()
+    again = Ablation(path)
+    again.run(say=said.append)
+    assert len(said) == 1 and said[0].startswith("full, seed 1")
+
+    table = again.write()
+    assert "+ ours" in table and "±" in table and " stock" in table
+    assert "| + ours |" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    assert (tmp_path / "out" / "ablation.png").read_bytes().startswith(b"\x89PNG")
+
+    content["train"]["learning_rate"] = 2e-3  # another configuration: nothing counts any more
+    assert Ablation(write(content, tmp_path)).scores() == {}
+
+
+def test_a_variant_is_what_it_comes_after_and_its_own(content: dict[str, Any], tmp_path: Path) -> None:
+    plans = Ablation(write(content, tmp_path), {"data.batch_size": 4}).plans
+    assert [plan.stock for plan in plans.values()] == [True, False, False]
+    assert plans["full"].sections["model"]["instructions"] == "piccolo"
+    assert plans["plain"].sections["model"]["instructions"] == "none"
+    assert all(plan.sections["data"]["batch_size"] == 4 for plan in plans.values())
+    assert plans["plain"].stage1 is None and plans["full"].stage1 == {"train.max_steps": 1}
+
+
+def test_the_stock_run_is_sentence_transformers_own(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sentence_transformers import SentenceTransformerTrainer
+
+    seen: list[SentenceTransformerTrainer] = []
+    monkeypatch.setattr(SentenceTransformerTrainer, "train", lambda self: seen.append(self))
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({name: content[name] for name in ("model", "data", "loss", "train")}))
+    train_stock(parse_run([str(path)], FINETUNE, path))
+    [trainer] = seen
+    assert type(trainer) is SentenceTransformerTrainer
+    assert trainer.loss.scale == 20.0
+    assert type(trainer.get_train_dataloader().batch_sampler).__name__ == "ProportionalBatchSampler"
+    assert trainer.train_dataset["rows"].column_names == ["query", "positive", "negative_1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stock": {"stok": True}}, r"unknown key 'stok' in variant 'stock' of .*; did you mean stock\?"),
+        ({"stock": {"after": "none"}}, r"variant 'stock' of .* comes after 'none', which is no variant"),
+        ({"a": {"after": "b"}, "b": {"after": "a"}}, r"variant 'a' of .* comes after itself; change `after`"),
+        ({}, r"has no variants; give `variants` at least one"),
+    ],
+)
+def test_bad_variants(content: dict[str, Any], tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    content["variants"] = change
+    with pytest.raises(InputError, match=message):
+        Ablation(write(content, tmp_path))
+
+
+def test_bad_names_on_the_command_line(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = importlib.util.spec_from_file_location("recipe", ROOT / "recipes" / "ablation.py")
+    assert spec is not None and spec.loader is not None
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ablation.py", str(write(content, tmp_path)), *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            run_recipe(recipe.main)
+        shown = capsys.readouterr()
+        return int(stopped.value.code or 0), shown.out, shown.err
+
+    code, _, err = run("--only", "stok")
+    assert code == 2 and "has no variant 'stok'; it has stock, plain, full" in err
+    code, out, _ = run("--table")
+    assert code == 0 and "no variant has a result yet" in out
+    assert run("--ablation.seeds", "[1, 1]")[0] == 2
