@@ -29,6 +29,7 @@ from piccolo_st.evaluation import content_hash, evaluate, identify, load_local_t
 from piccolo_st.evaluation.encoder import BenchmarkEncoder
 from piccolo_st.evaluation.identity import Identity
 from piccolo_st.evaluation.runner import TaskOutcome
+from piccolo_st.packing import use_packing
 from tests.evaluation_data import write_local_tasks
 from tests.ranks import run_ranks
 
@@ -64,6 +65,7 @@ class Encoded:
     def __init__(self, model: SentenceTransformer) -> None:
         self.texts: list[str] = []
         tokenizer = model.tokenizer
+        use_packing(model)  # now, so that the rows it checks itself with are not counted
 
         def record(module: torch.nn.Module, inputs: tuple[dict[str, Any], ...]) -> None:
             rows = tokenizer.batch_decode(inputs[0]["input_ids"], skip_special_tokens=True)
