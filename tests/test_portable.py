@@ -23,6 +23,7 @@ from transformers import CanineTokenizer
 
 from piccolo_st.instructions import set_prompts
 from piccolo_st.lengths import set_lengths
+from piccolo_st.losses import scale_dimension
 from piccolo_st.pooling import InstructionPooling, set_instruction_pooling
 from piccolo_st.portable import CONSUMERS, check_portable, load_portable, save_portable
 from piccolo_st.portable import saving as saving_module
@@ -484,3 +485,17 @@ def test_onnx_is_reported_when_it_is_missing(checkpoint: Path) -> None:
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no checkpoint to check: .*nowhere is not a folder"):
         check_portable(tmp_path / "nowhere")
+
+
+def test_weights_that_share_a_buffer_are_saved_and_stay_there(make_model: ModelMaker, tmp_path: Path) -> None:
+    """As under DeepSpeed, which keeps all weights in one buffer; safetensors refuses a part of one."""
+    model = make_model()
+    scale_dimension(model, 48)
+    weight = model[2].linear.weight
+    buffer = torch.zeros(weight.numel() + 100)
+    buffer[50 : 50 + weight.numel()] = weight.data.flatten()
+    weight.data = buffer[50 : 50 + weight.numel()].view_as(weight)
+    save_portable(model, tmp_path / "saved")
+    assert weight.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
+    again = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    assert torch.equal(again[2].linear.weight, weight)

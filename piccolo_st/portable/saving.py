@@ -25,7 +25,8 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ def save_portable(
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as name:
         fresh = Path(name)
-        model.save_pretrained(str(fresh), create_model_card=create_model_card)
+        with _own_storage(model):
+            model.save_pretrained(str(fresh), create_model_card=create_model_card)
         if not (fresh / "tokenizer.json").exists():
             raise InputError(
                 f"{type(model.tokenizer).__name__} has no tokenizer.json, which text-embeddings-inference and "
@@ -94,6 +96,24 @@ def save_portable(
         # transformers 5 writes and reads "dtype"; transformers 4 and servers read "torch_dtype".
         _edit_json(fresh / "config.json", lambda config: config.update(dtype=spelled, torch_dtype=spelled))
         _move(fresh, path)
+
+
+@contextmanager
+def _own_storage(model: SentenceTransformer) -> Iterator[None]:
+    """Weights behind the encoder in storage of their own while they are saved.
+
+    DeepSpeed keeps all weights in one buffer. transformers copes with that, but Dense saves through safetensors, which
+    refuses a part of a buffer.
+    """
+    weights = [weight for module in list(model)[1:] for weight in module.parameters()]
+    kept = [(weight, weight.data) for weight in weights if weight.untyped_storage().nbytes() > weight.nbytes]
+    for weight, data in kept:
+        weight.data = data.clone()
+    try:
+        yield
+    finally:
+        for weight, data in kept:
+            weight.data = data
 
 
 def load_portable(path: str | Path, **kwargs: Any) -> SentenceTransformer:
