@@ -62,7 +62,7 @@ class PiccoloTrainer(DurableTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if not self.args.torch_compile:  # a compiler wants stock modules and draws its own masks
+        if self.args.device.type == "cpu" and not self.args.torch_compile:  # a compiler wants stock modules
             if getattr(self.args, "fast_dropout", False):
                 use_fast_dropout(self.model)
             if getattr(self.args, "packing", False):
