@@ -159,4 +159,5 @@ def test_the_encoder_and_the_ablation_parse() -> None:
     ablation = Ablation(CONFIGS / "ablation-zh-mini.yaml")
     assert len(ablation.settings.seeds) >= 3 and ablation.plans["stock"].stock
     sections = [plan.sections for plan in ablation.plans.values()]
-    assert len({s["model"]["name_or_path"] for s in sections}) == 1, "every variant starts from the same encoder"
+    starts = {json.dumps([s["model"].get("name_or_path"), s["model"].get("build")]) for s in sections}
+    assert len(starts) == 1, "every variant starts from the same encoder"
