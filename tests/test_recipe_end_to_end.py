@@ -1,4 +1,4 @@
-"""Both stages and Piccolo2's stage 2 in 2 processes under ZeRO-1, from their configurations; the stage 2 model released."""
+"""Both stages and Piccolo2's stage 2 in 2 processes under ZeRO-1, from configuration to model; one is released."""
 
 from __future__ import annotations
 
