@@ -51,6 +51,25 @@ def test_embeddings_and_gradients_are_those_of_padded_rows(
     assert all(torch.allclose(*pair, atol=1e-11) for pair in zip(found_gradients, expected_gradients, strict=True))
 
 
+@pytest.mark.parametrize("texts", [TEXTS, TEXTS[:5]], ids=["long", "short"])
+def test_autocast_in_bfloat16(make_model: Callable[..., SentenceTransformer], texts: list[str]) -> None:
+    model = make_model()
+    packed = copy.deepcopy(model)
+    assert use_packing(packed)
+    features = model.preprocess(texts)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected, expected_gradients = gradients(model, features)
+        found, found_gradients = gradients(packed, features)
+
+    assert torch.allclose(found.float(), expected.float(), atol=0.05)
+    similarity = torch.cosine_similarity(
+        torch.cat([one.flatten() for one in found_gradients]),
+        torch.cat([one.flatten() for one in expected_gradients]),
+        dim=0,
+    )
+    assert float(similarity) > 0.99
+
+
 def test_instructions_are_excluded_as_in_padded_rows(make_model: Callable[..., SentenceTransformer]) -> None:
     model = make_model()
     set_instruction_pooling(model, "piccolo", include_instruction=False)

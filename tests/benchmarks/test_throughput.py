@@ -82,10 +82,10 @@ def load(encoder: Path, lengths: tuple[int, int]) -> SentenceTransformer:
 
 
 class Clock(TrainerCallback):
-    """When each step of the current turn ended; the turn ends after ``steps``."""
+    """When each step of the current turn ended."""
 
-    def __init__(self, steps: int) -> None:
-        self.steps, self.ends = steps, []
+    def __init__(self) -> None:
+        self.ends: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.ends.append(time.perf_counter())
@@ -106,7 +106,7 @@ class Contender:
     ) -> SentenceTransformerTrainer:
         torch.manual_seed(0)
         model = load(encoder, lengths)
-        clock = Clock(steps)
+        clock = Clock()
         settings: dict[str, Any] = {
             "output_dir": str(output),
             "per_device_train_batch_size": batch,
