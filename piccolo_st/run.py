@@ -248,7 +248,13 @@ class TrainingRun:
         loss: LossArguments = self.config["loss"]
         options = {item.name: getattr(loss, item.name) for item in dataclasses.fields(loss)}
         with _blamed("loss"):
-            return build_losses(self.model, {spec.name: (spec.task, spec.loss) for spec in specs}, **options)
+            tasks = {spec.name: (spec.task, self._loss_options(spec)) for spec in specs}
+            return build_losses(self.model, tasks, **options)
+
+    def _loss_options(self, spec: DatasetSpec) -> dict[str, Any]:
+        classes = spec.task in ("classification", "clustering")
+        labelled = classes and "label" in self.train_dataset[spec.name].column_names
+        return {**spec.loss, **({"labelled": True} if labelled else {})}
 
     def _evaluators(self) -> list[RetrievalEvaluator]:
         options: dict[str, Any] = {

@@ -4,12 +4,15 @@
     nli            premise, hypothesis, label     -> query (the premise), positive (an entailment),
                                                      negative (the list of contradictions of that premise)
     classes        text, label                    -> query, positive (another text of the class), negative (a list of
-                                                     texts of other classes)
+                                                     texts of other classes); with ``negatives: 0``, query, positive and
+                                                     label: the loss takes the batch's texts of other labels
 
 ``nli`` and ``classes`` look at the whole dataset at once, which they hold in memory.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -109,16 +112,17 @@ def _classes(spec: DatasetSpec, table: pa.Table, preset: PresetSpec) -> tuple[pa
     # Another member of the class: 1 to size - 1 places further on, in a circle.
     shift = 1 + (generator.random(len(own)) * (size - 1)).astype(np.int64)
     positive = order[start + (rank[own] + shift) % size]
-    # Members of other classes: a place among all that are not of the class, which begins at `start`.
-    count = preset.negatives
-    place = (generator.random((len(own), count)) * (len(codes) - size)[:, None]).astype(np.int64)
-    negative = order[place + np.where(place >= start[:, None], size[:, None], 0)]
-
-    query, positive_texts = texts.take(pa.array(own)), texts.take(pa.array(positive))
-    flat = texts.take(pa.array(negative.reshape(-1)))
-    offsets = pa.array(np.arange(len(own) + 1, dtype=np.int32) * count)
-    columns = {"query": query, "positive": positive_texts, "negative": pa.ListArray.from_arrays(offsets, flat)}
-    columns["negative"], _ = clean_list(spec, "negative", columns)  # the same text drawn twice, or under two labels
+    columns: dict[str, Any] = {"query": texts.take(pa.array(own)), "positive": texts.take(pa.array(positive))}
+    if count := preset.negatives:
+        # Members of other classes: a place among all that are not of the class, which begins at `start`.
+        place = (generator.random((len(own), count)) * (len(codes) - size)[:, None]).astype(np.int64)
+        negative = order[place + np.where(place >= start[:, None], size[:, None], 0)]
+        flat = texts.take(pa.array(negative.reshape(-1)))
+        offsets = pa.array(np.arange(len(own) + 1, dtype=np.int32) * count)
+        columns["negative"] = pa.ListArray.from_arrays(offsets, flat)
+        columns["negative"], _ = clean_list(spec, "negative", columns)  # the same text drawn twice, or under two labels
+    elif spec.task in ("classification", "clustering"):
+        columns["label"] = table["label"].combine_chunks().take(pa.array(own))
     result = pa.table(columns)
     distinct = pc.not_equal(result["query"], result["positive"])
     kept = result.filter(distinct)

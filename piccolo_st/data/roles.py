@@ -2,7 +2,8 @@
 
 Roles of a row, before any preset: ``query, positive[, negative | negative_1..n]`` (retrieval), ``sentence1,
 sentence2, label`` (sts, pair, preset scored_pairs), ``text, label`` (classification, clustering, preset classes),
-``premise, hypothesis, label`` (preset nli).
+``premise, hypothesis, label`` (preset nli). Pairs for classification or clustering may have a ``label``, which is
+looked for only where the mixture names it.
 
     (1) ``find_columns`` maps roles to column names: those the mixture names, else the usual names, the peers' own
         formats among them (FlagEmbedding's query, pos, neg; uniem's and piccolo-embedding's text, text_pos, text_neg,
@@ -91,12 +92,14 @@ def find_columns(spec: DatasetSpec, chunk: Chunk) -> Roles:
     present = _column_names(chunk)
     required = required_roles(spec)
     place = f"columns of dataset {spec.name!r}"
-    triplets = required[0] == "query"
+    optional: tuple[str, ...] = ("negative",) if required[0] == "query" else ()
+    if optional and spec.task in ("classification", "clustering"):
+        optional = ("negative", "label")
     for role in spec.columns:
-        if role not in required and not (triplets and role == "negative"):
-            raise unknown_key(role, [*required, *(["negative"] if triplets else [])], place)
+        if role not in required and role not in optional:
+            raise unknown_key(role, [*required, *optional], place)
     columns: dict[str, str] = {}
-    for role in (*required, *(("negative",) if triplets else ())):
+    for role in (*required, *optional):
         named = spec.columns.get(role)
         names = [named] if isinstance(named, str) else list(named or [])
         for name in names:
@@ -104,7 +107,7 @@ def find_columns(spec: DatasetSpec, chunk: Chunk) -> Roles:
                 raise MixtureError(
                     f"{role} of {place} is {name!r}, but {chunk.file} has the columns {', '.join(present) or '(none)'}"
                 )
-        if not names:
+        if not names and (role in required or role == "negative"):
             taken = set(columns.values())
             names = [name for name in ALIASES[role] if name in present and name not in taken][:1]
         if not names and role == "negative":

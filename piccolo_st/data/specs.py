@@ -48,7 +48,8 @@ class PresetSpec:
         name: ``nli`` (premise, hypothesis, label -> triplets), ``classes`` (text, label -> text, same class, other
             classes), ``scored_pairs`` (sentence1, sentence2, score -> positives at or above ``threshold``).
         threshold: the least score, after scaling to 0..1, that makes a pair a positive (``scored_pairs``).
-        negatives: how many texts of other classes are drawn for a row; the same one twice counts once (``classes``).
+        negatives: how many texts of other classes are drawn for a row; the same one twice counts once; 0 keeps the
+            label instead, and the loss takes the batch's texts of other labels (``classes``).
         neutral_as_negative: whether neutral hypotheses count as negatives beside contradictions (``nli``).
         seed: which texts of the same and of other classes are drawn (``classes``).
     """
@@ -82,7 +83,7 @@ class DatasetSpec:
         min_characters, max_characters: shorter and longer texts are faults.
         policy: what a faulty row does: ``drop`` (and write it to rejects.jsonl) or ``error``. None: the mixture's.
         max_rejected: the largest share of faulty rows before the dataset counts as misread, which is an error.
-        max_rows: read only so many rows.
+        max_rows: read only so many rows, faulty ones among them.
         holdout: queries kept for evaluation.
         mining: settings for hard negatives, as ``piccolo_st.data.mining.MiningSettings`` takes them.
         instruction: an instruction preset's name for this dataset; None: the run's.

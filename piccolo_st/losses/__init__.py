@@ -8,7 +8,7 @@ piccolo.py          PiccoloLoss: embeds, gathers, masks, calls contrast
 hybrid.py           task type -> loss with its weight
 """
 
-from piccolo_st.losses.hybrid import OwnNegativesLoss, ScoredPairsLoss, build_losses, scale_dimension
+from piccolo_st.losses.hybrid import OtherClassesLoss, OwnNegativesLoss, ScoredPairsLoss, build_losses, scale_dimension
 from piccolo_st.losses.piccolo import PiccoloLoss
 
-__all__ = ["OwnNegativesLoss", "PiccoloLoss", "ScoredPairsLoss", "build_losses", "scale_dimension"]
+__all__ = ["OtherClassesLoss", "OwnNegativesLoss", "PiccoloLoss", "ScoredPairsLoss", "build_losses", "scale_dimension"]

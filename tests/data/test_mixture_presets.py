@@ -99,7 +99,10 @@ def test_labelled_texts_meet_their_own_class_and_others(
     for row in dataset:
         assert _class_of(row["positive"]) == _class_of(row["query"])
         assert row["positive"] != row["query"]
-        assert min(negatives, 1) <= len(row["negative"]) <= negatives
+        if not negatives:
+            assert row["label"] == _class_of(row["query"]) and set(row) == {"query", "positive", "label"}
+            continue
+        assert 1 <= len(row["negative"]) <= negatives
         assert len(set(row["negative"])) == len(row["negative"])
         assert all(_class_of(text) != _class_of(row["query"]) for text in row["negative"])
     report = mixture.report.datasets["a"]

@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from piccolo_st.losses import OwnNegativesLoss, PiccoloLoss, ScoredPairsLoss
+from piccolo_st.losses import OtherClassesLoss, OwnNegativesLoss, PiccoloLoss, ScoredPairsLoss
 from tests.losses.test_piccolo_ranks import features, load, share, text
 from tests.ranks import run_ranks
 
+LOSSES = {"own": OwnNegativesLoss, "scored": ScoredPairsLoss, "classes": OtherClassesLoss}
+CLASSES = [0, 1, 1, 2, 0, 1, 2, 2]
 SCORES = [0.1, 0.9, 0.4, 0.4, 0.8, 0.0, 0.5, 0.7]
 
 
@@ -21,8 +23,8 @@ def one_step(rank: int, world: int, path: str, sizes: tuple[int, ...], kind: str
     model = load(path).double()
     batch = features(model, share(rank, sizes))
     first = sum(sizes[:rank])
-    labels = torch.tensor(SCORES[first : first + sizes[rank]])
-    loss: Any = OwnNegativesLoss(model) if kind == "own" else ScoredPairsLoss(model)
+    labels = torch.tensor((CLASSES if kind == "classes" else SCORES)[first : first + sizes[rank]])
+    loss: Any = LOSSES[kind](model)
     if world > 1:
         loss.model = DistributedDataParallel(model, find_unused_parameters=True)
     value = loss(batch, labels) if kind == "own" else loss(batch[:2], labels)
@@ -33,7 +35,7 @@ def one_step(rank: int, world: int, path: str, sizes: tuple[int, ...], kind: str
     }
 
 
-@pytest.mark.parametrize("kind", ["own", "scored"])
+@pytest.mark.parametrize("kind", list(LOSSES))
 @pytest.mark.parametrize("sizes", [(4, 4), (5, 3)])
 def test_two_ranks_equal_one(encoder_dir_no_dropout: Path, kind: str, sizes: tuple[int, ...]) -> None:
     path = str(encoder_dir_no_dropout)
@@ -60,12 +62,13 @@ def test_ranks_in_different_losses_raise_on_each(encoder_dir_no_dropout: Path) -
         assert re.search(message, str(error.value)), str(error.value)
 
 
-def unlabelled(rank: int, world: int, path: str) -> None:
+def unlabelled(rank: int, world: int, path: str, kind: str) -> None:
     model = load(path)
     pairs = [dict(model.preprocess([text(0), text(1)])) for _ in range(2)]
-    ScoredPairsLoss(model)(pairs, torch.tensor(SCORES[: 2 - rank]))
+    LOSSES[kind](model)(pairs, torch.tensor((CLASSES if kind == "classes" else SCORES)[: 2 - rank]))
 
 
-def test_a_missing_score_on_one_rank_raises_on_each(encoder_dir_no_dropout: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"rank 0 .*labelled is True on rank 0, False on rank 1(?s:.*)rank 1"):
-        run_ranks(unlabelled, 2, str(encoder_dir_no_dropout), timeout=20)
+@pytest.mark.parametrize("kind", ["scored", "classes"])
+def test_a_missing_label_on_one_rank_raises_on_each(encoder_dir_no_dropout: Path, kind: str) -> None:
+    with pytest.raises(RuntimeError, match=r"rank 0 .*labelled.* is True on rank 0, False on rank 1(?s:.*)rank 1"):
+        run_ranks(unlabelled, 2, str(encoder_dir_no_dropout), kind, timeout=20)
