@@ -6,7 +6,7 @@
     (4) let transformers' HfArgumentParser convert and build the dataclass of each section.
 
 A configuration that cannot be used raises ``ConfigError``; ``run_recipe`` turns it and every other ``InputError``
-into one sentence and exit code 2.
+into one sentence and exit code 2, and ends quietly when nobody reads what a recipe prints.
 """
 
 from __future__ import annotations
@@ -218,18 +218,43 @@ def _help(sections: Mapping[str, type], default: Path, description: str) -> str:
 def run_recipe(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Run a recipe's main: bad input is one sentence on stderr and exit code 2, Ctrl-C is exit code 130.
 
+    Where the reader of stdout has gone (``| head -3``), it ends quietly with 141, as a program that SIGPIPE ends.
     Every rank ends with the code; only the first one speaks.
     """
-    speaks = os.environ.get("RANK", "0") == "0"
     disable_progress_bar()  # one for each file written or read would break up the training's own bar
+    code: Any = 141
+    try:
+        code = _exit_code(main)
+        sys.stdout.flush()  # what fails here would otherwise fail, and be shown, while Python shuts down
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+        code = code or 141
+    sys.exit(code)
+
+
+def _exit_code(main: Callable[[Sequence[str]], None]) -> Any:
+    speaks = os.environ.get("RANK", "0") == "0"
     try:
         main(sys.argv[1:])
     except InputError as error:
         if speaks:
             print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     except KeyboardInterrupt:
         if speaks:
             print("interrupted; the checkpoints written so far are complete", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(0)
+        return 130
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def _reader_has_gone() -> bool:
+    """Whether stdout is what broke: a pipe to a worker or a socket is a defect to be shown."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        return True
+    return False

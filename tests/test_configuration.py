@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +12,8 @@ import pytest
 
 from piccolo_st.configuration import ConfigError, build_section, parse_overrides, parse_run, run_recipe
 from piccolo_st.errors import InputError
+
+ROOT = Path(__file__).parent.parent
 
 
 @dataclass
@@ -143,3 +148,53 @@ def test_run_recipe_lets_defects_through() -> None:
 
     with pytest.raises(ValueError, match="a defect"):
         run_recipe(main)
+
+
+ENDINGS = {
+    "in the middle": ("for number in range(100_000): print(number)", 141, ""),
+    "with what is left at the end": ("print(1)", 141, ""),
+    "after sys.exit with a code of its own": ("print(1); raise SystemExit(75)", 75, ""),
+    "after bad input": ("print(1); raise InputError('no such pear')", 2, "error: no such pear\n"),
+}
+
+
+def _ended(lines: str, stdout: int) -> tuple[int, str]:
+    """The code and stderr of a process whose main is these lines."""
+    script = (
+        "from piccolo_st.configuration import run_recipe\nfrom piccolo_st.errors import InputError\n"
+        f"def main(arguments):\n    {lines}\nrun_recipe(main)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
+    ran = subprocess.run(
+        [sys.executable, "-c", script], stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+    )
+    return ran.returncode, ran.stderr
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_a_recipe_ends_quietly_when_nobody_reads_on(name: str) -> None:
+    lines, code, said = ENDINGS[name]
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        assert _ended(lines, writer) == (code, said)
+    finally:
+        os.close(writer)
+
+
+def test_a_pipe_to_something_else_that_breaks_is_a_defect() -> None:
+    code, said = _ended("print(1); raise BrokenPipeError('the worker is dead')", subprocess.DEVNULL)
+    assert code == 1 and said.rstrip().endswith("BrokenPipeError: the worker is dead")
+
+
+def test_a_step_read_by_head_ends_quietly(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"query": "问", "positive": "答"}\n', encoding="utf-8")
+    (tmp_path / "mixture.yaml").write_text("datasets: {a: {source: a.jsonl, task: retrieval}}")
+    command = (
+        f"{sys.executable} recipes/prepare.py check {tmp_path}/mixture.yaml --data.output {tmp_path}/out "
+        f"--data.cache {tmp_path}/cache | head -n 0; exit ${{PIPESTATUS[0]}}"
+    )
+    ran = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (141, "", "")
