@@ -72,6 +72,21 @@ class Chunk:
     records: list[dict[str, Any]] | pa.Table
     rejects: list[Reject] = field(default_factory=list)
 
+    def __len__(self) -> int:
+        """Rows read, those that could not be used among them."""
+        return len(self.rows) + len(self.rejects)
+
+    def head(self, count: int) -> Chunk:
+        """The first ``count`` rows, rejects among them, in the order of the file."""
+        if count >= len(self):
+            return self
+        # What another file holds (the texts that these rows refer to) was read before them.
+        rejected = [reject.row if reject.file == self.file else 0 for reject in self.rejects]
+        first = np.argsort(np.concatenate([np.array(rejected, dtype=np.int64), self.rows]), kind="stable")[:count]
+        rejects = [self.rejects[place] for place in np.sort(first[first < len(rejected)]).tolist()]
+        rows = count - len(rejects)
+        return Chunk(self.file, self.rows[:rows], self.records[:rows], rejects)
+
 
 @dataclass(frozen=True)
 class Location:

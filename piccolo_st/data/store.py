@@ -27,7 +27,7 @@ from filelock import FileLock
 
 from piccolo_st.data.presets import apply_preset
 from piccolo_st.data.roles import find_columns
-from piccolo_st.data.sources import Location, Reject, locate, read_chunks
+from piccolo_st.data.sources import Chunk, Location, Reject, locate, read_chunks
 from piccolo_st.data.specs import DatasetSpec, MixtureError
 from piccolo_st.data.validation import Checked, check_chunk
 
@@ -122,6 +122,8 @@ def row_key(spec: DatasetSpec, location: Location, cache: Path) -> str:
     settings = {k: v for k, v in dataclasses.asdict(spec).items() if k not in _NOT_ROWS}
     if location.format == "jionlp":
         settings["set"] = spec.source
+    if spec.max_rows is not None:
+        settings["max_rows"] = [spec.max_rows, "exactly"]  # entries of layout 3 may hold a chunk's rows beyond it
     content = location.identity or content_digest(location.files, cache)
     return digest([LAYOUT, location.format, content, settings])
 
@@ -177,18 +179,25 @@ def _write_entry(spec: DatasetSpec, location: Location, folder: Path) -> None:
 
 def _checked(spec: DatasetSpec, location: Location, report: dict[str, Any]) -> Iterator[Checked]:
     roles = None
-    for chunk in read_chunks(spec, location):
-        if spec.max_rows is not None and report["rows"] >= spec.max_rows:
-            return
+    for chunk in _first_rows(read_chunks(spec, location), spec.max_rows):
+        report["rows"] += len(chunk)
         if roles is None:
             if not len(chunk.rows):  # nothing readable yet: no columns to go by
-                report["rows"] += len(chunk.rejects)
                 yield Checked(pa.table({}), chunk.rows, chunk.rejects, [])
                 continue
             roles = find_columns(spec, chunk)
             report["unused_columns"] = list(roles.unused)
-        report["rows"] += len(chunk.rows) + len(chunk.rejects)
         yield check_chunk(spec, roles, chunk)
+
+
+def _first_rows(chunks: Iterator[Chunk], limit: int | None) -> Iterator[Chunk]:
+    """Chunks until so many rows have been read, rejects among them; nothing beyond is read."""
+    if limit is None:
+        yield from chunks
+        return
+    while limit > 0 and (chunk := next(chunks, None)) is not None:
+        yield chunk.head(limit)
+        limit -= len(chunk)
 
 
 def _log(file: Any, checked: Checked, report: dict[str, Any]) -> bool:

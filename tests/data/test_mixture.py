@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from datasets import DatasetDict
@@ -308,6 +310,48 @@ FIELDS: dict[str, tuple[Any, bool]] = {
     "weight": (2.0, False), "repeats": (2, False), "batch_multiple": (2.0, False), "query_length": (9, False),
     "document_length": (9, False), "loss": ({"a": 1}, False), "licence": ("MIT", False), "note": ("x", False),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+@pytest.mark.parametrize("limit", [1, 2, 4, 5, 9, 10, 11, 12, 13, 40])
+def test_max_rows_reads_so_many_rows_and_no_more(
+    limit: int, format: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inside a chunk of five rows and at its border, with lines that cannot be read and rows that fail a check."""
+    monkeypatch.setattr("piccolo_st.data.sources.CHUNK_ROWS", 5)
+    pairs = [{"query": f"问{i}" if i % 6 != 2 else "", "positive": f"答{i}"} for i in range(1, 13)]
+    _write(folder / "faulty.jsonl", pairs)
+    lines = (folder / "faulty.jsonl").read_text(encoding="utf-8").splitlines()
+    faulty = {2: "query: empty", 8: "query: empty"}
+    if format == "parquet":
+        pq.write_table(pa.Table.from_pylist(pairs), folder / "faulty.parquet")
+    else:
+        for number in (1, 5, 11, 12):
+            lines[number - 1], faulty[number] = "{", "not valid JSON"
+        (folder / "faulty.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    spec = DatasetSpec("faulty", f"faulty.{format}", "retrieval", max_rows=limit)
+    entry, _ = store.prepare(spec, folder, folder / "cache")
+    read = range(1, min(limit, 12) + 1)
+    report = store.read_report(entry)
+    assert (report["rows"], report["kept"]) == (len(read), len(set(read) - set(faulty)))
+    assert sorted((reject.row, reject.reason) for reject in store.read_rejects(entry)) == sorted(
+        (number, reason) for number, reason in faulty.items() if number in read
+    )
+    assert sum(report["rejected"].values()) + report["kept"] == report["rows"]
+    kept = [f"答{number}" for number in read if number not in faulty]
+    assert (store.open_arrow(entry / "data.arrow")["positive"][:] if kept else []) == kept
+
+
+def test_max_rows_does_not_look_beyond_its_last_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("piccolo_st.data.sources.CHUNK_ROWS", 5)
+    (folder / "z.parquet").write_bytes(b"cut off")
+    pq.write_table(
+        pa.Table.from_pylist([{"query": f"问{i}", "positive": f"答{i}"} for i in range(5)]), folder / "a.parquet"
+    )
+    settings = {"source": "*.parquet", "task": "retrieval"}
+    assert len(_load(folder, {"a": {**settings, "max_rows": 5}}).train["a"]) == 5
+    with pytest.raises(MixtureError, match=r"z.parquet of dataset 'a' cannot be read"):
+        _load(folder, {"a": {**settings, "max_rows": 6}})
 
 
 @pytest.mark.parametrize("field", DatasetSpec.__dataclass_fields__)
