@@ -23,7 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from piccolo_st.dropout import draw_mask, masked
+from piccolo_st.dropout import as_factor, draw_mask
 
 ATTENTION = "piccolo_packed"
 """The name of :func:`attention` in transformers' AttentionInterface."""
@@ -116,10 +116,11 @@ def similar_lengths(lengths: Sequence[int]) -> list[list[int]]:
 class _BlockAttention(torch.autograd.Function):
     """Softmax attention of each text to itself, block by block.
 
-    In a block of (rows, heads, length, width), with scale s and dropout mask M (already scaled):
+    In a block of (rows, heads, length, width), with scale s, dropout mask M of zeros and ones, and r the inverse of the
+    share that stays:
 
-        P = softmax(s Q K^T)      O = (P * M) V
-        dV = (P * M)^T dO         dP = M * (dO V^T)       dS = P * (dP - sum(dP * P))       dQ = s dS K    dK = s dS^T Q
+        P = softmax(s Q K^T)      O = r (P * M) V
+        dV = r (P * M)^T dO       dP = M * (dO V^T)       dS = P * (dP - sum(dP * P))    dQ = r s dS K    dK = r s dS^T Q
 
     All of it in one node of the graph: the blocks are many and small, and a dozen nodes each would cost more than the
     arithmetic.
@@ -131,6 +132,7 @@ class _BlockAttention(torch.autograd.Function):
     ) -> Tensor:
         """(tokens, heads, width) each -> (tokens, heads, width)."""
         heads, width = query.shape[1:]
+        ctx.scale_up = 1.0
         there, back, _ = blocks.indices(heads)
         query, key, value = (x.reshape(-1, width).index_select(0, there) for x in (query, key, value))
         output = torch.empty_like(value)
@@ -142,10 +144,10 @@ class _BlockAttention(torch.autograd.Function):
             weights = weights.softmax(dim=-1)  # (rows * heads, length, length)
             saved.append(weights)
             if dropout:
-                mask, ctx.kept = draw_mask(weights.shape, dropout)
+                mask, ctx.scale_up = draw_mask(weights.shape, dropout)
                 saved.append(mask)
-                weights = masked(weights, mask, ctx.kept)
-            torch.bmm(weights, v, out=out)
+                weights = as_factor(mask, weights.dtype).mul_(weights)
+            torch.baddbmm(out, weights, v, beta=0, alpha=ctx.scale_up, out=out)
         ctx.save_for_backward(query, key, value, *saved)
         ctx.blocks, ctx.heads, ctx.scale, ctx.dropout = blocks, heads, scale, dropout
         return output.index_select(0, back).view(-1, heads, width)
@@ -164,12 +166,14 @@ class _BlockAttention(torch.autograd.Function):
             dweights = torch.bmm(g, v.transpose(1, 2))
             dropped = weights
             if ctx.dropout:
-                mask = next(saved)
-                dropped, dweights = masked(weights, mask, ctx.kept), masked(dweights, mask, ctx.kept)
-            torch.bmm(dropped.transpose(1, 2), g, out=dv)
+                mask = as_factor(next(saved), weights.dtype)
+                dweights.mul_(mask)
+                dropped = mask.mul_(weights)
+            torch.baddbmm(dv, dropped.transpose(1, 2), g, beta=0, alpha=ctx.scale_up, out=dv)
             dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
-            torch.baddbmm(dq, dscores, k, beta=0, alpha=ctx.scale, out=dq)
-            torch.baddbmm(dk, dscores.transpose(1, 2), q, beta=0, alpha=ctx.scale, out=dk)
+            factor = ctx.scale * ctx.scale_up
+            torch.baddbmm(dq, dscores, k, beta=0, alpha=factor, out=dq)
+            torch.baddbmm(dk, dscores.transpose(1, 2), q, beta=0, alpha=factor, out=dk)
         return (*(x.index_select(0, back).view(-1, heads, width) for x in grads), None, None, None)
 
 

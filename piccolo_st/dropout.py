@@ -42,7 +42,12 @@ class _MaskAndScale(torch.autograd.Function):
 
 def masked(x: Tensor, mask: Tensor, scale: float) -> Tensor:
     """``x * mask * scale``."""
-    return torch.where(mask, x, x.new_zeros(())).mul_(scale)
+    return as_factor(mask, x.dtype).mul_(x).mul_(scale)
+
+
+def as_factor(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 or 1 for each element of a bool mask. By way of bytes, which torch converts many at a time, unlike bools."""
+    return mask.view(torch.uint8).to(dtype)
 
 
 def draw_mask(shape: torch.Size, p: float) -> tuple[Tensor, float]:
