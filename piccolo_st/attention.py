@@ -23,13 +23,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from piccolo_st.dropout import as_factor, draw_mask
+from piccolo_st.dropout import draw_mask
 
 ATTENTION = "piccolo_packed"
 """The name of :func:`attention` in transformers' AttentionInterface."""
 
 _SHORT = 64  # tokens up to which plain matrix products are faster than torch's fused attention, which has no dropout
-_SCORES = 1 << 19  # scores of a block for each head, at most: 2 MiB
+_SCORES = 1 << 18  # scores of a block for each head, at most: 1 MiB, or those of one text
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,8 @@ class _BlockAttention(torch.autograd.Function):
         dV = r (P * M)^T dO       dP = M * (dO V^T)       dS = P * (dP - sum(dP * P))    dQ = r s dS K    dK = r s dS^T Q
 
     All of it in one node of the graph: the blocks are many and small, and a dozen nodes each would cost more than the
-    arithmetic.
+    arithmetic. What is not kept for the backward pass lies in the same memory for all blocks: fresh memory of this size
+    is mapped page by page, which takes longer than the arithmetic on it.
     """
 
     @staticmethod
@@ -137,16 +138,18 @@ class _BlockAttention(torch.autograd.Function):
         query, key, value = (x.reshape(-1, width).index_select(0, there) for x in (query, key, value))
         output = torch.empty_like(value)
         saved: list[Tensor] = []
+        [scratch] = _scratch(blocks, heads, query, 1)
         for block, q, k, v, out in _by_block(blocks, heads, query, key, value, output):
-            weights = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=scale)
+            scores = _view(scratch, block, heads)
+            torch.baddbmm(scores, q, k.transpose(1, 2), beta=0, alpha=scale, out=scores)
             if block.padding is not None:
-                weights.view(block.rows, heads, block.length, -1).masked_fill_(block.padding, -torch.inf)
-            weights = weights.softmax(dim=-1)  # (rows * heads, length, length)
+                scores.view(block.rows, heads, block.length, -1).masked_fill_(block.padding, -torch.inf)
+            weights = scores.softmax(dim=-1)  # (rows * heads, length, length)
             saved.append(weights)
             if dropout:
                 mask, ctx.scale_up = draw_mask(weights.shape, dropout)
                 saved.append(mask)
-                weights = as_factor(mask, weights.dtype).mul_(weights)
+                weights = scores.copy_(mask.view(torch.uint8)).mul_(weights)  # torch is slow at bools
             torch.baddbmm(out, weights, v, beta=0, alpha=ctx.scale_up, out=out)
         ctx.save_for_backward(query, key, value, *saved)
         ctx.blocks, ctx.heads, ctx.scale, ctx.dropout = blocks, heads, scale, dropout
@@ -161,20 +164,32 @@ class _BlockAttention(torch.autograd.Function):
         gradient = gradient.reshape(-1, width).index_select(0, there).index_fill_(0, padding, 0)
         grads = [torch.empty_like(x) for x in (query, key, value)]
         saved = iter(rest)
-        for _, q, k, v, g, dq, dk, dv in _by_block(ctx.blocks, heads, query, key, value, gradient, *grads):
-            weights = next(saved)
-            dweights = torch.bmm(g, v.transpose(1, 2))
-            dropped = weights
+        scratch = _scratch(ctx.blocks, heads, query, 2)
+        for block, q, k, v, g, dq, dk, dv in _by_block(ctx.blocks, heads, query, key, value, gradient, *grads):
+            weights = dropped = next(saved)
+            dweights, other = (_view(one, block, heads) for one in scratch)
+            torch.bmm(g, v.transpose(1, 2), out=dweights)
             if ctx.dropout:
-                mask = as_factor(next(saved), weights.dtype)
+                mask = other.copy_(next(saved).view(torch.uint8))
                 dweights.mul_(mask)
                 dropped = mask.mul_(weights)
             torch.baddbmm(dv, dropped.transpose(1, 2), g, beta=0, alpha=ctx.scale_up, out=dv)
-            dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
+            dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype, grad_input=other)
             factor = ctx.scale * ctx.scale_up
             torch.baddbmm(dq, dscores, k, beta=0, alpha=factor, out=dq)
             torch.baddbmm(dk, dscores.transpose(1, 2), q, beta=0, alpha=factor, out=dk)
         return (*(x.index_select(0, back).view(-1, heads, width) for x in grads), None, None, None)
+
+
+def _scratch(blocks: Blocks, heads: int, like: Tensor, count: int) -> list[Tensor]:
+    """Memory for the scores of the largest block, ``count`` times."""
+    size = max(block.rows * block.length**2 for block in blocks.blocks) * heads
+    return [like.new_empty(size) for _ in range(count)]
+
+
+def _view(scratch: Tensor, block: Block, heads: int) -> Tensor:
+    """The scores of a block in that memory: (rows * heads, length, length)."""
+    return scratch[: block.rows * heads * block.length**2].view(block.rows * heads, block.length, block.length)
 
 
 def _by_block(blocks: Blocks, heads: int, *tensors: Tensor) -> Iterator[tuple[Any, ...]]:

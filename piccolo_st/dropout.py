@@ -42,12 +42,8 @@ class _MaskAndScale(torch.autograd.Function):
 
 def masked(x: Tensor, mask: Tensor, scale: float) -> Tensor:
     """``x * mask * scale``."""
-    return as_factor(mask, x.dtype).mul_(x).mul_(scale)
-
-
-def as_factor(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 or 1 for each element of a bool mask. By way of bytes, which torch converts many at a time, unlike bools."""
-    return mask.view(torch.uint8).to(dtype)
+    # By way of bytes: torch converts many of them at a time, bools one by one.
+    return mask.view(torch.uint8).to(x.dtype).mul_(x).mul_(scale)
 
 
 def draw_mask(shape: torch.Size, p: float) -> tuple[Tensor, float]:

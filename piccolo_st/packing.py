@@ -31,15 +31,16 @@ logger = logging.getLogger(__name__)
 _BY_TOKEN = ("input_ids", "token_type_ids")
 
 
-def pack(features: dict[str, Any], first_position: int = 0) -> dict[str, Any] | None:
+def pack(features: dict[str, Any], first_position: int = 0, full: bool = False) -> dict[str, Any] | None:
     """Features of padded rows -> of one row of tokens, step (1).
 
     Args:
         features: ``input_ids`` and ``attention_mask`` (rows, length), padded on the right; what else there is.
         first_position: the position of a text's first token: 0, or after the padding index in RoBERTa's family.
+        full: pack rows of one length as well: nothing is padded, but the dropout of attention weights is cheap.
 
     Returns:
-        New features, or None where they cannot be packed or nothing is padded.
+        New features, or None where they cannot be packed or need not be.
     """
     ids, mask = features.get("input_ids"), features.get("attention_mask")
     if "cu_seq_lens_q" in features or not isinstance(ids, Tensor) or not isinstance(mask, Tensor):
@@ -54,7 +55,12 @@ def pack(features: dict[str, Any], first_position: int = 0) -> dict[str, Any] | 
     seen = mask != 0
     lengths = seen.sum(dim=1)
     places = torch.arange(ids.shape[1])
-    if unknown or bool(seen.all()) or not bool(lengths.all()) or not torch.equal(seen, places < lengths[:, None]):
+    if (
+        (bool(seen.all()) and not full)
+        or unknown
+        or not bool(lengths.all())
+        or not torch.equal(seen, places < lengths[:, None])
+    ):
         return None
     packed = {name: value for name, value in features.items() if name != "attention_mask"}
     packed |= {name: features[name][seen][None] for name in _BY_TOKEN if name in features}
@@ -109,7 +115,7 @@ def use_packing(model: SentenceTransformer) -> bool:
     offset = _first_position(encoder)
 
     def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        packed = pack(args[0], offset)
+        packed = pack(args[0], offset, full=module.training)
         return None if packed is None else (packed, *args[1:])
 
     handles, before = [], _sample(model)

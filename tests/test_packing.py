@@ -51,6 +51,19 @@ def test_embeddings_and_gradients_are_those_of_padded_rows(
     assert all(torch.allclose(*pair, atol=1e-11) for pair in zip(found_gradients, expected_gradients, strict=True))
 
 
+def test_rows_of_one_length_are_packed_in_training_alone(make_model: Callable[..., SentenceTransformer]) -> None:
+    model = make_model()
+    assert use_packing(model)
+    features = model.preprocess(["天气", "红黄", "猫狗"])
+    seen: list[torch.Size] = []
+    model[0].model.embeddings.register_forward_hook(lambda module, args, output: seen.append(output.shape[:2]))
+    for training in (True, False):
+        model.train(training)
+        model(dict(features))
+    rows, tokens = features["attention_mask"].shape
+    assert seen == [(1, rows * tokens), (rows, tokens)]
+
+
 @pytest.mark.parametrize("texts", [TEXTS, TEXTS[:5]], ids=["long", "short"])
 def test_autocast_in_bfloat16(make_model: Callable[..., SentenceTransformer], texts: list[str]) -> None:
     model = make_model()
@@ -136,6 +149,7 @@ def test_what_cannot_be_packed_passes_as_it_is() -> None:
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
 
     assert pack({"input_ids": ids, "attention_mask": mask}) is not None
+    assert pack({"input_ids": ids, "attention_mask": torch.ones_like(mask)}, full=True) is not None
     for features in (
         {"input_ids": ids, "attention_mask": torch.ones_like(mask)},  # nothing is padded
         {"input_ids": ids, "attention_mask": mask.flip(1)},  # padded on the left
