@@ -120,7 +120,8 @@ class _BlockAttention(torch.autograd.Function):
     share that stays:
 
         P = softmax(s Q K^T)      O = r (P * M) V
-        dV = r (P * M)^T dO       dP = M * (dO V^T)       dS = P * (dP - sum(dP * P))    dQ = r s dS K    dK = r s dS^T Q
+        dV = r (P * M)^T dO       dP = M * (dO V^T)       dS = P * (dP - sum(dP * P))
+        dQ = r s dS K             dK = r s dS^T Q
 
     All of it in one node of the graph: the blocks are many and small, and a dozen nodes each would cost more than the
     arithmetic. What is not kept for the backward pass lies in the same memory for all blocks: fresh memory of this size
