@@ -221,7 +221,7 @@ class TrainingRun:
             HomogeneousBatchSampler,
             accumulation_steps=arguments.gradient_accumulation_steps,
             mixing=data.mixing,
-            weights=[spec.weight or 0.0 for spec in specs] if data.mixing == "weights" else None,
+            weights=_weights(specs, data.mixing),
             exponent=data.mixing_exponent,
             repeats=[float(spec.repeats) for spec in specs],
             batch_multiples=[spec.batch_multiple for spec in specs],
@@ -265,6 +265,25 @@ class TrainingRun:
             "map_at_k": [100],
         }
         return [RetrievalEvaluator(h.queries, h.corpus, h.relevant, name, **options) for name, h in self.holdouts]
+
+
+def _weights(specs: list[DatasetSpec], mixing: str) -> list[float] | None:
+    """The shares of the datasets, if the run mixes by them.
+
+    Raises:
+        InputError: a weight is missing, or is there and would not be read.
+    """
+    for spec in specs:
+        if mixing == "weights" and spec.weight is None:
+            raise InputError(
+                f"dataset {spec.name!r} has no weight, but data.mixing is 'weights'; give each dataset one"
+            )
+        if mixing != "weights" and spec.weight is not None:
+            raise InputError(
+                f"dataset {spec.name!r} has the weight {spec.weight:g}, which data.mixing {mixing!r} does not read; "
+                "set data.mixing to 'weights', or give the dataset `repeats`"
+            )
+    return [spec.weight for spec in specs if spec.weight is not None] or None
 
 
 @contextmanager

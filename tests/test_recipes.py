@@ -154,9 +154,9 @@ def test_overrides_reach_the_run(config: Path, finetune: Finetune, tmp_path: Pat
 BAD_INPUT = [
     (["--data.bach_size", "8"], r"unknown key 'data.bach_size' in the command line; did you mean data.batch_size?"),
     (["--train.per_device_train_batch_size", "8"], "set data.batch_size instead"),
-    (["--train.learning_rate", "fast"], "invalid float value: 'fast'"),
+    (["--train.learning_rate", "fast"], "train.learning_rate must be of type float, got 'fast'"),
     (["--model.instructions", "picolo"], "unknown instruction preset 'picolo'"),
-    (["--model.name_or_path", "."], "is a directory without modules.json or config.json"),
+    (["--model.name_or_path", "."], "must hold modules.json or config.json, got the directory"),
     (["--model.query_length", "3"], "query_length=3 is too short for the instruction"),
     (["--loss.temperature", "0"], "temperature"),
     (["--loss.directions", "[query_to_nowhere]"], "query_to_nowhere"),
@@ -167,7 +167,9 @@ BAD_INPUT = [
     (["--data.mixture.datasets.faq.columns", "{query: question}"], "question"),
     (["--data.mining.num_negativs", "2"], "unknown key 'num_negativs'"),
     (["--data.mixing", "sometimes"], "sometimes"),
-    (["--data.batch_size", "0"], "data.batch_size must be a whole number from 1 up, but is 0"),
+    (["--data.mixing", "weights"], "has no weight, but data.mixing is 'weights'; give each dataset one"),
+    (["--data.mixture.datasets.faq.weight", "2"], "has the weight 2, which data.mixing 'proportional' does not read"),
+    (["--data.batch_size", "0"], "data.batch_size must be a whole number of at least 1, got 0"),
     (["--train.output_dir", "/proc/no/such"], "train.output_dir /proc/no/such cannot be made"),
 ]
 
