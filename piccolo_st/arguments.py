@@ -17,7 +17,7 @@ DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 
 def _at_least_one(name: str, value: int) -> None:
     if value < 1:
-        raise ConfigError(f"{name} must be a whole number from 1 up, but is {value}")
+        raise ConfigError(f"{name} must be a whole number of at least 1, got {value}")
 
 
 @dataclass
@@ -77,6 +77,8 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         _at_least_one("data.batch_size", self.batch_size)
+        if self.num_negatives is not None:
+            _at_least_one("data.num_negatives", self.num_negatives)
 
 
 @dataclass
@@ -168,8 +170,7 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
-        if self.max_non_finite_steps < 1:
-            raise ConfigError(f"train.max_non_finite_steps must be 1 or more, but is {self.max_non_finite_steps}")
+        _at_least_one("train.max_non_finite_steps", self.max_non_finite_steps)
         if self.activation_checkpointing and self.activation_checkpointing_kwargs is None:
             # The reentrant kind runs a backward inside the backward, which DDP and ZeRO stage 2 do not survive.
             self.activation_checkpointing_kwargs = {"use_reentrant": False}
@@ -216,9 +217,9 @@ class PlanArguments:
     def __post_init__(self) -> None:
         _at_least_one("plan.processes", self.processes)
         if self.zero_stage not in (0, 1):
-            raise ConfigError(f"plan.zero_stage must be 0 or 1, but is {self.zero_stage}")
+            raise ConfigError(f"plan.zero_stage must be 0 or 1, got {self.zero_stage}")
         if not 0 <= self.reserve < 1:
-            raise ConfigError(f"plan.reserve must lie in [0, 1), but is {self.reserve}")
+            raise ConfigError(f"plan.reserve must be at least 0 and below 1, got {self.reserve}")
 
 
 @dataclass
@@ -277,7 +278,7 @@ class EncoderDataArguments:
         _at_least_one("data.max_length", self.max_length)
         for name in ("masked", "held_out"):
             if not 0 < getattr(self, name) < 1:
-                raise ConfigError(f"data.{name} must lie between 0 and 1, but is {getattr(self, name)}")
+                raise ConfigError(f"data.{name} must be above 0 and below 1, got {getattr(self, name)}")
 
 
 @dataclass

@@ -180,7 +180,7 @@ def get_benchmark(name: str) -> Benchmark:
     """
     if name not in BENCHMARKS:
         near = nearest(name, BENCHMARKS) or list(BENCHMARKS)
-        raise InputError(f"no benchmark is called {name!r}; nearest: {', '.join(near)}; all: {', '.join(BENCHMARKS)}")
+        raise InputError(f"unknown benchmark {name!r}; nearest: {', '.join(near)}; all: {', '.join(BENCHMARKS)}")
     return BENCHMARKS[name]
 
 
@@ -199,7 +199,9 @@ def average_scores(scores: Mapping[str, float], benchmark: Benchmark) -> Average
     names = {task.name for task in benchmark.tasks}
     unknown = sorted(set(scores) - names)
     if unknown:
-        raise InputError(f"{benchmark.name} has no task {unknown[0]!r}; nearest: {nearest(unknown[0], names)}")
+        raise InputError(
+            f"unknown task {unknown[0]!r} in {benchmark.name}; nearest: {', '.join(nearest(unknown[0], names))}"
+        )
 
     def mean(tasks: Sequence[BenchmarkTask]) -> float | None:
         if not tasks or any(task.name not in scores for task in tasks):
@@ -243,8 +245,8 @@ def scores_from_results(results: Iterable[Mapping[str, Any]], benchmark: Benchma
 def _value(entry: Mapping[str, Any], task: BenchmarkTask, split: str) -> float:
     if entry.get(task.metric) is None:
         raise InputError(
-            f"the result of {task.name}, split {split!r}, subset {task.subset!r} has no {task.metric!r}; "
-            "was it written by mteb 2.x? Evaluate the task again"
+            f"the result of {task.name}, split {split!r}, subset {task.subset!r} has no {task.metric!r}, "
+            "which mteb 2.x writes; evaluate the task again"
         )
     return float(entry[task.metric])
 

@@ -27,8 +27,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from piccolo_st.arguments import PlanArguments
-from piccolo_st.configuration import RunConfig, nearest
-from piccolo_st.errors import InputError
+from piccolo_st.configuration import RunConfig
+from piccolo_st.errors import InputError, reason
 from piccolo_st.report import table
 
 GIB = 1024**3
@@ -67,10 +67,10 @@ class EncoderShape:
         known = {item.name for item in fields(cls)}
         taken = {key: value for key, value in values.items() if key in known}
         needed = ("layers", "hidden_size", "heads", "intermediate_size", "vocab_size")
-        if missing := [name for name in needed if name not in taken]:
+        if any(name not in taken for name in needed):
             raise InputError(
-                f"the shape of the encoder has no {', '.join(missing)}{nearest(missing[0], list(values) or needed)}; "
-                "give all of them as plan.encoder, or a model that can be read"
+                f"the shape of the encoder must have {', '.join(needed)}, got {', '.join(values) or 'none'}; give all "
+                "of them as plan.encoder, or a model that can be read"
             )
         taken["dropout"] = bool(taken.get("dropout", True))
         if "max_positions" in values:
@@ -149,8 +149,10 @@ class Budget:
             "embeddings": "lower data.batch_size, or use fewer processes",
         }[largest]
         raise InputError(
-            f"the run needs {self.memory / GIB:.1f} GiB of each GPU, but {gpu_memory_gib:g} GiB less a reserve of "
-            f"{reserve:.0%} are {usable:.1f}; most of it is {largest}, {getattr(self, largest) / GIB:.1f} GiB: {remedy}"
+            f"the run must fit into {usable:.1f} GiB of each GPU, {gpu_memory_gib:g} GiB less a reserve of "
+            f"{reserve:.0%}, "
+            f"got {self.memory / GIB:.1f} GiB; most of it is {largest}, {getattr(self, largest) / GIB:.1f} GiB; "
+            f"{remedy}"
         )
 
     def table(self) -> str:
@@ -210,7 +212,7 @@ def budget(config: RunConfig, shape: EncoderShape) -> Budget:
     elif plan.rows:
         steps = math.ceil(plan.rows * train.num_train_epochs / samples_per_step)
     else:
-        raise InputError("the length of the run is unknown: set train.max_steps, or plan.rows to the mixture's rows")
+        raise InputError("the length of the run is unknown; set train.max_steps, or plan.rows to the mixture's rows")
     per_step = rows * tokens * train.gradient_accumulation_steps
     seconds, assumption = None, ""
     if plan.tokens_per_second is not None:
@@ -262,7 +264,7 @@ def encoder_shape(config: RunConfig) -> EncoderShape:
     except (OSError, ValueError) as error:
         raise InputError(
             f"the configuration of model.name_or_path {model.name_or_path} cannot be read: "
-            f"{str(error).splitlines()[0]} Give the encoder's shape as plan.encoder: {{layers: ..., hidden_size: ...}}"
+            f"{reason(error)}; give the encoder's shape as plan.encoder: {{layers: ..., hidden_size: ...}}"
         ) from error
     names = {
         "layers": "num_hidden_layers", "hidden_size": "hidden_size", "heads": "num_attention_heads",

@@ -102,8 +102,8 @@ def seal(folder: Path, run: Mapping[str, Any], parts: Iterable[str] = ()) -> Non
     missing = [part for part in parts if not any(folder.glob(part))]
     if missing:
         raise CheckpointError(
-            f"{folder.name} lacks {', '.join(missing)}. Every rank writes its part into the same directory: it must be "
-            "on a file system that all nodes share (train.save_on_each_node cannot be used)"
+            f"{folder.name} lacks {', '.join(missing)}; every rank writes its part into the same directory, which "
+            "must be on a file system that all nodes share (train.save_on_each_node cannot be used)"
         )
     paths = sorted(path for path in folder.rglob("*") if not path.is_dir())
     names = [path.relative_to(folder).as_posix() for path in paths]
@@ -241,7 +241,7 @@ def verify(folder: Path) -> Checkpoint:
             if path.stat().st_size != expected["size"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
             return (
-                None if _digest(path)[1] == expected["sha256"] else f"{name} is not what was written: its hash differs"
+                None if _digest(path)[1] == expected["sha256"] else f"{name} is not what was written, its hash differs"
             )
         except FileNotFoundError:
             return f"{name} is missing"
@@ -280,7 +280,7 @@ def _hidden(output_dir: Path, step: int, kind: str) -> Path:
 def _step(folder: Path) -> int:
     match = _NAME.fullmatch(folder.name)
     if match is None:
-        raise CheckpointError(f"a checkpoint is a folder checkpoint-N, but this one is {folder}")
+        raise CheckpointError(f"a checkpoint must be a folder checkpoint-N, got {folder}")
     return int(match[1])
 
 
@@ -299,6 +299,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if not folder.is_dir():
+            raise CheckpointError(f"the checkpoint {folder} does not exist; name one that does") from None
         raise CheckpointError(
             f"the checkpoint {folder} has no {MANIFEST}: it was not finished, or another trainer wrote it"
         ) from None
@@ -306,13 +308,15 @@ def _manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"the checkpoint {folder} is not whole: its {MANIFEST} cannot be read: {error}") from None
     version = content.get("format") if isinstance(content, dict) else None
     if version != FORMAT:
-        raise CheckpointError(f"{folder / MANIFEST} has format {version!r}; this version reads format {FORMAT}")
+        raise CheckpointError(
+            f"{folder / MANIFEST} must have format {FORMAT}, which this version reads, got {version!r}"
+        )
     files = content.get("files")
     sound = isinstance(files, dict) and all(isinstance(value, dict) for value in files.values())
     if not sound or not all({"size", "sha256"} <= set(value) for value in files.values()):
-        raise CheckpointError(f"{folder / MANIFEST} lists no files with their size and sha256")
+        raise CheckpointError(f"{folder / MANIFEST} must list its files with size and sha256")
     if not isinstance(content.get("step"), int) or not isinstance(content.get("run"), dict):
-        raise CheckpointError(f"{folder / MANIFEST} has no step and run")
+        raise CheckpointError(f"{folder / MANIFEST} must hold a step and a run")
     return content
 
 

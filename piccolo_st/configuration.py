@@ -11,10 +11,12 @@ into one sentence and exit code 2, and ends quietly when nobody reads what a rec
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,9 +45,44 @@ class RunConfig:
         return self.sections[name]
 
 
+class OptionParser(argparse.ArgumentParser):
+    """argparse's parser, which says what is wrong with a command line as a ConfigError, in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ConfigError with argparse's message in this package's words."""
+        if unknown := re.match(r"unrecognized arguments: (\S+)", message):
+            known = [name for name in self._option_string_actions if name.startswith("--")]
+            near = nearest(unknown[1], known) if unknown[1].startswith("-") else "; see --help"
+            raise ConfigError(f"unknown argument {unknown[1]!r}{near}")
+        raise ConfigError(_in_own_words(message))
+
+
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
+
+
+# argparse's rules, and how this package says them.
+_RULES = (
+    (r"invalid (?P<type>\w+) value: (?P<value>.*)", "must be of type {type}, got {value}"),
+    (r"Truthy value expected: got (?P<value>.*) but expected one of .*", "must be of type bool, got '{value}'"),
+    (r"invalid choice: (?P<value>.*) \(choose from (?P<choices>.*)\)", "must be one of {choices}, got {value}"),
+    (r"expected (?P<count>.*)", "needs {count}; see --help"),
+)
+
+
+def _in_own_words(message: str, section: str = "--") -> str:
+    """A message of argparse as rule and value; ``section`` stands before the option's name."""
+    about = re.fullmatch(r"argument ([^:]+): (.*)", message)
+    if about is None:
+        return message.replace("the following arguments are required:", "the command line must have") + "; see --help"
+    name, rule = about[1].split("/")[0], about[2]
+    name = section + name[2:] if name.startswith("--") else name
+    for pattern, words in _RULES:
+        if found := re.fullmatch(pattern, rule):
+            parts = {**found.groupdict(), "choices": found.groupdict().get("choices", "").replace("'", "")}
+            return f"{name} {words.format(**parts)}"
+    return f"{name}: {rule}"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -55,7 +92,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"the configuration {path} does not exist; give the path of a YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the configuration {path} cannot be read: {error}") from None
+        raise ConfigError(f"the configuration {path} cannot be read: {error}; give the path of a YAML file") from None
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -63,7 +100,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{path}{place} is not YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold a mapping of sections, but holds {type(content).__name__}")
+        raise ConfigError(f"{path} must hold a mapping of sections, got {type(content).__name__}")
     return content
 
 
@@ -87,7 +124,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         try:
             overrides[key] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ConfigError(f"--{key} {text}: the value is not YAML: {error}") from None
+            raise ConfigError(f"--{key} must be YAML, got {text!r}: {getattr(error, 'problem', error)}") from None
     return overrides
 
 
@@ -106,7 +143,7 @@ def merge(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str,
         for parent in parents:
             child = place.get(parent)
             if child is not None and not isinstance(child, dict):
-                raise ConfigError(f"--{dotted}: {parent} is {child!r}, not a mapping with keys of its own")
+                raise ConfigError(f"--{dotted} needs {parent} to be a mapping, got {child!r}")
             place[parent] = dict(child) if child else {}
             place = place[parent]
         place[last] = value
@@ -121,11 +158,11 @@ def _check_keys(merged: Mapping[str, Any], sections: Mapping[str, type], source:
         if name not in sections:
             raise ConfigError(f"unknown section {name!r} in {source}{nearest(name, list(sections))}")
         if section is not None and not isinstance(section, Mapping):
-            raise ConfigError(f"section {name!r} in {source} must be a mapping, but is {section!r}")
+            raise ConfigError(f"section {name!r} in {source} must be a mapping, got {section!r}")
         for key in section or {}:
             dotted = f"{name}.{key}"
             if dotted in replaced:
-                raise ConfigError(f"{dotted} is not set here (in {source}); set {replaced[dotted]} instead")
+                raise ConfigError(f"{dotted} cannot be set in {source}; set {replaced[dotted]} instead")
             if dotted not in known:
                 raise ConfigError(f"unknown key {dotted!r} in {source}{nearest(dotted, known)}")
 
@@ -138,23 +175,25 @@ def build_section(name: str, cls: type[Section], values: Mapping[str, Any]) -> S
     for key, value in values.items():
         if value is None or isinstance(value, Mapping):
             if isinstance(value, Mapping) and "dict" not in str(hints[key]):
-                raise ConfigError(f"{name}.{key} must be of type {_type_name(hints[key])}, but is a mapping")
+                raise ConfigError(f"{name}.{key} must be of type {_type_name(hints[key])}, got a mapping")
             plain[key] = value
         elif isinstance(value, list):
             if "list" not in str(hints[key]):
-                raise ConfigError(f"{name}.{key} must be of type {_type_name(hints[key])}, but is a list: {value}")
+                raise ConfigError(f"{name}.{key} must be of type {_type_name(hints[key])}, got the list {value}")
             tokens += [f"--{key}", *(str(item) for item in value)]
         else:
             tokens.append(f"--{key}={_text(value, hints[key])}")
     try:
         namespace = vars(_Parser(cast(Any, cls), add_help=False).parse_args(tokens))
     except ConfigError as error:
-        raise ConfigError(f"section {name!r}: {error}") from None
+        raise ConfigError(_in_own_words(str(error), f"{name}.")) from None
     converted = {key: namespace[key] for key in values if key not in plain}
     try:
         return HfArgumentParser(cls).parse_dict({**converted, **plain})[0]  # type: ignore[arg-type]
+    except InputError:  # of this package, which says where
+        raise
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"section {name!r}: {error}") from None
+        raise ConfigError(f"section {name!r}: {str(error).rstrip('.')}") from None
 
 
 def _text(value: Any, hint: Any) -> str:

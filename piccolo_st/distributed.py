@@ -62,9 +62,9 @@ def _gather_table(row: Sequence[int], device: torch.device) -> list[list[int]]:
 
 
 _SAME_STEP = (
-    "Every rank must run the same loss on rows of the same dataset at each step. Use piccolo_st's "
+    "every rank must run the same loss on rows of the same dataset at each step, so use piccolo_st's "
     "HomogeneousBatchSampler (or accelerate's split_batches=True with a batch sampler that yields global batches), and "
-    "build the losses alike on every rank."
+    "build the losses alike on every rank"
 )
 
 
@@ -78,7 +78,7 @@ def _raise_disagreement(facts: Mapping[str, str], remedy: str) -> None:
         values = [one.get(key, "nothing") for one in everyone]
         if any(value != values[0] for value in values):
             differing.append(f"{key} is " + ", ".join(f"{value} on rank {rank}" for rank, value in enumerate(values)))
-    raise ValueError(f"the ranks disagree on {what}: {'; '.join(differing)}. {remedy}")
+    raise ValueError(f"the ranks disagree on {what}: {'; '.join(differing)}; {remedy}")
 
 
 def agree(

@@ -112,7 +112,7 @@ class DurableTrainer(SentenceTransformerTrainer):
         facts: dict[str, Any] = {f"columns of {name}": sorted(one.column_names) for name, one in datasets.items()}
         facts |= {**self._signature, "engine": self._engine(), "piccolo_st": __version__, "torch": torch.__version__}
         facts["parameters"] = sum(parameter.numel() for parameter in self.model.parameters())
-        agree("the run", facts, self.args.device, remedy="Start every process from the same files and configuration.")
+        agree("the run", facts, self.args.device, remedy="start every process from the same files and configuration")
 
     def _find(self, wanted: str | bool) -> Checkpoint | None:
         """The checkpoint to go on from, checked; None to start anew. Runs on the first rank alone."""
@@ -323,7 +323,7 @@ class DurableTrainer(SentenceTransformerTrainer):
         with contextlib.suppress(OSError):
             free = f" ({shutil.disk_usage(output_dir).free / 1e9:.1f} GB are free)"
         return CheckpointError(
-            f"checkpoint-{step} could not be written to {output_dir}{free}: {type(error).__name__}: {error}. "
-            + (f"The one before, {known[-1].name}, is as it was" if known else "There is none before it")
-            + ". Make room or choose a directory that can be written to, and start the run again"
+            f"checkpoint-{step} could not be written to {output_dir}{free}: {type(error).__name__}: {error}; "
+            + (f"the one before, {known[-1].name}, is as it was" if known else "there is none before it")
+            + "; make room or choose a directory that can be written to, and start the run again"
         )

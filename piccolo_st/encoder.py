@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from piccolo_st.data.specs import build
-from piccolo_st.errors import InputError
+from piccolo_st.errors import InputError, reason
 from piccolo_st.instructions import resolve_instructions, set_prompts
 from piccolo_st.lengths import set_lengths
 from piccolo_st.pooling import set_instruction_pooling
@@ -52,14 +52,13 @@ class EncoderSettings:
         for name in ("vocab_size", "hidden_size", "layers", "heads", "intermediate_size", "max_positions"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise InputError(f"model.build.{name} must be a whole number from 1 up, but is {value!r}")
+                raise InputError(f"model.build.{name} must be a whole number of at least 1, got {value!r}")
         if self.hidden_size % self.heads:
             raise InputError(
-                f"model.build.hidden_size must be a multiple of model.build.heads, but {self.hidden_size} is not "
-                f"a multiple of {self.heads}"
+                f"model.build.hidden_size must be a multiple of model.build.heads={self.heads}, got {self.hidden_size}"
             )
         if not 0 <= self.dropout < 1:
-            raise InputError(f"model.build.dropout must lie in [0, 1), but is {self.dropout!r}")
+            raise InputError(f"model.build.dropout must be at least 0 and below 1, got {self.dropout!r}")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> EncoderSettings:
@@ -153,8 +152,8 @@ def load_encoder(
     folder = Path(name_or_path)
     if folder.is_dir() and not ((folder / "modules.json").exists() or (folder / "config.json").exists()):
         raise InputError(
-            f"model.name_or_path {name_or_path} is a directory without modules.json or config.json, so it is no model; "
-            "give the directory that save_pretrained wrote, or a Hub id"
+            f"model.name_or_path must hold modules.json or config.json, got the directory {name_or_path}; give the "
+            "directory that save_pretrained wrote, or a Hub id"
         )
     try:
         if folder.is_dir() and not (folder / "modules.json").exists():
@@ -164,10 +163,9 @@ def load_encoder(
         else:
             model = SentenceTransformer(name_or_path, revision=revision)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"model.name_or_path {name_or_path} could not be loaded: {reason} Give the directory of a model, or the id "
-            "of one on the Hub that this machine can reach"
+            f"model.name_or_path cannot be loaded, got {name_or_path!r}: {reason(error)}; give the directory of a "
+            "model, or the id of one on the Hub that this machine can reach"
         ) from error
     set_prompts(model, instructions)
     if any(resolve_instructions(instructions).prompts.values()):

@@ -12,3 +12,12 @@ class InputError(ValueError):
 
 class ConfigError(InputError):
     """A configuration that cannot be used."""
+
+
+def reason(error: BaseException) -> str:
+    """What another library says, to stand inside a sentence: one line, no full stop; of YAML its place as well."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:
+        return f"{getattr(error, 'problem', error)}, line {mark.line + 1}, column {mark.column + 1}"
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".:") if lines else type(error).__name__

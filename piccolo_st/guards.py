@@ -76,8 +76,8 @@ def check_supported(args: Any, zero_stage: int | None, cached_losses: list[str])
     """
     if args.deepspeed and zero_stage is None:
         raise InputError(
-            "train.deepspeed is set, but transformers runs without DeepSpeed where use_cpu (or ACCELERATE_USE_CPU) is "
-            "on, and would silently use DistributedDataParallel; unset use_cpu, or unset train.deepspeed"
+            f"train.deepspeed must be unset where use_cpu (or ACCELERATE_USE_CPU) is on, got {args.deepspeed!r}; "
+            "transformers would silently use DistributedDataParallel there, so unset one of the two"
         )
     if args.save_on_each_node:
         raise InputError(
@@ -221,8 +221,8 @@ class NonFiniteGuard:
         message = f"the {_words(blamed)} at step {step}; the rows are in {self.file}"
         if self._streak >= self.limit:
             raise NonFiniteError(
-                f"{self._streak} steps in a row were not finite, the last one because of {message}. None of them "
-                "changed a weight, and the last checkpoint is from before or between them. Look at those rows, lower "
+                f"{self._streak} steps in a row were not finite, the last one because of {message}; none of them "
+                "changed a weight, and the last checkpoint is from before or between them; look at those rows, lower "
                 "train.learning_rate, or raise train.max_non_finite_steps"
             )
         logger.warning("skipped a step because of %s (%d of %d in a row)", message, self._streak, self.limit)

@@ -41,7 +41,7 @@ class Instructions:
     def __post_init__(self) -> None:
         for task in ("query", "document"):
             if not isinstance(text := getattr(self, task), str):
-                raise TypeError(f"the {task} instruction has to be a string, got {text!r}; write '' for none")
+                raise TypeError(f"the {task} instruction must be a string, got {text!r}; write '' for none")
 
     @property
     def prompts(self) -> dict[str, str]:
@@ -82,16 +82,16 @@ def resolve_instructions(spec: InstructionSpec) -> Instructions:
     if isinstance(spec, str):
         if spec not in PRESETS:
             raise InputError(
-                f"unknown instruction preset {spec!r}; the presets are {', '.join(map(repr, PRESETS))}. "
-                'For instructions of your own write {"query": "...", "document": "..."}'
+                f"unknown instruction preset {spec!r}; the presets are {', '.join(map(repr, PRESETS))}; "
+                'for instructions of your own write {"query": "...", "document": "..."}'
             )
         return PRESETS[spec]
     if not isinstance(spec, Mapping):
-        raise TypeError(f"instructions are a preset's name, Instructions or a mapping, got {spec!r}")
+        raise TypeError(f"instructions must be a preset's name, Instructions or a mapping, got {spec!r}")
     unknown = sorted(set(spec) - {"query", "document", "passage"})
     if unknown or {"document", "passage"} <= set(spec):
         raise InputError(
-            'instructions of your own have the keys "query" and "document" (or "passage" in its place), '
+            'instructions of your own must have the keys "query" and "document" (or "passage" in its place), '
             f"got {list(spec)}"
         )
     return Instructions(spec.get("query", ""), spec.get("document", spec.get("passage", "")))
@@ -140,7 +140,7 @@ def column_tasks(columns: Iterable[str]) -> dict[str, Task]:
     if tasks and (unknown := [column for column in names if column not in tasks]):
         raise InputError(
             f"columns {unknown} are neither queries nor documents, while {list(tasks)} are; a retrieval dataset has "
-            "the columns query, positive and negative (or negative_1, negative_2, ...): rename or remove the others"
+            "the columns query, positive and negative (or negative_1, negative_2, ...); rename or remove the others"
         )
     return tasks
 
@@ -191,8 +191,8 @@ def dataset_prompts(
             and any(resolve_instructions(per_dataset[dataset]).prompts.values())
         ):
             raise InputError(
-                f"dataset {dataset!r} is given the instructions {per_dataset[dataset]!r}, but none of its columns "
-                f"{list(names)} is a query or a document: rename them, or set its instructions to 'none'"
+                f"the instructions {per_dataset[dataset]!r} of dataset {dataset!r} need a column of queries or "
+                f"documents, got {list(names)}; rename them, or set its instructions to 'none'"
             )
     return prompts
 
@@ -215,17 +215,17 @@ def instruction_token_ids(tokenizer: PreTrainedTokenizerBase, instruction: str) 
     alone = encode(instruction)
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     if not set(alone) - special:
-        raise InputError(f"the instruction {instruction!r} has no tokens: leave it out, or write one with text")
+        raise InputError(f"the instruction {instruction!r} has no tokens; leave it out, or write one with text")
     if tokenizer.unk_token_id in alone:
         raise InputError(
-            f"the instruction {instruction!r} has characters this tokenizer does not know: other unknown characters "
-            "would be taken for it. Write it with characters of the vocabulary"
+            f"the instruction {instruction!r} has characters this tokenizer does not know; write it with characters of "
+            "the vocabulary, since other unknown ones would be taken for it"
         )
     rows = [alone, *(encode(instruction + text) for text in ("今天", "的", "and", "ing", "s", "7", " a"))]
     stable = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))]
     if str(tokenizer.decode(alone[len(stable) :], skip_special_tokens=True)).strip() or not set(stable) - special:
         raise InputError(
             f"the tokens of the instruction {instruction!r} change with the text that follows, so no row can be told "
-            "to begin with it: end it with a punctuation mark such as '：'"
+            "to begin with it; end it with a punctuation mark such as '：'"
         )
     return stable

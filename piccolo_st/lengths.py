@@ -46,7 +46,7 @@ def set_lengths(
         raise TypeError(f"two lengths need a Transformer with a tokenizer as the first module, got {transformer}")
     if tokenizer.truncation_side != "right":
         raise InputError(
-            f"the tokenizer cuts on the {tokenizer.truncation_side}, which cuts the instruction first: set "
+            f"the tokenizer cuts on the {tokenizer.truncation_side}, which cuts the instruction first; set "
             'model.tokenizer.truncation_side = "right"'
         )
     limit = usable_positions(transformer.auto_model)
@@ -59,14 +59,14 @@ def set_lengths(
         if limit is not None and length > limit:
             raise InputError(
                 f"{name}={length} is more than the {limit} tokens that {type(transformer.auto_model).__name__} has "
-                "positions for: lower it, or extend them with piccolo_st.positions.extend_positions"
+                "positions for; lower it, or extend them with piccolo_st.positions.extend_positions"
             )
         for text in texts:
             needed = len(tokenizer(text, padding=False, truncation=False)["input_ids"]) + 1
             if length < needed:
                 raise InputError(
                     f"{name}={length} is too short for the instruction {text!r}: with the special tokens and one token "
-                    f"of text it takes {needed} tokens. Raise {name} or shorten the instruction"
+                    f"of text it takes {needed} tokens; raise {name} or shorten the instruction"
                 )
     transformer.query_length, transformer.document_length = query_length, document_length
     if limit is not None and (model.max_seq_length is None or model.max_seq_length > limit):

@@ -44,7 +44,7 @@ def export_onnx(path: str | Path, opset: int = 18) -> Path:
         raise ImportError("exporting to ONNX needs `pip install onnx onnxscript onnxruntime`") from error
     path = Path(path)
     if not (path / "config.json").exists():
-        raise InputError(f"{path} has no config.json: give the folder of a checkpoint, as save_portable writes it")
+        raise InputError(f"{path} has no config.json; give the folder of a checkpoint, as save_portable writes it")
     encoder = AutoModel.from_pretrained(path, dtype=torch.float32).eval()
     given = AutoTokenizer.from_pretrained(path).model_input_names
     names: list[str] = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in given]
@@ -110,5 +110,5 @@ def _compare(encoder: PreTrainedModel, file: Path, names: list[str]) -> None:
         if not difference <= TOLERANCE:
             raise RuntimeError(
                 f"onnxruntime and torch differ by {difference:.2e} in a batch of {rows} x {length} tokens, more than "
-                f"{TOLERANCE:.0e}: the export to ONNX is wrong and was not kept. Try another opset"
+                f"{TOLERANCE:.0e}: the export to ONNX is wrong and was not kept; try another opset"
             )

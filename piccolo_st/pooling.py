@@ -60,11 +60,13 @@ class InstructionPooling(Pooling):
         self.instruction_ids = sorted({tuple(map(int, ids)) for ids in instruction_ids})
         if not include_instruction and not self.instruction_ids:
             raise InputError(
-                "include_instruction=False needs instruction_ids: there is no instruction to exclude. Build the layer "
-                "with InstructionPooling.from_tokenizer, or use stock Pooling"
+                "include_instruction=False needs instruction_ids, got none; build the layer with "
+                "InstructionPooling.from_tokenizer, or use stock Pooling"
             )
         if () in self.instruction_ids:
-            raise InputError(f"instruction_ids has an empty prefix, which every row begins with: {instruction_ids!r}")
+            raise InputError(
+                f"instruction_ids must not hold an empty prefix, which every row begins with, got {instruction_ids!r}"
+            )
         longest = max(map(len, self.instruction_ids), default=0)
         table = [[*ids, *[-1] * (longest - len(ids))] for ids in self.instruction_ids]
         # Not persistent: the state dict stays the one of a model with stock Pooling.
@@ -113,7 +115,7 @@ class InstructionPooling(Pooling):
             return super().forward(features, **kwargs)
         if "input_ids" not in features:
             raise InputError(
-                f"excluding instructions needs input_ids, the features are {sorted(features)}: use "
+                f"excluding instructions needs input_ids, got the features {sorted(features)}; use "
                 "include_instruction=True for inputs that are not text"
             )
         shortened, weights, rows = self._flattened(features) if "cu_seq_lens_q" in features else self._padded(features)
@@ -135,7 +137,7 @@ class InstructionPooling(Pooling):
         if features["token_embeddings"].shape[1] != length:
             raise InputError(
                 f"excluding instructions needs one token embedding for each of the {length} input_ids of a row, got "
-                f"{features['token_embeddings'].shape[1]}: use include_instruction=True with this encoder"
+                f"{features['token_embeddings'].shape[1]}; use include_instruction=True with this encoder"
             )
         mask = features.get("attention_mask", torch.ones_like(input_ids))  # (rows, length)
         # int32: onnxruntime has no argmax of int64.
@@ -203,7 +205,8 @@ def set_instruction_pooling(
     """
     places = [place for place, module in enumerate(model) if isinstance(module, Pooling)]
     if len(places) != 1:
-        raise InputError(f"the model needs exactly one Pooling module, it has {len(places)}: {model}")
+        names = [type(module).__name__ for module in model]
+        raise InputError(f"the model must have exactly one Pooling module, got {names}")
     old: Any = model[places[0]]
     texts = (
         resolve_instructions(instructions).prompts.values()

@@ -72,23 +72,25 @@ def extend_positions(
     table, padding_rows = _position_table(encoder)
     if table is None:
         raise TypeError(
-            f"{type(encoder).__name__} has no embeddings.position_embeddings table to extend: only encoders of the "
+            f"{type(encoder).__name__} has no embeddings.position_embeddings table to extend; only encoders of the "
             "BERT and RoBERTa families have one"
         )
     old = table.num_embeddings - padding_rows
     if length <= old:
-        raise InputError(f"the encoder already has {old} positions, extending it to {length} would lose some of them")
+        raise InputError(f"the length must be above the {old} positions that the encoder has, got {length}")
     rows = torch.arange(old, length, device=table.weight.device)
     known = table.weight.detach()[padding_rows:].double()  # (old, hidden)
     if method == "hierarchical":
         if length > old * old:
-            raise InputError(f"hierarchical positions reach to {old} * {old} = {old * old} tokens, asked for {length}")
+            raise InputError(
+                f"hierarchical positions reach to {old} * {old} = {old * old} tokens, got {length}; use method='repeat'"
+            )
         base = (known - HIERARCHY_WEIGHT * known[0]) / (1 - HIERARCHY_WEIGHT)
         new = HIERARCHY_WEIGHT * base[rows // old] + (1 - HIERARCHY_WEIGHT) * base[rows % old]
     elif method == "repeat":
         new = known[rows % old]
     else:
-        raise InputError(f"unknown method {method!r}: it is 'hierarchical' or 'repeat'")
+        raise InputError(f"the method must be 'hierarchical' or 'repeat', got {method!r}")
 
     weight = torch.cat([table.weight.detach(), new.to(table.weight.dtype)])
     extended = nn.Embedding.from_pretrained(

@@ -39,7 +39,7 @@ from piccolo_st.data import store
 from piccolo_st.data.duplicates import text_identities
 from piccolo_st.data.mixture import Mixture, load_mixture
 from piccolo_st.encoder import EncoderSettings, build_encoder
-from piccolo_st.errors import InputError
+from piccolo_st.errors import InputError, reason
 from piccolo_st.instructions import resolve_instructions
 
 _READ = 10_000  # rows read at a time
@@ -60,7 +60,7 @@ class MaskedPositions(nn.Module):
         parts = list(model.children())
         if len(parts) != 2 or parts[0] is not model.base_model:
             raise InputError(
-                f"model.name_or_path is a {type(model).__name__}, which is not an encoder with a head; give a BERT, "
+                f"model.name_or_path must be an encoder with a head, got a {type(model).__name__}; give a BERT, "
                 "RoBERTa or ERNIE, or leave it empty to build one"
             )
         self.model = model
@@ -106,7 +106,13 @@ class EncoderRun:
         with PartialState().main_process_first():
             self.mixture = load_mixture(config["data"].mixture)
             start = self._start()
-            self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(start)
+            try:
+                self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(start)
+            except (OSError, ValueError) as error:
+                raise InputError(
+                    f"model.name_or_path cannot be loaded, got {start!r}: {reason(error)}; give the directory of a "
+                    "model, or the id of one on the Hub that this machine can reach"
+                ) from error
             self.blocks = self._pack()
         set_seed(config["train"].seed)  # the head begins with random weights
         self.model = AutoModelForMaskedLM.from_pretrained(start)
@@ -197,7 +203,7 @@ class EncoderRun:
         length = self.config["data"].max_length
         limit = getattr(self.tokenizer, "model_max_length", length)
         if length > limit:
-            raise InputError(f"data.max_length is {length}, but the encoder has {limit} positions; lower it")
+            raise InputError(f"data.max_length must be at most the {limit} positions of the encoder, got {length}")
         texts = Dataset.from_generator(
             _rows, gen_kwargs={"mixture": self.mixture}, cache_dir=str(self.output / "built")
         )
@@ -210,7 +216,9 @@ class EncoderRun:
             remove_columns=["text"],
         )
         if len(tokenized) < 2:
-            raise InputError(f"the mixture's text fills {len(tokenized)} blocks of {length} tokens; give more text")
+            raise InputError(
+                f"the mixture's text must fill at least 2 blocks of {length} tokens, got {len(tokenized)}; give more"
+            )
         return tokenized
 
 

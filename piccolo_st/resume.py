@@ -136,30 +136,30 @@ def decide(
     before = found.run
     if not before.get("resumable"):
         raise CheckpointError(
-            f"{found.path} holds a model but no optimizer state (train.save_only_model): training cannot go on from "
-            "it. Start from its weights with model.name_or_path, in another train.output_dir"
+            f"{found.path} holds a model but no optimizer state (train.save_only_model), so training cannot go on "
+            "from it; start from its weights with model.name_or_path, in another train.output_dir"
         )
     changed = differences(before["signature"], now["signature"])
     if changed and not accept_changes:
         raise CheckpointError(
-            f"{found.path} is of another run: {'; '.join(changed)}. Undo the change to go on; or keep both runs with "
-            "another train.output_dir; or start anew here with --train.resume never (earlier checkpoints are kept "
-            "aside); or go on with the change with --train.accept_changes true"
+            f"{found.path} is of another run: {'; '.join(changed)}; undo the change to go on, or keep both runs with "
+            "another train.output_dir, or start anew here with --train.resume never (earlier checkpoints are kept "
+            "aside), or go on with the change with --train.accept_changes true"
         )
     for change in changed:
         logger.warning("going on with a change that was accepted: %s", change)
     if before["engine"] != now["engine"]:
         raise CheckpointError(
             f"{found.path} was written under {before['engine']} and this run is {now['engine']}, whose optimizer state "
-            f"has another form. Go on under {before['engine']}, or start from the checkpoint's weights with "
+            f"has another form; go on under {before['engine']}, or start from the checkpoint's weights with "
             "model.name_or_path in another train.output_dir"
         )
     if before["world_size"] != now["world_size"]:
         if now["engine"] not in elastic:
             raise CheckpointError(
-                f"{found.path} was written by {before['world_size']} processes and there are {now['world_size']}: the "
+                f"{found.path} was written by {before['world_size']} processes and there are {now['world_size']}; the "
                 f"optimizer state of {now['engine']} is in one part for each process, and can be cut anew only for "
-                f"{', '.join(elastic)}. Go on with {before['world_size']} processes, or start from the checkpoint's "
+                f"{', '.join(elastic)}; go on with {before['world_size']} processes, or start from the checkpoint's "
                 "weights with model.name_or_path in another train.output_dir"
             )
         logger.warning(

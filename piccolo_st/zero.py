@@ -90,8 +90,8 @@ def _convert(found: Checkpoint, output_dir: Path) -> str:
         shutil.rmtree(folder, ignore_errors=True)
         logger.debug("%s", said.getvalue())
         raise CheckpointError(
-            f"{found.path} could not be converted for another number of processes: {type(error).__name__}: {error}. "
-            f"Go on with {found.run['world_size']} processes, as it was written"
+            f"{found.path} could not be converted for another number of processes: {type(error).__name__}: {error}; "
+            f"go on with {found.run['world_size']} processes, as it was written"
         ) from error
     return str(folder)
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from piccolo_st.ablation import Ablation
-from piccolo_st.configuration import parse_overrides, run_recipe
+from piccolo_st.configuration import ConfigError, parse_overrides, run_recipe
 
 DEFAULT = Path(__file__).parent / "configs" / "ablation-zh-mini.yaml"
 
@@ -28,6 +28,8 @@ def main(arguments: Sequence[str]) -> None:
     only = []
     if "--only" in rest:
         place = rest.index("--only")
+        if not rest[place + 1 :]:
+            raise ConfigError("--only needs the names of variants, got none; write --only stock,full")
         only = rest[place + 1].split(",")
         del rest[place : place + 2]
     ablation = Ablation(path, parse_overrides(rest))

@@ -13,15 +13,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from piccolo_st.configuration import run_recipe
+from piccolo_st.configuration import OptionParser, run_recipe
 from piccolo_st.demo import Comparison, serve
 from piccolo_st.demo.corpus import read_corpus, thin_out
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation.loading import load_model
 
 
-def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> OptionParser:
+    options = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("models", nargs="*", default=["runs/quickstart/model"], help="one or two models")
     options.add_argument("--corpus", help="text file or BEIR folder; the quickstart's definitions by default")
     options.add_argument("--limit", type=int, default=5000, help="texts to search at most, evenly drawn from all")
@@ -34,13 +34,16 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> None:
     options = parser().parse_args(arguments)
     if len(set(options.models)) != len(options.models) or len(options.models) > 2:
-        raise InputError(f"the page shows one model or two different ones, got {', '.join(options.models)}")
+        raise InputError(f"the page must show one model or two different ones, got {', '.join(options.models)}")
     every = read_corpus(options.corpus)
     texts = thin_out(every, options.limit)
     models = {name: load_model(name).model for name in options.models}
     print(f"embedding {len(texts):,} of {len(every):,} texts (--limit) with {' and '.join(models)}", flush=True)
     query = options.query if options.query is not None else "" if options.corpus else "月亮"
-    serve(Comparison.of(models, texts, progress=True), query, options.host, options.port)
+    try:
+        serve(Comparison.of(models, texts, progress=True), query, options.host, options.port)
+    except ImportError as error:  # gradio; the page itself is published without this package's errors
+        raise InputError(str(error)) from None
 
 
 if __name__ == "__main__":

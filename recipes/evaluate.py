@@ -24,7 +24,7 @@ from pathlib import Path
 import datasets
 
 from piccolo_st.benchmarks import C_MTEB_35, Averages, Benchmark
-from piccolo_st.configuration import ConfigError, nearest, read_yaml, run_recipe
+from piccolo_st.configuration import ConfigError, OptionParser, nearest, read_yaml, run_recipe
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation import (
     Column,
@@ -41,8 +41,8 @@ from piccolo_st.model_card.folder import read_rows
 from piccolo_st.model_card.results import read_results, scores
 
 
-def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> OptionParser:
+    options = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("model", nargs="?", help="directory, or repository on the Hub")
     options.add_argument("--config", type=Path, help="YAML file with any of the options below")
     options.add_argument("--benchmark", nargs="+", default=["c-mteb-35"], help="benchmarks, types, tasks, .yaml files")
@@ -86,7 +86,7 @@ def dimensions(text: str | int | Sequence[int]) -> list[int]:
     try:
         return [int(part) for part in parts if str(part).strip()]
     except ValueError:
-        raise ConfigError(f"--truncate_dim takes whole numbers, such as 256,512,1024, got {text!r}") from None
+        raise ConfigError(f"--truncate_dim must be whole numbers, such as 256,512,1024, got {text!r}") from None
 
 
 def show(outcome: TaskOutcome) -> None:

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> None:
     if step in ("-h", "--help"):
         rest = ["--help"]
     elif step not in STEPS:
-        raise ConfigError(f"the first argument must be a step, but is {step!r}{nearest(step, list(STEPS))}")
+        raise ConfigError(f"the first argument must be a step, got {step!r}{nearest(step, list(STEPS))}")
     if rest and not rest[0].startswith("-") and "datasets" in read_yaml(Path(rest[0])):
         rest = ["--data.mixture", json.dumps({"file": rest[0]}), *rest[1:]]
     config = parse_run(rest, SECTIONS, CONFIG, __doc__)

@@ -17,14 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from piccolo_st.benchmarks import C_MTEB_35, Benchmark, get_benchmark
-from piccolo_st.configuration import run_recipe
+from piccolo_st.configuration import OptionParser, run_recipe
 from piccolo_st.demo.corpus import read_corpus, thin_out
 from piccolo_st.hub import release, release_space
 from piccolo_st.model_card import prepare_card, read_rows
 
 
-def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> OptionParser:
+    options = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("model_dir", type=Path, help="directory of a saved model")
     options.add_argument("repo_id", help="where it goes: org/name")
     options.add_argument("--push", action="store_true", help="release; otherwise show what would happen")

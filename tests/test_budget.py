@@ -164,7 +164,7 @@ def test_steps_and_hours(tmp_path: Path, encoder: Path) -> None:
     assert found.steps == 51 and found.samples == 51 * 64
     assert found.hours == pytest.approx(51 * 2 * ROWS * 2 * LENGTH / 1000 / 3600)
     assert "assuming 1,000 tokens a second and process" in found.table()
-    with pytest.raises(InputError, match=r"the length of the run is unknown: set train\.max_steps, or plan\.rows"):
+    with pytest.raises(InputError, match=r"the length of the run is unknown; set train\.max_steps, or plan\.rows"):
         planned(tmp_path, encoder, "--train.max_steps", "-1")
 
 
@@ -204,16 +204,16 @@ def test_plan_is_printed_and_nothing_is_made(
     [
         (
             ["--train.activation_checkpointing", "false"],
-            "most of it is activations, .* GiB: set loss.mini_batch_num_tokens",
+            "most of it is activations, .* GiB; set loss.mini_batch_num_tokens",
         ),
-        (["--plan.gpu_memory_gib", "2"], r"but 2 GiB less a reserve of 10% are 1.8"),
+        (["--plan.gpu_memory_gib", "2"], r"must fit into 1.8 GiB of each GPU, 2 GiB less a reserve of 10%, got"),
         (
             ["--data.batch_size", "200000", "--loss.mini_batch_size", "8"],
-            "most of it is embeddings, .* GiB: lower data.batch_size",
+            "most of it is embeddings, .* GiB; lower data.batch_size",
         ),
-        (["--plan.encoder", "{layers: 2}"], "the shape of the encoder has no hidden_size, heads"),
+        (["--plan.encoder", "{layers: 2}"], "the shape of the encoder must have layers, .*, got layers"),
         (["--plan.encoder", "null"], "the configuration of model.name_or_path .* cannot be read"),
-        (["--plan.zero_stage", "3"], "plan.zero_stage must be 0 or 1, but is 3"),
+        (["--plan.zero_stage", "3"], "plan.zero_stage must be 0 or 1, got 3"),
     ],
 )
 def test_what_does_not_fit_is_refused(

@@ -169,5 +169,5 @@ def test_the_default_corpus_is_the_quickstarts_definitions() -> None:
 def test_thinning_out_takes_from_everywhere() -> None:
     texts = [str(number) for number in range(10)]
     assert thin_out(texts, 10) == texts and thin_out(texts, 5) == ["0", "2", "4", "6", "8"]
-    with pytest.raises(InputError, match=r"at least 1 text to search, got a limit of 0"):
+    with pytest.raises(InputError, match=r"limit of texts to search must be at least 1, got 0"):
         thin_out(texts, 0)

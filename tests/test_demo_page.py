@@ -102,8 +102,8 @@ def assert_is_drawn(picture: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["a", "b", "c"], "the page shows one model or two different ones, got a, b, c"),
-        (["a", "a"], "the page shows one model or two different ones, got a, a"),
+        (["a", "b", "c"], "the page must show one model or two different ones, got a, b, c"),
+        (["a", "a"], "the page must show one model or two different ones, got a, a"),
         (["a", "--corpus", "nowhere.txt"], "nowhere.txt does not exist"),
         (["no-such-folder", "--corpus", "texts.txt"], "'no-such-folder' cannot be loaded"),
     ],

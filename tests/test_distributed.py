@@ -100,7 +100,7 @@ def disagree(rank: int, world: int, kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("facts", r"disagree on the loss of this step: the dataset is a on rank 0, b on rank 1\. Every rank must run"),
+        ("facts", r"disagree on the loss of this step: the dataset is a on rank 0, b on rank 1; every rank must run"),
         (
             "width",
             r"disagree on what they gather: tensor 0 is \(3,\) torch\.float32 on rank 0, \(4,\) torch\.float32 on",

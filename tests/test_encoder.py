@@ -59,9 +59,9 @@ def test_no_instructions_leaves_stock_pooling(built: Path) -> None:
     ("values", "message"),
     [
         ({"layer": 2}, r"unknown key 'layer' in model.build; did you mean layers\?"),
-        ({"layers": 0}, r"model.build.layers must be a whole number from 1 up, but is 0"),
+        ({"layers": 0}, r"model.build.layers must be a whole number of at least 1, got 0"),
         ({"hidden_size": 10, "heads": 4}, r"hidden_size must be a multiple of model.build.heads"),
-        ({"dropout": 1.5}, r"model.build.dropout must lie in \[0, 1\), but is 1.5"),
+        ({"dropout": 1.5}, r"model.build.dropout must be at least 0 and below 1, got 1.5"),
         ({"layers": "two"}, r"layers of model.build"),
     ],
 )
@@ -71,16 +71,16 @@ def test_bad_settings(values: dict[str, object], message: str) -> None:
 
 
 def test_a_directory_that_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is a directory without modules.json or config.json, so it is no model"):
+    with pytest.raises(InputError, match=r"must hold modules.json or config.json, got the directory"):
         load_encoder(str(tmp_path))
 
 
 def test_a_model_that_is_nowhere() -> None:
-    with pytest.raises(InputError, match=r"model.name_or_path no-such/model could not be loaded: .*"):
+    with pytest.raises(InputError, match=r"model.name_or_path cannot be loaded, got 'no-such/model': .*"):
         load_encoder("no-such/model")
 
 
 def test_a_broken_model_directory(built: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InputError, match=r"could not be loaded"):
+    with pytest.raises(InputError, match=r"cannot be loaded, got"):
         load_encoder(str(tmp_path))

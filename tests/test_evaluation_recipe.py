@@ -115,7 +115,7 @@ def test_bad_options(recipe: ModuleType, tmp_path: Path, content: str, arguments
 
 
 def test_dimensions_have_to_be_whole_numbers(recipe: ModuleType) -> None:
-    with pytest.raises(InputError, match=r"--truncate_dim takes whole numbers, such as 256,512,1024, got '256,half'"):
+    with pytest.raises(InputError, match=r"--truncate_dim must be whole numbers, such as 256,512,1024, got '256,half'"):
         recipe.dimensions("256,half")
 
 

@@ -69,7 +69,7 @@ def test_resolve_instructions(spec: Any, expected: Instructions) -> None:
         ),
         ({"question": "问："}, ValueError, r"have the keys \"query\" and \"document\".*got \['question'\]"),
         ({"document": "a", "passage": "b"}, ValueError, r"got \['document', 'passage'\]"),
-        ({"query": None}, TypeError, r"the query instruction has to be a string, got None; write '' for none"),
+        ({"query": None}, TypeError, r"the query instruction must be a string, got None; write '' for none"),
         (3, TypeError, r"a preset's name, Instructions or a mapping, got 3"),
     ],
 )
@@ -149,7 +149,7 @@ def test_dataset_prompts_per_dataset() -> None:
         ValueError, match=r"given for \['t3'\], which are not among the datasets \['ques', 'sts', 't2'\]"
     ):
         dataset_prompts(columns, "piccolo", {"t3": "none"})
-    with pytest.raises(ValueError, match=r"dataset 'sts' is given the instructions 'piccolo', but none of its columns"):
+    with pytest.raises(ValueError, match=r"'piccolo' of dataset 'sts' need a column of queries or documents, got \["):
         dataset_prompts(columns, "none", {"sts": "piccolo"})
     assert dataset_prompts(columns, "none", {"sts": "none"})["sts"] == {}
 
@@ -248,7 +248,7 @@ def test_a_tokenizer_without_special_tokens_around_the_text() -> None:
 @pytest.mark.parametrize(
     ("make", "instruction", "message"),
     [
-        ("wordpiece", "", r"the instruction '' has no tokens: leave it out"),
+        ("wordpiece", "", r"the instruction '' has no tokens; leave it out"),
         ("wordpiece", " ", r"the instruction ' ' has no tokens"),
         ("wordpiece", "饕餮：", r"'饕餮：' has characters this tokenizer does not know"),
         ("wordpiece", "a", r"the tokens of the instruction 'a' change with the text that follows.*punctuation mark"),

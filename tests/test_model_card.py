@@ -112,22 +112,23 @@ def _copy(source: Path, target: Path) -> Path:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("licence: mit", r"card\.yaml has the unknown key 'licence'; nearest: license"),
-        ("- mit", r"card\.yaml must hold a mapping of card fields, but holds list"),
+        ("licence: mit", r"unknown key 'licence' in .*card\.yaml; nearest: license"),
+        ("- mit", r"card\.yaml must hold a mapping of card fields, got list"),
         ("a: [", r"card\.yaml is not YAML"),
-        ("model_name: x\nbenchmark: c-mteb-36", r"no benchmark is called 'c-mteb-36'; nearest: c-mteb-3"),
+        ("model_name: x\nbenchmark: c-mteb-36", r"unknown benchmark 'c-mteb-36'; nearest: c-mteb-3"),
         (
             "model_name: x\ncomparison: rows.yaml",
-            r"rows\.yaml, row 1: a row of the table has the fields model, .*'size'",
+            r"rows\.yaml, row 1 must be a row with the fields model, .*'size'",
         ),
     ],
 )
-def test_unusable_data_files(tmp_path: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unusable_data_files(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "card.yaml").write_text(text)
     (tmp_path / "rows.yaml").write_text("- {model: x, size: 3}")
     with pytest.raises(InputError, match=message):
         card_from_folder(tmp_path)
-    assert main([str(tmp_path)]) == 2 and capsys.readouterr().err.startswith("error: ")
+    with pytest.raises(InputError, match=message):
+        main([str(tmp_path)])
 
 
 # ---------------------------------------------------------------------------------------- results
@@ -223,9 +224,9 @@ def test_results_survive_files_and_cards(tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("gone", None, r"there are no results at .*gone: no such file or folder"),
-        ("results.txt", "", r"results are a folder of mteb's JSON files, a \.jsonl file or a card \(\.md\), got"),
-        ("results.jsonl", "{}\n", r"results\.jsonl, line 1: a result has the fields task_type, "),
+        ("gone", None, r"there are no results at .*gone, no such file or folder"),
+        ("results.txt", "", r"results must be a folder of mteb's JSON files, a \.jsonl file or a card \(\.md\), got"),
+        ("results.jsonl", "{}\n", r"results\.jsonl, line 1 must be a result with the fields task_type, "),
         ("results.jsonl", '{"task_type"', r"results\.jsonl, line 1 is not JSON"),
     ],
 )
@@ -240,7 +241,7 @@ def test_unusable_folders_of_results(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no result files \(Task\.json\); give the folder"):
         read_results(tmp_path)
     (tmp_path / "ATEC.json").write_text('{"task_name": "ATEC"}')
-    with pytest.raises(InputError, match=r"this is not a result file of mteb 2\.x: KeyError\('scores'\)"):
+    with pytest.raises(InputError, match=r"a result must be as mteb 2\.x writes it, got .*: KeyError\('scores'\)"):
         read_results(tmp_path)
 
 

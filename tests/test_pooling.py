@@ -297,14 +297,14 @@ def test_the_switch_of_sentence_transformers_works(make_model: ModelMaker) -> No
         (lambda: InstructionPooling(4, include_instruction=False), r"include_instruction=False needs instruction_ids"),
         (
             lambda: InstructionPooling(4, instruction_ids=[[1], []]),
-            r"instruction_ids has an empty prefix.*\[\[1\], \[\]\]",
+            r"instruction_ids must not hold an empty prefix.*\[\[1\], \[\]\]",
         ),
         (lambda: InstructionPooling(4, "median"), r"Invalid pooling mode: 'median'"),
         (
             lambda: InstructionPooling(4, include_instruction=False, instruction_ids=[[1]])(
                 {"token_embeddings": torch.zeros(1, 2, 4)}
             ),
-            r"excluding instructions needs input_ids, the features are \['token_embeddings'\]",
+            r"excluding instructions needs input_ids, got the features \['token_embeddings'\]",
         ),
         (
             lambda: InstructionPooling(4, include_instruction=False, instruction_ids=[[1]])(
@@ -331,7 +331,7 @@ def test_set_instruction_pooling_takes_every_form_and_one_pooling(make_model: Mo
         assert set_instruction_pooling(model, form).instruction_ids == expected  # again and again, no matter
     with pytest.raises(ValueError, match=r"include_instruction=False needs instruction_ids"):
         set_instruction_pooling(model, "none", include_instruction=False)
-    with pytest.raises(ValueError, match=r"exactly one Pooling module, it has 0"):
+    with pytest.raises(ValueError, match=r"exactly one Pooling module, got"):
         set_instruction_pooling(SentenceTransformer(modules=[model[0]]), "piccolo")
 
 

@@ -108,14 +108,14 @@ def test_the_new_rows_are_trained(make_model: ModelMaker) -> None:
 @pytest.mark.parametrize(
     ("length", "method", "message"),
     [
-        (512, "repeat", r"already has 512 positions"),
-        (100, "hierarchical", r"already has 512 positions, extending it to 100 would lose some"),
+        (512, "repeat", r"must be above the 512 positions"),
+        (100, "hierarchical", r"must be above the 512 positions that the encoder has, got 100"),
         (
             512 * 512 + 1,
             "hierarchical",
-            r"hierarchical positions reach to 512 \* 512 = 262144 tokens, asked for 262145",
+            r"hierarchical positions reach to 512 \* 512 = 262144 tokens, got 262145",
         ),
-        (600, "linear", r"unknown method 'linear': it is 'hierarchical' or 'repeat'"),
+        (600, "linear", r"the method must be 'hierarchical' or 'repeat', got 'linear'"),
     ],
 )
 def test_bad_lengths_are_named(make_model: ModelMaker, length: int, method: Any, message: str) -> None:

@@ -72,7 +72,7 @@ def test_the_loss_is_that_of_the_whole_model(encoder_dir_no_dropout: Path) -> No
 
 def test_a_model_of_other_parts_is_refused() -> None:
     model = DistilBertForMaskedLM(DistilBertConfig(vocab_size=20, dim=8, n_layers=1, n_heads=2, hidden_dim=8))
-    with pytest.raises(InputError, match="DistilBertForMaskedLM, which is not an encoder with a head; give a BERT"):
+    with pytest.raises(InputError, match="an encoder with a head, got a DistilBertForMaskedLM; give a BERT"):
         MaskedPositions(model)
 
 
@@ -108,8 +108,8 @@ def test_from_yaml_to_an_encoder_that_a_run_takes(
     ("override", "message"),
     [
         (["--data.mixture", "null"], "names no data; set data.mixture"),
-        (["--data.max_length", "600"], "data.max_length is 600, but the encoder has 512 positions; lower it"),
-        (["--data.masked", "1.5"], "data.masked must lie between 0 and 1, but is 1.5"),
+        (["--data.max_length", "600"], "data.max_length must be at most the 512 positions of the encoder, got 600"),
+        (["--data.masked", "1.5"], "data.masked must be above 0 and below 1, got 1.5"),
     ],
 )
 def test_bad_settings(config: Path, override: list[str], message: str) -> None:

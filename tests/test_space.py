@@ -43,7 +43,7 @@ def test_what_a_space_consists_of() -> None:
 
 
 def test_texts_must_be_lines() -> None:
-    with pytest.raises(InputError, match=r"the texts of a Space are lines of a file and not empty, got 'a\\nb'"):
+    with pytest.raises(InputError, match=r"the texts of a Space must be lines of a file and not empty, got 'a\\nb'"):
         space_files(REPO, ["a\nb"])
 
 

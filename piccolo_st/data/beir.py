@@ -44,7 +44,7 @@ def read_qrels(path: Path) -> tuple[list[tuple[int, str, str, float]], list[Reje
         for row, record in zip(chunk.rows.tolist(), chunk.records, strict=True):
             if not {"query-id", "corpus-id", "score"} <= record.keys():
                 raise MixtureError(
-                    f"{path} must begin with the line query-id TAB corpus-id TAB score, but its columns are "
+                    f"{path} must begin with the line query-id TAB corpus-id TAB score, got the columns "
                     f"{', '.join(record)}"
                 )
             try:

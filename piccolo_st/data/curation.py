@@ -232,13 +232,15 @@ class FilterSettings:
         for name in ("min_han", "max_kana", "max_repetition"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise MixtureError(f"{name} of filter is a share from 0 to 1, got {value}")
+                raise MixtureError(f"{name} of filter must be a share from 0 to 1, got {value}")
         for name in ("top_k", "pool", "part_rows", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise MixtureError(f"{name} of filter must be at least 1, got {value}")
         if self.top_k is not None and self.top_k > self.pool:
-            raise MixtureError(f"top_k={self.top_k} of filter is above pool={self.pool}, so that it keeps every row")
+            raise MixtureError(
+                f"top_k of filter must be at most pool={self.pool}, beyond which every row is kept, got {self.top_k}"
+            )
 
 
 @dataclass(frozen=True)

@@ -119,8 +119,8 @@ def dataset_identities(dataset: Any, columns: Sequence[str] | None = None) -> ND
     missing = [name for name in columns if name not in dataset.column_names]
     if missing or not columns:
         raise InputError(
-            f"avoiding duplicates needs columns of text, but {missing or 'none'} of them are in the dataset, which has "
-            f"{dataset.column_names}"
+            f"avoiding duplicates needs columns of text in the dataset, got {missing or 'none'}; its columns are "
+            f"{', '.join(dataset.column_names)}"
         )
     known = _KNOWN.setdefault(dataset, {})
     if tuple(columns) in known:  # a trainer may make its dataloader, and so its sampler, more than once

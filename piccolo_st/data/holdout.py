@@ -51,7 +51,7 @@ def draw(spec: DatasetSpec, dataset: Dataset) -> RetrievalHoldout:
     assert holdout is not None
     if not {"query", "positive"} <= set(dataset.column_names) or isinstance(dataset[0]["positive"], list):
         raise MixtureError(
-            f"the holdout of dataset {spec.name!r} needs rows of one query and one positive, but its columns are "
+            f"the holdout of dataset {spec.name!r} needs rows of one query and one positive, got the columns "
             f"{', '.join(dataset.column_names)}; remove `holdout` or set `positives: all`"
         )
     queries, documents = [], []  # hashes, by chunk
@@ -61,15 +61,15 @@ def draw(spec: DatasetSpec, dataset: Dataset) -> RetrievalHoldout:
     distinct = np.unique(np.concatenate(queries))
     if holdout.queries >= len(distinct):
         raise MixtureError(
-            f"the holdout of dataset {spec.name!r} asks for {holdout.queries} queries, but the dataset has only "
-            f"{len(distinct)} distinct ones and some must be left to train on; lower `queries`"
+            f"the holdout of dataset {spec.name!r} must leave queries to train on, got {holdout.queries} of the "
+            f"{len(distinct)} distinct ones; lower `queries`"
         )
     chosen = distinct[: holdout.queries]
     candidates = np.unique(np.concatenate(documents))
     if len(candidates) < holdout.min_corpus:
         raise MixtureError(
             f"the holdout of dataset {spec.name!r} must search among at least {holdout.min_corpus} distinct positives, "
-            f"but the dataset has {len(candidates)}; lower `min_corpus` or give it more rows"
+            f"got {len(candidates)}; lower `min_corpus` or give it more rows"
         )
     searched = _searched(holdout, candidates, queries, documents, chosen)
     query_ids: dict[str, str] = {}

@@ -38,12 +38,13 @@ def archive(name: str, place: str) -> Path:
         MixtureError: no such set, or jionlp is not installed.
     """
     if name not in _ARCHIVES:
-        raise MixtureError(f"the source of {place} is 'jionlp:{name}', but the sets are {', '.join(_ARCHIVES)}")
+        sets = ", ".join(f"jionlp:{one}" for one in _ARCHIVES)
+        raise MixtureError(f"the source of {place} must be one of {sets}, got 'jionlp:{name}'")
     package = find_spec("jionlp")
     path = Path(package.origin).parent / "dictionary" / f"{_ARCHIVES[name]}.zip" if package and package.origin else None
     if path is None or not path.is_file():
         raise MixtureError(
-            f"the source of {place} is 'jionlp:{name}', a dictionary of the package jionlp, which is not installed; "
+            f"the source 'jionlp:{name}' of {place} needs the package jionlp; "
             'run: pip install "piccolo_st[quickstart]"'
         )
     return path

@@ -123,7 +123,7 @@ class Miner:
             self.model = None
         else:
             raise MixtureError(
-                f"model of mining is {model!r}; give a SentenceTransformer, 'lexical', 'bm25' or 'random'"
+                f"model of mining must be a SentenceTransformer, 'lexical', 'bm25' or 'random', got {model!r}"
             )
 
     def mine(self, number: int) -> list[list[str]]:
@@ -176,12 +176,12 @@ def _answers_of(query: str, similar: Sequence[str], answers: Mapping[str, Sequen
 def _texts(dataset: Dataset, column: str) -> pa.Array:
     if column not in dataset.column_names:
         raise MixtureError(
-            f"mining needs the column {column!r}, but the dataset has {', '.join(dataset.column_names)}; "
+            f"mining needs the column {column!r}, got the columns {', '.join(dataset.column_names)}; "
             "only retrieval data can be mined"
         )
     texts = dataset.select_columns([column]).with_format("arrow")[:][column].combine_chunks()
     if not pa.types.is_string(texts.type):
-        raise MixtureError(f"mining needs one text a row in {column!r}, but it holds {texts.type}")
+        raise MixtureError(f"mining needs one text a row in {column!r}, got {texts.type}")
     return texts
 
 

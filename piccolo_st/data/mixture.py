@@ -96,7 +96,9 @@ def parse_mixture(config: Mapping[str, Any] | str | Path) -> tuple[dict[str, Dat
     specs = {}
     for name, settings in mixture.datasets.items():
         if not re.fullmatch(r"\w[\w.-]*", name):
-            raise MixtureError(f"{name!r} in {place} cannot name a dataset; use letters, digits, '_', '-' and '.'")
+            raise MixtureError(
+                f"the name of a dataset in {place} must be letters, digits, '_', '-' and '.', got {name!r}"
+            )
         where = f"dataset {name!r} of {place}"
         if not isinstance(settings, Mapping):
             build(DatasetSpec, settings, where)  # raises: not a mapping
@@ -155,8 +157,10 @@ def _checked_spec(spec: DatasetSpec, place: str) -> DatasetSpec:
             raise MixtureError(f"{name} of {place} must be a positive number, got {value}")
     if len(spec.score_range) != 2 or not spec.score_range[0] < spec.score_range[1]:
         raise MixtureError(f"score_range of {place} must be [lowest, highest], got {list(spec.score_range)}")
-    if spec.holdout is not None and (spec.holdout.queries < 1 or spec.use != "train"):
-        raise MixtureError(f"holdout of {place} needs queries of at least 1 and a dataset that is trained on")
+    if spec.holdout is not None and spec.holdout.queries < 1:
+        raise MixtureError(f"holdout.queries of {place} must be at least 1, got {spec.holdout.queries}")
+    if spec.holdout is not None and spec.use != "train":
+        raise MixtureError(f"holdout of {place} needs `use: train`, got {spec.use!r}; remove `holdout`")
     return spec
 
 

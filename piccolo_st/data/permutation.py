@@ -72,7 +72,7 @@ class Permutation:
 
     def __init__(self, size: int, key: int) -> None:
         if not 1 <= size <= MAX_SIZE:
-            raise InputError(f"a permutation needs a size from 1 to 2**40, but got {size}")
+            raise InputError(f"the size of a permutation must be from 1 to 2**40, got {size}")
         self.size = size
         self.key = key
         height = math.isqrt(size - 1) + 1
@@ -103,9 +103,7 @@ class Permutation:
         """
         positions = np.asarray(positions)
         if positions.size and (positions.min() < 0 or positions.max() >= self.size):
-            raise IndexError(
-                f"positions must lie in 0..{self.size - 1}, but go from {positions.min()} to {positions.max()}"
-            )
+            raise IndexError(f"positions must be in 0..{self.size - 1}, got {positions.min()} to {positions.max()}")
         elements = self._encipher(positions.ravel().astype(np.uint64))
         while (outside := np.flatnonzero(elements >= np.uint64(self.size))).size:  # step (3)
             elements[outside] = self._encipher(elements[outside])

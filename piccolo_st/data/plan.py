@@ -259,8 +259,8 @@ class BatchPlan:
         steps, rest = divmod(cursor, self.samples_per_step)
         if cursor < 0 or rest:
             raise InputError(
-                f"a position is a multiple of the {self.samples_per_step} samples that all ranks read at a step, but "
-                f"it is {cursor}; go on with the global batch size that the position was written with"
+                f"a position must be a multiple of the {self.samples_per_step} samples that all ranks read at a step, "
+                f"got {cursor}; go on with the global batch size that the position was written with"
             )
         return divmod(steps, self.steps())
 
@@ -275,28 +275,30 @@ class BatchPlan:
 
 def _check(plan: BatchPlan) -> None:
     if not plan.sizes:
-        raise InputError("a plan needs at least one dataset, but got none")
+        raise InputError("a plan needs at least one dataset, got none")
     for index, size in enumerate(plan.sizes):
         if not 1 <= size <= MAX_SIZE:
-            raise InputError(f"a dataset needs 1 to 2**40 rows, but {plan.name(index)} has {size}; leave it out")
+            raise InputError(f"{plan.name(index)} must have 1 to 2**40 rows, got {size}; leave it out")
     for field in ("batch_size", "world_size", "accumulation_steps", "window"):
         if getattr(plan, field) < 1:
-            raise InputError(f"{field} must be 1 or more, but is {getattr(plan, field)}")
+            raise InputError(f"{field} must be at least 1, got {getattr(plan, field)}")
     for field, allowed in (("mixing", Mixing), ("small_datasets", SmallDatasets)):
         if getattr(plan, field) not in get_args(allowed):
-            raise InputError(f"{field} must be one of {', '.join(get_args(allowed))}, but is {getattr(plan, field)!r}")
+            raise InputError(f"{field} must be one of {', '.join(get_args(allowed))}, got {getattr(plan, field)!r}")
     if (plan.weights is not None) != (plan.mixing == "weights"):
-        raise InputError(f"weights go with mixing='weights', but mixing is {plan.mixing!r} and weights {plan.weights}")
+        raise InputError(
+            f"weights must go with mixing='weights', got mixing={plan.mixing!r} and weights={plan.weights}"
+        )
     if not np.isfinite(plan.exponent) or plan.exponent < 0:
-        raise InputError(f"exponent must be a number of 0 or more, but is {plan.exponent}")
+        raise InputError(f"exponent must be at least 0, got {plan.exponent}")
     for field in ("weights", "repeats", "batch_multiples", "names"):
         _check_values(plan, field)
     for index, (rows, needed) in enumerate(zip(plan.sizes, plan.block_rows.tolist(), strict=True)):
         if needed < 1:
             multiple = plan.batch_multiples[index] if plan.batch_multiples else 1
             raise InputError(
-                f"batch_multiples of {plan.name(index)} makes {multiple * plan.batch_size:g} rows a "
-                "device; it must be a whole number of 1 or more"
+                f"batch_multiples of {plan.name(index)} must make at least 1 row a device, got "
+                f"{multiple * plan.batch_size:g}; raise it"
             )
         if rows < needed and plan.small_datasets == "error":
             raise InputError(
@@ -310,18 +312,18 @@ def _check_values(plan: BatchPlan, field: str) -> None:
     if values is None:
         return
     if len(values) != len(plan.sizes):
-        raise InputError(f"{field} needs one value for each of the {len(plan.sizes)} datasets, but has {len(values)}")
+        raise InputError(f"{field} must have one value for each of the {len(plan.sizes)} datasets, got {len(values)}")
     if field == "names":
         return
     for index, value in enumerate(values):
         if not np.isfinite(value) or value < 0:
-            raise InputError(f"{field} must be numbers of 0 or more, but that of {plan.name(index)} is {value}")
+            raise InputError(f"{field} of {plan.name(index)} must be at least 0, got {value}")
     if not sum(values):
-        raise InputError(f"{field} must not all be 0")
+        raise InputError(f"{field} must not all be 0, got {list(values)}")
     if field == "batch_multiples":
         for index, value in enumerate(values):
             if abs(value * plan.batch_size - round(value * plan.batch_size)) > 1e-9 * plan.batch_size:
                 raise InputError(
-                    f"batch_multiples times the batch size {plan.batch_size} must be whole rows, but that of "
-                    f"{plan.name(index)} is {value}"
+                    f"batch_multiples of {plan.name(index)} times the batch size {plan.batch_size} must be whole rows, "
+                    f"got {value}"
                 )

@@ -67,7 +67,7 @@ class HomogeneousDataset(ConcatDataset[Any]):
         super().__init__(datasets)
         self.names = None if names is None else list(names)
         if self.names is not None and len(self.names) != len(self.datasets):
-            raise InputError(f"{len(self.datasets)} datasets need as many names, but got {self.names}")
+            raise InputError(f"{len(self.datasets)} datasets need as many names, got {self.names}")
         self.offsets = [0, *self.cumulative_sizes[:-1]]
         self.readers = [ColumnReader(dataset) for dataset in self.datasets]
 
@@ -87,7 +87,7 @@ class HomogeneousDataset(ConcatDataset[Any]):
             owners = np.searchsorted(self.cumulative_sizes, flat, side="right")
             if len(set(owners.tolist())) != 1:
                 raise InputError(
-                    "a homogeneous batch has rows of one dataset, but this one has rows of the datasets "
+                    "a homogeneous batch must have rows of one dataset, got rows of the datasets "
                     f"{sorted(set(owners.tolist()))}; draw it with HomogeneousBatchSampler"
                 )
             dataset, visit = int(owners[0]), None

@@ -240,7 +240,7 @@ class HomogeneousBatchSampler(MultiDatasetDefaultBatchSampler):
         """
         if epoch < 0 or not 0 <= step <= self.plan.steps(epoch):
             raise InputError(
-                f"a position needs an epoch of 0 or more and a step from 0 to {self.plan.steps(epoch)}, but got epoch "
+                f"a position needs an epoch of 0 or more and a step from 0 to {self.plan.steps(epoch)}, got epoch "
                 f"{epoch}, step {step}"
             )
         self.set_epoch(epoch)
@@ -281,8 +281,8 @@ def check_dataloader(dataloader: DataLoader[Any]) -> HomogeneousBatchSampler:
     """
     if isinstance(dataloader, DataLoaderDispatcher):
         raise InputError(
-            "accelerator_config['dispatch_batches'] is True, but batches padded to different widths cannot be joined "
-            "and dispatched; leave it unset: each rank then reads its own slice"
+            "accelerator_config['dispatch_batches'] must be unset, got True; batches padded to different widths "
+            "cannot be joined and dispatched, and without it each rank reads its own slice"
         )
     shard, sampler, world_size = None, dataloader.batch_sampler, 1
     while not isinstance(sampler, HomogeneousBatchSampler):
@@ -291,8 +291,9 @@ def check_dataloader(dataloader: DataLoader[Any]) -> HomogeneousBatchSampler:
         sampler = getattr(sampler, "batch_sampler", None)
         if sampler is None:
             raise InputError(
-                f"the dataloader draws its batches from {type(dataloader.batch_sampler).__name__}, not from a "
-                "HomogeneousBatchSampler; set args.multi_dataset_batch_sampler and args.batch_sampler"
+                "the dataloader must draw its batches from a HomogeneousBatchSampler, got "
+                f"{type(dataloader.batch_sampler).__name__}; set args.multi_dataset_batch_sampler and "
+                "args.batch_sampler"
             )
     if shard is not None and shard.split_batches:
         if sampler.batch_size is None:
@@ -301,8 +302,8 @@ def check_dataloader(dataloader: DataLoader[Any]) -> HomogeneousBatchSampler:
         world_size = shard.num_processes
     if sampler.plan.world_size != world_size:
         raise InputError(
-            f"each step of the batch sampler is cut for {sampler.plan.world_size} ranks, but the dataloader shares its "
-            f"batches among {world_size}"
+            f"each step of the batch sampler must be cut for the {world_size} ranks that the dataloader shares its "
+            f"batches among, got {sampler.plan.world_size}"
             + ("; with split_batches pass world_size=1" if shard is not None and shard.split_batches else "")
         )
     return sampler
@@ -320,7 +321,7 @@ def _sized(dataset: Any) -> Any:
 def _duplicate_avoidance(datasets: Sequence[Any]) -> DuplicateAvoidance:
     for dataset in datasets:
         if not hasattr(dataset, "features"):
-            raise InputError(f"avoid_duplicates reads a datasets.Dataset, but got a {type(dataset).__name__}")
+            raise InputError(f"avoid_duplicates needs a datasets.Dataset, got {type(dataset).__name__}")
     return DuplicateAvoidance([dataset_identities(dataset) for dataset in datasets])
 
 
@@ -334,5 +335,5 @@ def _common(batch_samplers: Sequence[Any], field: str) -> Any:
             )
     values = {getattr(batch_sampler, field) for batch_sampler in batch_samplers}
     if len(values) != 1:
-        raise InputError(f"all datasets must have the same {field}, but got {sorted(values)}; use batch_multiples")
+        raise InputError(f"all datasets must have the same {field}, got {sorted(values)}; use batch_multiples")
     return values.pop()

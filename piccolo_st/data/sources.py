@@ -136,7 +136,7 @@ def _locate_folder(spec: DatasetSpec, path: Path, place: str) -> Location:
         if qrels is None or not (path / "queries.jsonl").is_file():
             raise MixtureError(
                 f"the BEIR folder of {place} must hold corpus.jsonl, queries.jsonl and qrels/{spec.split}.tsv "
-                f"(or qrels.tsv); {path} has {sorted(p.name for p in path.iterdir())}"
+                f"(or qrels.tsv), got {path} with {sorted(p.name for p in path.iterdir())}"
             )
         return Location("beir", (path / "corpus.jsonl", path / "queries.jsonl", qrels))
     state = path / spec.split if (path / spec.split / "state.json").is_file() else path
@@ -148,7 +148,7 @@ def _locate_folder(spec: DatasetSpec, path: Path, place: str) -> Location:
     kinds = {_SUFFIXES[_suffix(file)] for file in files}
     if len(kinds) != 1:
         raise MixtureError(
-            f"the source of {place} is the folder {path}, which holds {'files of ' + str(len(kinds)) + ' formats'}; "
+            f"the source of {place} must be files of one format, got the folder {path} with {len(kinds)} formats; "
             "name a file, a glob such as shards/*.parquet, or the `format`"
         )
     return Location(kinds.pop(), files)
@@ -165,7 +165,8 @@ def _format_of(path: Path, place: str) -> str:
     suffix = _suffix(path)
     if not suffix:
         raise MixtureError(
-            f"no format is known for {path.name} of {place}; name one with `format`: {', '.join(_SUFFIXES.values())}"
+            f"no format is known for {path.name} of {place}; name one with `format`: "
+            f"{', '.join(dict.fromkeys(_SUFFIXES.values()))}"
         )
     return _SUFFIXES[suffix]
 
@@ -256,7 +257,7 @@ def _read_json(path: Path) -> Iterator[Chunk]:
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise OSError(f"{error}") from None
     if not isinstance(content, list):
-        raise OSError(f"it holds {type(content).__name__}, not a list of objects")
+        raise OSError(f"it must hold a list of objects, got {type(content).__name__}")
     return _chunked(path, (_object(path, number, record) for number, record in enumerate(content, start=1)))
 
 
@@ -326,7 +327,8 @@ def _read_hub(spec: DatasetSpec) -> Iterator[Chunk]:
     except Exception as error:
         raise MixtureError(
             f"the Hub dataset {spec.source!r} of dataset {spec.name!r} cannot be loaded (revision {spec.revision}, "
-            f"subset {spec.subset}, split {spec.split}): {type(error).__name__}: {excerpt(str(error), 200)}"
+            f"subset {spec.subset}, split {spec.split}): {type(error).__name__}: {excerpt(str(error), 200)}; "
+            "give a file, or a dataset that this machine can reach"
         ) from error
     name = f"hub://{spec.source}@{spec.revision}/{spec.split}"
     start = 1

@@ -188,9 +188,7 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
         return _convert(options[-1], value, place)
     if origin is Literal:
         if value not in arguments:
-            raise MixtureError(
-                f"{place} cannot be {value!r}{nearest(str(value), [str(option) for option in arguments])}"
-            )
+            raise MixtureError(f"{place} must be one of {', '.join(map(str, arguments))}, got {value!r}")
         return value
     if is_dataclass(hint):
         return build(hint, value, place)  # type: ignore[arg-type]

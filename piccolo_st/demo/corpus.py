@@ -47,7 +47,7 @@ def _distinct(texts: Iterable[str]) -> list[str]:
 def thin_out(texts: list[str], limit: int) -> list[str]:
     """At most ``limit`` of the texts, evenly spread over all of them: a dictionary's first ones are all alike."""
     if limit < 1:
-        raise InputError(f"a corpus needs at least 1 text to search, got a limit of {limit}")
+        raise InputError(f"the limit of texts to search must be at least 1, got {limit}")
     if len(texts) <= limit:
         return texts
     return [texts[place * len(texts) // limit] for place in range(limit)]

@@ -43,7 +43,7 @@ def build_page(comparison: Comparison, query: str = "") -> Blocks:
     try:
         import gradio
     except ImportError as error:
-        raise ImportError('the page needs gradio: pip install "piccolo_st[demo]"') from error
+        raise ImportError('the page needs gradio; run: pip install "piccolo_st[demo]"') from error
 
     def update(query: str, dimension: float) -> tuple[str, str]:
         return render(comparison, query, int(dimension))

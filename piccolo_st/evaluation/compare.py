@@ -168,12 +168,13 @@ def _split(
         if (field in a) != (field in b) or (field in a and not np.array_equal(a[field], b[field])):
             raise InputError(
                 f"the two models were not evaluated on the same examples of {task.name}; its data changed between the "
-                "two evaluations: evaluate both again"
+                "two evaluations; evaluate both again"
             )
     if "value" in a:
         if a["value"].shape != b["value"].shape:
             raise InputError(
-                f"{task.name} has {len(a['value'])} examples for one model and {len(b['value'])} for the other"
+                f"{task.name} has {len(a['value'])} examples for one model and {len(b['value'])} for the other; "
+                "evaluate both again"
             )
         return (float(a["value"].mean()), float(b["value"].mean())), _draw_means(
             b["value"] - a["value"], resamples, rng

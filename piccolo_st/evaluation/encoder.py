@@ -142,7 +142,7 @@ class BenchmarkEncoder(AbsEncoder):
         texts = list(inputs.dataset["text"][:])
         for row, text in enumerate(texts):
             if not isinstance(text, str):
-                raise InputError(f"{where}: row {row} holds {text!r}, not a text; correct the data or leave it out")
+                raise InputError(f"{where}: row {row} must be a text, got {text!r}; correct the data or leave it out")
         prompt = self.instruction(task_metadata, prompt_type)
         role = prompt_type if task_metadata.type in INSTRUCTED_TYPES else None
         key = hashlib.sha256("\0".join([str(role), prompt, *texts]).encode("utf-8", "surrogatepass")).digest()
@@ -185,7 +185,7 @@ class BenchmarkEncoder(AbsEncoder):
         if bad.size:
             raise InputError(
                 f"{where}: the embedding of {rows[bad[0]]!r} is not finite (NaN or infinity), and so are those of "
-                f"{bad.size} of {len(rows)} texts; the weights are broken, or their numbers overflow in this dtype: "
+                f"{bad.size} of {len(rows)} texts; the weights are broken, or their numbers overflow in this dtype; "
                 "try float32"
             )
         return embeddings[[position[text] for text in texts]]

@@ -114,6 +114,6 @@ def identify(model: SentenceTransformer, name: str = "local/in-memory", commit: 
         InputError: ``name`` is not of the form ``org/name``.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise InputError(f'a model name has the form "org/name" (letters, digits, "_", "-", "."), got {name!r}')
+        raise InputError(f"the name of a model must be org/name (letters, digits, '_', '-', '.'), got {name!r}")
     content = content_hash(model)
     return Identity(name, commit or content, content)

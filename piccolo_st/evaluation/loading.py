@@ -14,7 +14,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from sentence_transformers import SentenceTransformer
 
-from piccolo_st.errors import InputError
+from piccolo_st.errors import InputError, reason
 from piccolo_st.evaluation.identity import Identity, identify
 from piccolo_st.instructions import set_prompts
 
@@ -68,7 +68,7 @@ def load_model(
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{source!r} cannot be loaded as a sentence-transformers model, neither as a directory nor from "
-                f"the Hub: {str(error).splitlines()[0]}"
+                f"the Hub: {reason(error)}; give the directory of a model, or the id of one on the Hub"
             ) from error
     if instructions is not None:
         set_prompts(model, instructions)

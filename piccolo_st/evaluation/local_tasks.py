@@ -41,7 +41,7 @@ from piccolo_st.benchmarks import CARD_METRICS, MTEB_METRIC_NAMES, BenchmarkTask
 from piccolo_st.data.beir import read_qrels, read_texts
 from piccolo_st.data.sources import Reject, excerpt, locate, read_chunks
 from piccolo_st.data.specs import DatasetSpec, build
-from piccolo_st.errors import InputError
+from piccolo_st.errors import InputError, reason
 
 _MAX_CLUSTERED = 2048  # rows drawn for each of mteb's clustering experiments
 
@@ -114,7 +114,7 @@ class LocalTask:
                 except (TypeError, ValueError) as error:
                     raise InputError(f"{place}: {error}, got {excerpt(record[columns[role]])!r}") from None
         if not next(iter(values.values())):
-            raise InputError(f"{source} of task {self.spec.name!r} has no rows")
+            raise InputError(f"{source} of task {self.spec.name!r} has no rows; add some")
         return values
 
 
@@ -122,7 +122,10 @@ class _LocalRetrieval(LocalTask, AbsTaskRetrieval):
     def read(self) -> dict[str, dict[str, RetrievalSplitData]]:
         location = locate(_dataset_spec(self.spec, self.spec.data), self.root)
         if location.format != "beir":
-            raise InputError(f"task {self.spec.name!r} needs a BEIR folder (corpus.jsonl, queries.jsonl, qrels.tsv)")
+            raise InputError(
+                f"task {self.spec.name!r} needs a BEIR folder (corpus.jsonl, queries.jsonl, qrels.tsv), "
+                f"got {self.spec.data!r}"
+            )
         corpus, corpus_rejects = read_texts(location.files[0])
         queries, query_rejects = read_texts(location.files[1])
         judgements, rejects = read_qrels(location.files[2])
@@ -132,7 +135,8 @@ class _LocalRetrieval(LocalTask, AbsTaskRetrieval):
             if query not in queries or document not in corpus:
                 missing = f"query {query!r}" if query not in queries else f"document {document!r}"
                 raise InputError(
-                    f"{location.files[2]}, row {row} of task {self.spec.name!r} judges an unknown {missing}"
+                    f"{location.files[2]}, row {row} of task {self.spec.name!r} judges an unknown {missing}; leave it "
+                    "out"
                 )
             if score != int(score):
                 raise InputError(
@@ -141,7 +145,9 @@ class _LocalRetrieval(LocalTask, AbsTaskRetrieval):
             relevant.setdefault(query, {})[document] = int(score)
         relevant = {query: found for query, found in relevant.items() if max(found.values()) > 0}
         if not relevant:
-            raise InputError(f"{location.files[2]} of task {self.spec.name!r} has no document with a score above 0")
+            raise InputError(
+                f"{location.files[2]} of task {self.spec.name!r} has no document with a score above 0; add one"
+            )
         return _search_split(self.spec, corpus, {query: queries[query] for query in relevant}, relevant)
 
 
@@ -161,7 +167,9 @@ class _LocalReranking(LocalTask, AbsTaskRetrieval):
             scores |= {documents.setdefault(text, f"d{len(documents)}"): 1 for text in positive}
             relevant[key], ranked[key] = scores, list(scores)
         if not queries:
-            raise InputError(f"{self.spec.data} of task {self.spec.name!r} has no row with a positive and a negative")
+            raise InputError(
+                f"{self.spec.data} of task {self.spec.name!r} has no row with a positive and a negative; add one"
+            )
         corpus = {key: text for text, key in documents.items()}
         return _search_split(self.spec, corpus, queries, relevant, ranked)
 
@@ -170,7 +178,7 @@ class _LocalSTS(LocalTask, AbsTaskSTS):
     def read(self) -> DatasetDict:
         rows = self.rows(self.spec.data, {"sentence1": _text, "sentence2": _text, "score": _number})
         if len(set(rows["score"])) < 2:
-            raise InputError(f"all scores of task {self.spec.name!r} are {rows['score'][0]}: no order to compare with")
+            raise InputError(f"the scores of task {self.spec.name!r} must differ, got {rows['score'][0]} in every row")
         return DatasetDict({self.spec.split: Dataset.from_dict(rows)})
 
 
@@ -178,9 +186,7 @@ class _LocalPairClassification(LocalTask, AbsTaskPairClassification):
     def read(self) -> DatasetDict:
         rows = self.rows(self.spec.data, {"sentence1": _text, "sentence2": _text, "label": self._binary})
         if len(set(rows["label"])) < 2:
-            raise InputError(
-                f"all labels of task {self.spec.name!r} are {rows['label'][0]}; it needs pairs of both kinds"
-            )
+            raise InputError(f"task {self.spec.name!r} needs pairs of both labels, got {rows['label'][0]} in every row")
         rows["labels"] = rows.pop("label")
         return DatasetDict({self.spec.split: Dataset.from_dict(rows)})
 
@@ -194,13 +200,15 @@ class _LocalPairClassification(LocalTask, AbsTaskPairClassification):
 class _LocalClassification(LocalTask, AbsTaskClassification):
     def read(self) -> DatasetDict:
         if self.spec.train is None:
-            raise InputError(f"task {self.spec.name!r} of type Classification needs `train`, the file to fit on")
+            raise InputError(
+                f"task {self.spec.name!r} of type Classification needs `train`, the file to fit on; add it"
+            )
         train = self.rows(self.spec.train, {"text": _text, "label": _label})
         test = self.rows(self.spec.data, {"text": _text, "label": _label})
         unseen = sorted(set(test["label"]) - set(train["label"]))
         if unseen:
             raise InputError(
-                f"label {unseen[0]!r} of task {self.spec.name!r} is in {self.spec.data} but not in `train`"
+                f"a label of task {self.spec.name!r} must be in its `train`, got {unseen[0]!r} in {self.spec.data}"
             )
         number = {label: index for index, label in enumerate(sorted(set(train["label"])))}
         for rows in (train, test):
@@ -214,7 +222,9 @@ class _LocalClustering(LocalTask, AbsTaskClustering):
     def read(self) -> DatasetDict:
         rows = self.rows(self.spec.data, {"text": _text, "label": _label})
         if len(set(rows["label"])) < 2:
-            raise InputError(f"all rows of task {self.spec.name!r} have one label; clustering needs two or more")
+            raise InputError(
+                f"task {self.spec.name!r} needs at least two labels, got {rows['label'][0]!r} in every row"
+            )
         number = {label: index for index, label in enumerate(sorted(set(rows["label"])))}
         data = {"sentences": rows["text"], "labels": [number[label] for label in rows["label"]]}
         self.max_documents_per_cluster = min(len(rows["text"]), _MAX_CLUSTERED)
@@ -240,17 +250,20 @@ def load_local_tasks(path: Path) -> list[tuple[BenchmarkTask, AbsTask]]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"the file of local tasks {path} cannot be read: {error}") from error
+        raise InputError(
+            f"the file of local tasks {path} cannot be read: {reason(error)}; give the path of a YAML file"
+        ) from error
     entries = content.get("tasks") if isinstance(content, dict) else None
     if not isinstance(entries, list) or set(content) != {"tasks"}:
-        raise InputError(f"{path} must hold one key, `tasks`, with a list of tasks")
+        held = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise InputError(f"{path} must hold one key, `tasks`, with a list of tasks, got {held}")
     specs = [build(LocalTaskSpec, entry, f"task {number} of {path}") for number, entry in enumerate(entries, start=1)]
     taken = {task.metadata.name for task in TASK_LIST}
     for name, count in Counter(spec.name for spec in specs).items():
         if count > 1 or name in taken or not re.fullmatch(r"[\w.-]+", name):
             raise InputError(
-                f"task name {name!r} of {path} {'occurs twice' if count > 1 else 'cannot be used'}: a name has "
-                "letters, digits, '-', '_' and '.', occurs once, and is not the name of one of mteb's own tasks"
+                f"the name of a task of {path} must be letters, digits, '-', '_' and '.', occur once and be none of "
+                f"mteb's own, got {name!r}{' twice' if count > 1 else ''}"
             )
     return [(_definition(spec), _task(spec, path.parent)) for spec in specs]
 
@@ -298,7 +311,7 @@ def _records(spec: LocalTaskSpec, source: str, root: Path) -> Iterator[tuple[str
     dataset = _dataset_spec(spec, source)
     location = locate(dataset, root)
     if location.format in ("beir", "hub"):
-        raise InputError(f"task {spec.name!r} of type {spec.type} is read from a file of rows, not from {source!r}")
+        raise InputError(f"task {spec.name!r} of type {spec.type} must be read from a file of rows, got {source!r}")
     for chunk in read_chunks(dataset, location):
         _refuse(spec, chunk.rejects)
         records = chunk.records if isinstance(chunk.records, list) else chunk.records.to_pylist()
@@ -310,7 +323,7 @@ def _refuse(spec: LocalTaskSpec, rejects: list[Reject]) -> None:
     if rejects:
         first = rejects[0]
         raise InputError(
-            f"{first.file}, row {first.row} of task {spec.name!r}: {first.reason}: {first.excerpt!r} "
+            f"{first.file}, row {first.row} of task {spec.name!r}: {first.reason}, got {first.excerpt!r} "
             f"(and {len(rejects) - 1} more); correct or remove the rows"
         )
 
@@ -340,7 +353,10 @@ def _texts(value: Any) -> list[str]:
 
 
 def _number(value: Any) -> float:
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
     if number != number or number in (float("inf"), float("-inf")):
         raise ValueError("a score must be a finite number")
     return number

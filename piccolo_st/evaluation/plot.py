@@ -35,7 +35,7 @@ def plot_evaluations(columns: Sequence[Column], benchmark: Benchmark, path: str 
         for column in columns
     ]
     if all(value is None for _, heights in values for value in heights):
-        raise InputError(f"no model has every task of any type of {benchmark.name}: there is nothing to draw yet")
+        raise InputError(f"no model has every task of any type of {benchmark.name}; evaluate the others")
     figure = Figure(figsize=(1.6 * len(groups) + 1, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

@@ -43,15 +43,20 @@ class RetrievalEvaluator(InformationRetrievalEvaluator):
         documents = {query: set(ids) for query, ids in relevant.items()}
         for query, ids in documents.items():
             if query not in queries:
-                raise InputError(f"retrieval set {name!r}: `relevant` names query {query!r}, which `queries` has not")
+                raise InputError(
+                    f"retrieval set {name!r}: `relevant` names query {query!r}, which `queries` has not; leave it out"
+                )
             if not ids:
                 raise InputError(f"retrieval set {name!r}: query {query!r} has no relevant document; leave it out")
             if unknown := sorted(ids - corpus.keys()):
                 raise InputError(
-                    f"retrieval set {name!r}: query {query!r} names document {unknown[0]!r}, which `corpus` has not"
+                    f"retrieval set {name!r}: query {query!r} names document {unknown[0]!r}, which `corpus` has not; "
+                    "leave it out"
                 )
         if not documents:
-            raise InputError(f"retrieval set {name!r} has no query with a relevant document")
+            raise InputError(
+                f"retrieval set {name!r} has no query with a relevant document; give `relevant` at least one"
+            )
         super().__init__(dict(queries), dict(corpus), documents, batch_size=batch_size, name=name, **kwargs)
 
     def prefix_name_to_metrics(self, metrics: dict[str, float], name: str) -> dict[str, float]:

@@ -139,7 +139,7 @@ def _truncations(loaded: Loaded, wanted: Sequence[int]) -> list[int | None]:
     whole = loaded.model.get_embedding_dimension() or 0
     bad = [dimension for dimension in wanted if not 1 <= dimension <= whole]
     if bad:
-        raise InputError(f"truncate_dim must lie between 1 and the model's {whole} dimensions, got {bad[0]}")
+        raise InputError(f"truncate_dim must be between 1 and the model's {whole} dimensions, got {bad[0]}")
     return [None if dimension == whole else dimension for dimension in dict.fromkeys(wanted)] or [None]
 
 
@@ -286,7 +286,7 @@ def _load_data(task: AbsTask) -> str | InputError | None:
     except ConnectionError as error:
         return InputError(
             f"the data of {task.metadata.name} ({where}) is not in the local cache and the Hub cannot be reached "
-            f"({str(error).splitlines()[0]}). Results so far are kept: run the same again with a network, with "
+            f"({str(error).splitlines()[0]}); results so far are kept, so run the same again with a network, with "
             "HF_ENDPOINT set to a mirror, or where the data has been downloaded before; local tasks need no network"
         )
     except InputError as error:

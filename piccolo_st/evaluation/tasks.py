@@ -39,7 +39,7 @@ def select(names: str | Sequence[str]) -> list[TaskGroup]:
     """
     names = [names] if isinstance(names, str) else list(names)
     if not names:
-        raise InputError(f"nothing to evaluate on: name a benchmark ({', '.join(BENCHMARKS)}), a task or a type")
+        raise InputError(f"nothing to evaluate on; name a benchmark ({', '.join(BENCHMARKS)}), a task or a type")
     groups: dict[str, TaskGroup] = {}
     selection: dict[str, BenchmarkTask] = {}
     for name in names:
@@ -82,14 +82,16 @@ def _single(name: str) -> tuple[BenchmarkTask, ...]:
     if plain not in metadata:
         near = nearest(plain, [*BENCHMARKS, *TASK_TYPES, *metadata])
         raise InputError(
-            f"no benchmark, task type or text task is called {name!r}; nearest: {', '.join(near) or 'none'}; "
+            f"unknown benchmark, task type or text task {name!r}; nearest: {', '.join(near) or 'none'}; "
             f"benchmarks: {', '.join(BENCHMARKS)}; types: {', '.join(TASK_TYPES)}; or a .yaml file of local tasks"
         )
     found = metadata[plain]
     if not subset and len(found.hf_subsets) > 1:
-        raise InputError(f"{plain} has several subsets: name one, as in '{plain}:{found.hf_subsets[0]}'")
+        raise InputError(f"{plain} has several subsets; name one, as in '{plain}:{found.hf_subsets[0]}'")
     if subset and subset not in found.hf_subsets:
-        raise InputError(f"{plain} has no subset {subset!r}; nearest: {nearest(subset, found.hf_subsets)}")
+        raise InputError(
+            f"unknown subset {subset!r} of {plain}; nearest: {', '.join(nearest(subset, found.hf_subsets))}"
+        )
     subset = subset or found.hf_subsets[0]
     label = plain if subset == "default" else f"{plain} ({subset})"
     splits = tuple(found.eval_splits)

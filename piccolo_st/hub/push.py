@@ -67,12 +67,12 @@ def push_checkpoint(
     """
     folder = Path(folder)
     files, others = split_files(folder)
-    problems = [
-        f"{problem} (for {report.consumer})"
-        for report in check_portable(folder)
-        if report.consumer != "ONNX"
-        for problem in report.problems
-    ] + list(find_leaks(folder, files))
+    found: dict[str, list[str]] = {}
+    for report in check_portable(folder):
+        for problem in report.problems if report.consumer != "ONNX" else ():
+            found.setdefault(problem, []).append(report.consumer)
+    problems = [f"{problem} (for {', '.join(consumers)})" for problem, consumers in found.items()]
+    problems += find_leaks(folder, files)
     if problems:
         raise InputError(f"{folder} is not pushed: {'; '.join(problems)}")
     operations = _additions(folder, files)

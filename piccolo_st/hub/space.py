@@ -46,11 +46,11 @@ def space_files(model_id: str, texts: Sequence[str], revision: str = "main") -> 
         InputError: a text is empty or has a line break, or gradio is not installed, whose version the Space names.
     """
     if bad := [text for text in texts if not text.strip() or "\n" in text]:
-        raise InputError(f"the texts of a Space are lines of a file and not empty, got {bad[0][:40]!r}")
+        raise InputError(f"the texts of a Space must be lines of a file and not empty, got {bad[0][:40]!r}")
     try:
         gradio = version("gradio")
     except PackageNotFoundError:
-        raise InputError('a Space names its version of gradio; install it: pip install "piccolo_st[demo]"') from None
+        raise InputError('a Space names its version of gradio; run: pip install "piccolo_st[demo]"') from None
     name = model_id.split("/")[-1]
     settings = {
         "title": name,

@@ -161,8 +161,8 @@ def _global_owners(owner: Tensor, row_counts: Sequence[int], owner_counts: Seque
         if len(bad):
             place = int(bad[0])
             raise ValueError(
-                f"'owner' must name one of the {rows} rows of the batch, 0 to {rows - 1}; hard negative {place} on "
-                f"rank {rank} names {int(part[place])}"
+                f"'owner' must name one of the {rows} rows of the batch, 0 to {rows - 1}, got "
+                f"{int(part[place])} for hard negative {place} on rank {rank}"
             )
         results.append(part + first)
         first += rows

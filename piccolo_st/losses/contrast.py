@@ -86,7 +86,7 @@ def check_directions(directions: Sequence[str]) -> tuple[str, ...]:
     if unknown or len(set(chosen)) != len(chosen):
         raise ValueError(f"directions must be different names of {DIRECTIONS}, got {chosen}")
     if "query_to_doc" not in chosen:
-        raise ValueError(f"directions must hold 'query_to_doc', which has the positive pair; got {chosen}")
+        raise ValueError(f"directions must hold 'query_to_doc', which has the positive pair, got {chosen}")
     return tuple(name for name in DIRECTIONS if name in chosen)
 
 
@@ -164,7 +164,7 @@ def _check_shapes(queries: Tensor, positives: Tensor, negatives: Tensor, exclusi
     if any(len(shape) != 2 for shape in shapes) or len({shape[1] for shape in shapes}) != 1:
         raise ValueError(f"queries, positives and negatives must be (rows, dim) with one dim, got {shapes}")
     if shapes[0] != shapes[1] or shapes[0][0] == 0:
-        raise ValueError(f"there must be one positive for each query, and at least one; got {shapes[0]}, {shapes[1]}")
+        raise ValueError(f"there must be one positive for each query, and at least one, got {shapes[0]}, {shapes[1]}")
     if len({x.dtype for x in (queries, positives, negatives)}) != 1 or queries.dtype not in (
         torch.float32,
         torch.float64,
@@ -173,8 +173,8 @@ def _check_shapes(queries: Tensor, positives: Tensor, negatives: Tensor, exclusi
         raise ValueError(f"queries, positives and negatives must all be float32 or all float64, got {dtypes}")
     if (exclusions.rows, exclusions.negatives) != (shapes[0][0], shapes[2][0]):
         raise ValueError(
-            f"exclusions are for {exclusions.rows} rows and {exclusions.negatives} hard negatives, but there are "
-            f"{shapes[0][0]} and {shapes[2][0]}"
+            f"exclusions must be for the {shapes[0][0]} rows and {shapes[2][0]} hard negatives, got "
+            f"{exclusions.rows} and {exclusions.negatives}"
         )
 
 

@@ -136,12 +136,13 @@ class Exclusions:
 
 def _check(rows: int, owner: Tensor, queries: Tensor | None, documents: Tensor | None) -> None:
     if owner.ndim != 1 or owner.is_floating_point():
-        raise ValueError(f"owner must be whole numbers, one for each hard negative; got {owner.shape} {owner.dtype}")
+        raise ValueError(f"owner must be whole numbers, one for each hard negative, got {owner.shape} {owner.dtype}")
     bad = ((owner < 0) | (owner >= rows)).nonzero()
     if len(bad):
         place = int(bad[0])
         raise ValueError(
-            f"owner must name one of the {rows} rows, from 0 to {rows - 1}; hard negative {place} names {owner[place]}"
+            f"owner must name one of the {rows} rows, from 0 to {rows - 1}, got {owner[place]} for hard negative "
+            f"{place}"
         )
     for name, identities, size in (("query", queries, rows), ("document", documents, rows + len(owner))):
         if identities is not None and identities.shape != (size,):

@@ -124,7 +124,7 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
         self.show_progress_bar = show_progress_bar
         self.uses_gradient_cache = mini_batch_size is not None or mini_batch_num_tokens is not None
         if self.uses_gradient_cache and has_static_embedding_input(model):
-            raise ValueError("a model with a StaticEmbedding cannot be cut into mini-batches: leave caching off")
+            raise ValueError("a model with a StaticEmbedding cannot be cut into mini-batches; leave caching off")
         self._rows, self._masked_duplicates = 0, 0
         self._masked_by_margin: Tensor | int = 0
 

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from piccolo_st.errors import InputError
+from piccolo_st.configuration import OptionParser, run_recipe
 from piccolo_st.model_card.folder import card_from_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write or, with ``--check``, compare; 1 when a card is not what its data say, 2 for data that cannot be used."""
-    parser = argparse.ArgumentParser(prog="python -m piccolo_st.model_card", description=__doc__)
+    """Write or, with ``--check``, compare; 1 when a card is not what its data say.
+
+    Raises:
+        InputError: data that cannot be used.
+    """
+    parser = OptionParser(prog="python -m piccolo_st.model_card", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a folder with a card.yaml")
     parser.add_argument("--check", action="store_true", help="write nothing; fail when a card would change")
     options = parser.parse_args(arguments)
     stale = 0
     for folder in options.folders:
-        try:
-            text = card_from_folder(folder)
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+        text = card_from_folder(folder)
         path = folder / "README.md"
         same = path.exists() and path.read_text(encoding="utf-8") == text
         if not same and not options.check:
@@ -34,4 +33,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_recipe(lambda arguments: sys.exit(main(arguments)))

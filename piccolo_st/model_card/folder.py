@@ -22,7 +22,7 @@ from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 
 from piccolo_st.benchmarks import C_MTEB_35, Benchmark, average_scores, get_benchmark, nearest
-from piccolo_st.errors import InputError
+from piccolo_st.errors import InputError, reason
 from piccolo_st.evaluation.identity import content_hash
 from piccolo_st.instructions import resolve_instructions
 from piccolo_st.model_card.card import (
@@ -54,7 +54,7 @@ def read_rows(path: str | Path) -> list[TableRow]:
     path = Path(path)
     content = _yaml(path)
     if not isinstance(content, list):
-        raise InputError(f"{path} must hold a list of rows, but holds {type(content).__name__}")
+        raise InputError(f"{path} must hold a list of rows, got {type(content).__name__}")
     return [_row(row, path.parent, f"{path}, row {n}") for n, row in enumerate(content, 1)]
 
 
@@ -68,12 +68,12 @@ def card_from_folder(folder: str | Path) -> str:
     path = folder / "card.yaml"
     content = _yaml(path)
     if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a mapping of card fields, but holds {type(content).__name__}")
+        raise InputError(f"{path} must hold a mapping of card fields, got {type(content).__name__}")
     known = [item.name for item in dataclasses.fields(PiccoloModelCardData) if item.init]
     values: dict[str, Any] = {"local_files_only": True, "generate_widget_examples": False}
     for key, value in content.items():
         if key not in known:
-            raise InputError(f"{path} has the unknown key {key!r}; nearest: {', '.join(nearest(key, known)) or known}")
+            raise InputError(f"unknown key {key!r} in {path}; nearest: {', '.join(nearest(key, known)) or known}")
         values[key] = value
     values["benchmark"] = get_benchmark(values.get("benchmark", C_MTEB_35.name))
     values["instructions"] = resolve_instructions(values.get("instructions", "none"))
@@ -204,7 +204,7 @@ def _load_card(folder: Path) -> ModelCard:
     try:
         return ModelCard.load(path)
     except (ValueError, yaml.YAMLError) as error:
-        raise InputError(f"the metadata of {path} cannot be read: {error}") from None
+        raise InputError(f"the metadata of {path} cannot be read: {reason(error)}") from None
 
 
 def _row(content: Any, folder: Path, place: str) -> TableRow:
@@ -215,15 +215,15 @@ def _row(content: Any, folder: Path, place: str) -> TableRow:
         results = read_results(folder / facts.pop("results"))
         benchmark = get_benchmark(facts.pop("benchmark", C_MTEB_35.name))
         return TableRow.computed(averages=average_scores(scores(results, benchmark), benchmark), **facts)
-    except TypeError as error:
+    except (TypeError, ValueError):
         fields = ", ".join(item.name for item in dataclasses.fields(TableRow))
-        raise InputError(f"{place}: a row of the table has the fields {fields}: {error}") from None
+        raise InputError(f"{place} must be a row with the fields {fields}, got {content}") from None
 
 
 def _yaml(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
+        raise InputError(f"{path} does not exist; write it, or name another folder") from None
     except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {error}") from None
+        raise InputError(f"{path} is not YAML: {reason(error)}") from None

@@ -123,13 +123,13 @@ def read_results(path: str | Path, benchmark: Benchmark = C_MTEB_35) -> list[Tas
         parsed = [_json(file.read_text(encoding="utf-8"), str(file)) for file in files]
         return [result for file in parsed for result in from_mteb(file, benchmark)]
     if not path.is_file():
-        raise InputError(f"there are no results at {path}: no such file or folder")
+        raise InputError(f"there are no results at {path}, no such file or folder; give where they are")
     if path.suffix == ".jsonl":
         lines = path.read_text(encoding="utf-8").splitlines()
         return [_from_line(_json(line, f"{path}, line {n}"), f"{path}, line {n}") for n, line in enumerate(lines, 1)]
     if path.suffix == ".md":
         return from_model_index(ModelCard.load(path).data.to_dict().get("model-index") or [])
-    raise InputError(f"results are a folder of mteb's JSON files, a .jsonl file or a card (.md), got {path}")
+    raise InputError(f"results must be a folder of mteb's JSON files, a .jsonl file or a card (.md), got {path}")
 
 
 def write_results(results: Iterable[TaskResult], path: str | Path) -> None:
@@ -169,7 +169,7 @@ def from_mteb(file: Mapping[str, Any], benchmark: Benchmark = C_MTEB_35) -> list
                     )
                 )
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"this is not a result file of mteb 2.x: {error!r} in {str(file)[:80]}") from None
+        raise InputError(f"a result must be as mteb 2.x writes it, got {str(file)[:80]}: {error!r}") from None
     return found
 
 
@@ -262,6 +262,6 @@ def _json(text: str, place: str) -> Any:
 def _from_line(line: Mapping[str, Any], place: str) -> TaskResult:
     try:
         return TaskResult(**line)
-    except TypeError as error:
+    except TypeError:
         known = ", ".join(TaskResult.__dataclass_fields__)
-        raise InputError(f"{place}: a result has the fields {known}: {error}") from None
+        raise InputError(f"{place} must be a result with the fields {known}, got {line}") from None

@@ -82,7 +82,7 @@ def save_portable(
         if not (fresh / "tokenizer.json").exists():
             raise InputError(
                 f"{type(model.tokenizer).__name__} has no tokenizer.json, which text-embeddings-inference and "
-                "transformers.js read: use a tokenizer of the tokenizers library"
+                "transformers.js read; use a tokenizer of the tokenizers library"
             )
         _write_modules(model, fresh)
         _edit_json(fresh / "config_sentence_transformers.json", lambda config: _keep_state(model, config))
@@ -139,14 +139,13 @@ def load_portable(path: str | Path, **kwargs: Any) -> SentenceTransformer:
 
 def _check_expressible(model: SentenceTransformer) -> None:
     """Raise for what the layout of ST 3 cannot express; warn where it says less."""
-    allowed = (Transformer, Pooling, InstructionPooling, Dense, Normalize)
-    odd = [module for module in model if type(module) not in allowed]
-    if not isinstance(model[0], Transformer):
-        odd = [model[0]]
-    if odd:
+    first, *rest = model
+    if type(first) is not Transformer or any(
+        type(module) not in (Pooling, InstructionPooling, Dense, Normalize) for module in rest
+    ):
         raise InputError(
-            "a portable checkpoint is a Transformer, then Pooling, Dense and Normalize modules; it cannot hold "
-            f"{[type(module).__name__ for module in odd]} there. Save such a model with model.save_pretrained"
+            "a portable checkpoint must be a Transformer, then Pooling, Dense and Normalize modules, got "
+            f"{[type(module).__name__ for module in model]}; save such a model with model.save_pretrained"
         )
     text_only = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
     for name, needed in (
@@ -158,8 +157,8 @@ def _check_expressible(model: SentenceTransformer) -> None:
     ):
         if (value := getattr(model[0], name)) != needed:
             raise InputError(
-                f"a portable checkpoint needs a Transformer with {name}={needed!r}, this one has {value!r}: older "
-                "versions and other servers would ignore it"
+                f"a portable checkpoint needs a Transformer with {name}={needed!r}, got {value!r}, which older "
+                "versions and other servers would ignore"
             )
     for module in list(model)[1:]:
         if isinstance(module, Pooling):
@@ -169,15 +168,19 @@ def _check_expressible(model: SentenceTransformer) -> None:
             or module.module_output_name != "sentence_embedding"
             or getattr(module, "use_residual", False)
         ):
-            raise InputError(f"a portable checkpoint needs modules that replace the sentence_embedding, got {module}")
+            raise InputError(
+                f"a portable checkpoint needs modules that replace the sentence_embedding, got {module}".replace(
+                    "\n", " "
+                )
+            )
 
 
 def _check_pooling(module: Pooling) -> None:
     modes = _modes(module)
     if modes != [mode for mode in POOLING_FLAGS if mode in modes]:
         raise InputError(
-            f"older versions join the parts of several pooling modes in the order {list(POOLING_FLAGS)}, each at most "
-            f"once, this model has {modes}"
+            f"the pooling modes must be in the order {list(POOLING_FLAGS)}, each at most once, as older versions join "
+            f"them, got {modes}"
         )
     if not module.include_prompt:
         warnings.warn(
@@ -256,7 +259,7 @@ def _cast(folder: Path, dtype: torch.dtype) -> None:
             if tensor.is_floating_point():
                 tensors[name] = tensor.to(dtype)
                 if not torch.isfinite(tensors[name]).all() and torch.isfinite(tensor).all():
-                    raise InputError(f"weight {name!r} has values that {dtype} cannot hold: save it as torch.float32")
+                    raise InputError(f"weight {name!r} has values that {dtype} cannot hold; save it as torch.float32")
         save_file(tensors, file, metadata={"format": "pt"})
 
 

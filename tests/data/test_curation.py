@@ -274,9 +274,9 @@ def test_documents_have_a_limit_of_their_own_and_sentences_that_of_queries() -> 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"min_han": 1.5}, r"min_han of filter is a share from 0 to 1, got 1\.5"),
+        ({"min_han": 1.5}, r"min_han of filter must be a share from 0 to 1, got 1\.5"),
         ({"top_k": 0}, r"top_k of filter must be at least 1, got 0"),
-        ({"top_k": 9, "pool": 5}, r"top_k=9 of filter is above pool=5, so that it keeps every row"),
+        ({"top_k": 9, "pool": 5}, r"top_k of filter must be at most pool=5, beyond which every row is kept, got 9"),
     ],
 )
 def test_filter_settings_that_cannot_be_say_why(changes: dict[str, Any], message: str) -> None:

@@ -256,7 +256,7 @@ def test_shards_hold_every_row_once_and_every_query_whole(queries: list[int], si
     ("mapping", "message"),
     [
         ({"num_negative": 3}, r"unknown key 'num_negative' in mining; did you mean num_negatives\?"),
-        ({"sampling": "best"}, r"sampling of mining cannot be 'best'; known are random, top"),
+        ({"sampling": "best"}, r"sampling of mining must be one of top, random, got 'best'"),
         ({"num_negatives": -1}, r"num_negatives of mining must be at least 0, got -1"),
         ({"range_min": 5, "range_max": 7, "num_negatives": 3}, r"range_min=5 to range_max=7 .* fewer candidates than"),
         ({"pool": 0}, r"pool of mining must be at least 1, got 0"),
@@ -277,9 +277,9 @@ def test_settings_of_a_dataset_go_over_those_of_the_run() -> None:
     [
         (
             {"sentence1": ["a"], "sentence2": ["b"]},
-            r"mining needs the column 'query', but the dataset has sentence1, sentence2",
+            r"mining needs the column 'query', got the columns sentence1, sentence2",
         ),
-        ({"query": ["a"], "positive": [["b"]]}, r"mining needs one text a row in 'positive', but it holds list<"),
+        ({"query": ["a"], "positive": [["b"]]}, r"mining needs one text a row in 'positive', got list<"),
     ],
 )
 def test_data_that_cannot_be_mined_say_why(columns: dict[str, Any], message: str) -> None:
@@ -289,7 +289,8 @@ def test_data_that_cannot_be_mined_say_why(columns: dict[str, Any], message: str
 
 def test_no_such_model() -> None:
     with pytest.raises(
-        MixtureError, match=r"model of mining is 'lexcal'; give a SentenceTransformer, 'lexical', 'bm25' or 'random'"
+        MixtureError,
+        match=r"model of mining must be a SentenceTransformer, 'lexical', 'bm25' or 'random', got 'lexcal'",
     ):
         mine_negatives(_dataset(), "lexcal")  # type: ignore[arg-type]
 

@@ -109,10 +109,10 @@ def test_a_smaller_corpus_holds_the_answers_and_a_draw_of_the_rest(tmp_path: Pat
 @pytest.mark.parametrize(
     ("holdout", "message"),
     [
-        ({"queries": 40}, r"holdout of dataset 'words' asks for 40 queries, but the dataset has only 40 distinct ones"),
+        ({"queries": 40}, r"holdout of dataset 'words' must leave queries to train on, got 40 of the 40 distinct ones"),
         (
             {"queries": 4},
-            r"must search among at least 10000 distinct positives, but the dataset has 40; lower `min_corpus`",
+            r"must search among at least 10000 distinct positives, got 40; lower `min_corpus`",
         ),
     ],
 )

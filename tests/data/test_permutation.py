@@ -115,11 +115,11 @@ def test_mix_array_has_no_collisions_and_even_bits() -> None:
 
 @pytest.mark.parametrize("size", [0, -1, MAX_SIZE + 1])
 def test_a_size_out_of_range_is_refused(size: int) -> None:
-    with pytest.raises(InputError, match=rf"a size from 1 to 2\*\*40, but got {size}$"):
+    with pytest.raises(InputError, match=rf"must be from 1 to 2\*\*40, got {size}$"):
         Permutation(size, 0)
 
 
 @pytest.mark.parametrize("position", [-1, 10])
 def test_a_position_out_of_range_is_refused(position: int) -> None:
-    with pytest.raises(IndexError, match=rf"must lie in 0\.\.9, but go from .*{position}"):
+    with pytest.raises(IndexError, match=rf"must be in 0\.\.9, got .*{position}"):
         Permutation(10, 0)(np.array([position, 3] if position < 0 else [3, position]))

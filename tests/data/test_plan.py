@@ -206,7 +206,7 @@ def test_a_cursor_names_one_position_and_the_same_one_for_another_world(
 
 
 def test_a_cursor_between_two_steps_is_refused() -> None:
-    with pytest.raises(InputError, match="a multiple of the 16 samples that all ranks read at a step, but it is 24"):
+    with pytest.raises(InputError, match="a multiple of the 16 samples that all ranks read at a step, got 24"):
         BatchPlan([100], 8, world_size=2).position(24)
 
 
@@ -294,26 +294,26 @@ def test_a_signature_is_json_and_holds_what_decides_the_rows() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sizes": []}, "at least one dataset, but got none"),
-        ({"sizes": [10, 0]}, r"needs 1 to 2\*\*40 rows, but b has 0; leave it out"),
-        ({"batch_size": 0}, "batch_size must be 1 or more, but is 0"),
-        ({"world_size": 0}, "world_size must be 1 or more, but is 0"),
-        ({"accumulation_steps": -1}, "accumulation_steps must be 1 or more, but is -1"),
-        ({"mixing": "even"}, "mixing must be one of proportional, weights, temperature, but is 'even'"),
-        ({"mixing": "weights"}, "weights go with mixing='weights', but mixing is 'weights' and weights None"),
-        ({"weights": [1, 1]}, r"weights go with mixing='weights', but mixing is 'proportional' and weights \(1, 1\)"),
-        ({"mixing": "weights", "weights": [1, -1]}, "weights must be numbers of 0 or more, but that of b is -1"),
-        ({"mixing": "weights", "weights": [1, float("nan")]}, "but that of b is nan"),
+        ({"sizes": []}, "at least one dataset, got none"),
+        ({"sizes": [10, 0]}, r"b must have 1 to 2\*\*40 rows, got 0; leave it out"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"world_size": 0}, "world_size must be at least 1, got 0"),
+        ({"accumulation_steps": -1}, "accumulation_steps must be at least 1, got -1"),
+        ({"mixing": "even"}, "mixing must be one of proportional, weights, temperature, got 'even'"),
+        ({"mixing": "weights"}, "weights must go with mixing='weights', got mixing='weights' and weights=None"),
+        ({"weights": [1, 1]}, r"weights must go with mixing='weights', got mixing='proportional' and weights=\(1, 1\)"),
+        ({"mixing": "weights", "weights": [1, -1]}, "weights of b must be at least 0, got -1"),
+        ({"mixing": "weights", "weights": [1, float("nan")]}, "weights of b must be at least 0, got nan"),
         ({"mixing": "weights", "weights": [0, 0]}, "weights must not all be 0"),
-        ({"mixing": "weights", "weights": [1]}, "one value for each of the 2 datasets, but has 1"),
-        ({"repeats": [1, float("inf")]}, "repeats must be numbers of 0 or more, but that of b is inf"),
-        ({"mixing": "temperature", "exponent": float("nan")}, "exponent must be a number of 0 or more, but is nan"),
-        ({"batch_multiples": [1, 0.3]}, "must be whole rows, but that of b is 0.3"),
-        ({"batch_multiples": [1, 0]}, "batch_multiples of b makes 0 rows a device"),
-        ({"small_datasets": "keep"}, "small_datasets must be one of error, drop, repeat, but is 'keep'"),
+        ({"mixing": "weights", "weights": [1]}, "one value for each of the 2 datasets, got 1"),
+        ({"repeats": [1, float("inf")]}, "repeats of b must be at least 0, got inf"),
+        ({"mixing": "temperature", "exponent": float("nan")}, "exponent must be at least 0, got nan"),
+        ({"batch_multiples": [1, 0.3]}, "batch_multiples of b times the batch size .* must be whole rows, got 0.3"),
+        ({"batch_multiples": [1, 0]}, "batch_multiples of b must make at least 1 row a device, got 0"),
+        ({"small_datasets": "keep"}, "small_datasets must be one of error, drop, repeat, got 'keep'"),
         ({"sizes": [100, 3]}, "b has 3 rows, fewer than the 4 that all ranks read in one optimizer step"),
         ({"sizes": [3, 3], "small_datasets": "drop"}, r"no dataset is left to draw from: they have \[3, 3\] rows"),
-        ({"names": ["a"]}, "names needs one value for each of the 2 datasets, but has 1"),
+        ({"names": ["a"]}, "names must have one value for each of the 2 datasets, got 1"),
     ],
 )
 def test_bad_input_is_named(options: dict[str, Any], message: str) -> None:

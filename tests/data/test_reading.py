@@ -62,12 +62,12 @@ def test_plain_indices_of_one_dataset_are_read_too(datasets: list[Dataset]) -> N
 
 
 def test_a_mixed_batch_is_refused(datasets: list[Dataset]) -> None:
-    with pytest.raises(InputError, match=r"has rows of the datasets \[0, 1\]; draw it with HomogeneousBatchSampler"):
+    with pytest.raises(InputError, match=r"got rows of the datasets \[0, 1\]; draw it with HomogeneousBatchSampler"):
         HomogeneousDataset(datasets).__getitems__([0, 30])
 
 
 def test_names_must_fit(datasets: list[Dataset]) -> None:
-    with pytest.raises(InputError, match=r"2 datasets need as many names, but got \['one'\]"):
+    with pytest.raises(InputError, match=r"2 datasets need as many names, got \['one'\]"):
         HomogeneousDataset(datasets, ["one"])
 
 

@@ -319,7 +319,7 @@ def test_beir_for_evaluation_becomes_a_holdout(tmp_path: Path) -> None:
         ("a.parquet", b"PAR1 cut off", r"a\.parquet of dataset 'a' cannot be read as parquet: .*; check that"),
         ("a.jsonl.gz", gzip.compress(b'{"query": "x"}\n' * 999)[:40], r"a\.jsonl\.gz of .* cannot be read as jsonl"),
         ("a.arrow", b"no arrow", r"a\.arrow of dataset 'a' cannot be read as arrow"),
-        ("a.json", b'{"query": "x"}', r"a\.json .* it holds dict, not a list of objects"),
+        ("a.json", b'{"query": "x"}', r"a\.json .* it must hold a list of objects, got dict"),
         ("a.json", b"[1,", r"a\.json of dataset 'a' cannot be read as json"),
         ("a.csv", b"query,query\n1,2\n", r"a\.csv .* header names a column twice"),
         ("a.jsonl", b"", r"dataset 'a' is empty: .*a\.jsonl has no rows"),
@@ -411,7 +411,7 @@ def test_missing_dictionaries_say_what_to_install(tmp_path: Path, monkeypatch: p
     config = {"datasets": {"words": {"source": "jionlp:words", "task": "retrieval"}}}
     with pytest.raises(MixtureError, match=r'run: pip install "piccolo_st\[quickstart\]"'):
         load_mixture(config, cache_dir=tmp_path)
-    with pytest.raises(MixtureError, match=r"'jionlp:word', but the sets are words, sayings, characters"):
+    with pytest.raises(MixtureError, match=r"must be one of jionlp:words, .*, got 'jionlp:word'"):
         load_mixture({"datasets": {"words": {"source": "jionlp:word", "task": "retrieval"}}}, cache_dir=tmp_path)
 
 

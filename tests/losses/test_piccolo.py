@@ -249,8 +249,8 @@ def test_bad_settings(make_model: Callable[..., Any], settings: dict[str, Any], 
         ([QUERIES, POSITIVES[:3]], None, r"one positive for each query.*got 4 queries, 3 positives"),
         ([QUERIES, POSITIVES, TWO], None, r"column 1 must have one row for each query: it has 2 rows for 4\. Give"),
         ([QUERIES, POSITIVES, QUERIES, TWO], [0], r"column 2 must have one owner for each of its rows: it has 2 rows"),
-        ([QUERIES, POSITIVES, TWO], [0, 4], r"'owner' must name one of the 4 rows .*negative 1 on rank 0 names 4"),
-        ([QUERIES, POSITIVES, TWO], [-1, 0], r"hard negative 0 on rank 0 names -1"),
+        ([QUERIES, POSITIVES, TWO], [0, 4], r"'owner' must name one of the 4 rows .*, got 4 for hard negative 1 on"),
+        ([QUERIES, POSITIVES, TWO], [-1, 0], r"got -1 for hard negative 0 on rank 0"),
     ],
 )
 def test_bad_columns(

@@ -220,7 +220,7 @@ def differ(rank: int, world: int, path: str, kind: str) -> None:
         ("identity", r"what tells texts apart is tokens on rank 0, identity on rank 1"),
         ("columns", r"the number of columns is 3 on rank 0, 4 on rank 1"),
         ("fault", r"the fault of the columns is None on rank 0, there must be one positive for each query.* on rank 1"),
-        ("owner", r"'owner' must name one of the 4 rows of the batch, 0 to 3; hard negative 4 on rank 1 names 5"),
+        ("owner", r"'owner' must name one of the 4 rows of the batch, 0 to 3, got 5 for hard negative 4 on rank 1"),
         ("evaluation", r"whether gradients are wanted is True on rank 0, False on rank 1"),
     ],
 )

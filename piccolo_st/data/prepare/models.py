@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from piccolo_st.data.specs import MixtureError
+from piccolo_st.errors import reason
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -47,7 +48,6 @@ def _load(load: Any, name_or_path: str, place: str) -> Any:
     try:
         return load(name_or_path)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MixtureError(
-            f"{place} is {name_or_path!r}, which cannot be loaded: {reason}; give a folder or a Hub id"
+            f"{place} cannot be loaded, got {name_or_path!r}: {reason(error)}; give a folder or a Hub id"
         ) from error

@@ -12,6 +12,7 @@ A folder belongs to one input and one set of settings; with others it is refused
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,7 +63,7 @@ def claim(folder: Path, identity: str, what: Mapping[str, Any]) -> None:
         MixtureError: it holds the work of others.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    label = folder / "made_of.json"
+    label, aside = folder / "made_of.json", folder / "made_of.json.partial"
     if label.is_file():
         if json.loads(label.read_text(encoding="utf-8"))["identity"] != identity:
             raise MixtureError(
@@ -70,9 +71,12 @@ def claim(folder: Path, identity: str, what: Mapping[str, Any]) -> None:
                 "choose another `data.output` or delete the folder"
             )
         return
-    if any(folder.iterdir()):
-        raise MixtureError(f"{folder} is not empty and not of this project's making; choose another `data.output`")
-    label.write_text(json.dumps({"identity": identity, **what}, ensure_ascii=False, indent=1), encoding="utf-8")
+    if any(path != aside for path in folder.iterdir()):
+        raise MixtureError(
+            f"{folder} must be empty or of this project's making, got other files; choose another `data.output`"
+        )
+    aside.write_text(json.dumps({"identity": identity, **what}, ensure_ascii=False, indent=1), encoding="utf-8")
+    os.replace(aside, label)  # half a label, of a run killed here, would keep every later one out
 
 
 def run_task(stage: Stage, folder: Path, task: int) -> bool:
@@ -131,8 +135,8 @@ def _run_with_datatrove(stages: Sequence[Stage], folder: Path, settings: Executo
             )
         except TypeError as error:  # an argument that it needs and has not, or has and does not know
             raise MixtureError(
-                f"executor.options do not suit datatrove's {settings.kind} executor: {error}; "
-                f"they are {settings.options or {}}"
+                f"executor.options must suit datatrove's {settings.kind} executor, got {settings.options or {}}: "
+                f"{error}"
             ) from error
         if settings.kind != "slurm":
             before.run()

@@ -1,0 +1,303 @@
+"""Errors in configurations, command lines, checkpoints and runs."""
+
+from __future__ import annotations
+
+from tests.errors.acts import (
+    FAQ,
+    PAIRS,
+    Row,
+    ablation,
+    benchmark,
+    call,
+    checkpoint,
+    decide,
+    faq,
+    finetune,
+    found,
+    jsonl,
+    prepare,
+    pretrain_encoder,
+    run,
+    training_arguments,
+)
+
+STS = {"name": "Own", "type": "STS", "data": "pairs.jsonl"}
+TEXTS = {"corpus.txt": "猫\n狗\n"}
+BEIR = {
+    "beir/corpus.jsonl": jsonl([{"_id": "d1", "text": "猫"}, {"_id": "d2", "text": "狗"}]),
+    "beir/queries.jsonl": jsonl([{"_id": "q1", "text": "鱼"}]),
+}
+SEALED = {"format": 1, "step": 3, "run": {}, "files": {}}
+LARGE = "{layers: 24, hidden_size: 1024, heads: 16, intermediate_size: 4096, vocab_size: 21128}"
+ABLATION = {"data": {"batch_size": 8}, "variants": {"stock": {"stock": True}, "full": {"after": "stock"}}}
+
+# fmt: off
+ROWS: dict[str, list[Row]] = {
+    "ablation": [
+        Row("a seed twice", ablation({**ABLATION, "ablation": {"seeds": [1, 1]}}),
+            "ablation.seeds must be different numbers, at least one, but is [1, 1]"),
+        Row("no variants", ablation({"data": {}}),
+            "TMP/ablation.yaml has no variants; give `variants` at least one"),
+        Row("a variant after itself", ablation({"variants": {"full": {"after": "full"}}}),
+            "variant 'full' of TMP/ablation.yaml comes after itself; change `after`"),
+        Row("a variant after none", ablation({"variants": {"full": {"after": "stok"}}}),
+            "variant 'full' of TMP/ablation.yaml comes after 'stok', which is no variant"),
+        Row("an unknown --only", ablation(ABLATION, "--only", "fll"),
+            "TMP/ablation.yaml has no variant 'fll'; it has full, stock"),
+    ],
+    "arguments": [
+        Row("batch size 0", finetune("--data.batch_size", "0"),
+            "data.batch_size must be a whole number of at least 1, got 0"),
+        Row("no negatives", finetune("--data.num_negatives", "0"),
+            "data.num_negatives must be a whole number of at least 1, got 0"),
+        Row("evaluation in batches of 0", finetune("--evaluation.batch_size", "0"),
+            "evaluation.batch_size must be a whole number of at least 1, got 0"),
+        Row("no patience for NaN", finetune("--train.max_non_finite_steps", "0"),
+            "train.max_non_finite_steps must be a whole number of at least 1, got 0"),
+        Row("a plan for no GPU", finetune("--plan", "--plan.processes", "0"),
+            "plan.processes must be a whole number of at least 1, got 0"),
+        Row("a plan for ZeRO stage 3", finetune("--plan", "--plan.zero_stage", "3"),
+            "plan.zero_stage must be 0 or 1, got 3"),
+        Row("a plan that keeps all memory", finetune("--plan", "--plan.reserve", "1"),
+            "plan.reserve must be at least 0 and below 1, got 1.0"),
+        Row("everything masked", pretrain_encoder("--data.masked", "1.5"),
+            "data.masked must be above 0 and below 1, got 1.5"),
+        Row("blocks of 0 tokens", pretrain_encoder("--data.max_length", "0"),
+            "data.max_length must be a whole number of at least 1, got 0"),
+    ],
+    "benchmarks": [
+        Row("a misspelt benchmark", run("release", "MODEL", "org/name", "--fill-card", "--benchmark", "cmteb"),
+            "unknown benchmark 'cmteb'; nearest: c-mteb-35, c-mteb-31, MTEB(cmn, v1); all: c-mteb-35, c-mteb-31, "
+            "MTEB(cmn, v1)"),
+        Row("a score of no task", call("benchmarks:average_scores", lambda w: {"T2Rerankng": 1.0}, benchmark),
+            "unknown task 'T2Rerankng' in c-mteb-35; nearest: T2Reranking, CMedQAv2-reranking, MMarcoReranking"),
+        Row(
+            "a result without its metric",
+            call(
+                "benchmarks:scores_from_results",
+                lambda w: [{"task_name": "T2Reranking", "scores": {"dev": [{"hf_subset": "default"}]}}],
+                benchmark,
+            ),
+            "the result of T2Reranking, split 'dev', subset 'default' has no 'map_at_1000', which mteb 2.x writes; "
+            "evaluate the task again",
+        ),
+    ],
+    "budget": [
+        Row("a length unknown", finetune("--plan", "--train.max_steps", "-1"),
+            "the length of the run is unknown; set train.max_steps, or plan.rows to the mixture's rows"),
+        Row("a shape without layers", finetune("--plan", "--plan.encoder", "{hidden_size: 64}"),
+            "the shape of the encoder must have layers, hidden_size, heads, intermediate_size, vocab_size, got "
+            "hidden_size; give all of them as plan.encoder, or a model that can be read"),
+        Row(
+            "a GPU too small",
+            finetune("--plan", "--plan.encoder", LARGE, "--plan.gpu_memory_gib", "1"),
+            "the run must fit into 0.9 GiB of each GPU, 1 GiB less a reserve of 10%, got 5.4 GiB; most of it is "
+            "optimizer, 2.4 GiB; use ZeRO stage 1 (plan.zero_stage 1) on more processes",
+        ),
+        Row("a plan for no model", finetune("--plan", "--model.name_or_path", "TMP/nowhere"),
+            "the configuration of model.name_or_path TMP/nowhere cannot be read: …; give the encoder's shape as "
+            "plan.encoder: {layers: ..., hidden_size: ...}"),
+    ],
+    "checkpoint": [
+        Row("a folder of another name", call("checkpoint:seal", lambda w: w.write("last/x", "").parent, lambda w: {}),
+            "a checkpoint must be a folder checkpoint-N, got TMP/last"),
+        Row("no manifest", checkpoint(),
+            "the checkpoint TMP/ckpt/checkpoint-3 has no manifest.json: it was not finished, or another trainer "
+            "wrote it"),
+        Row("half a manifest", checkpoint('{"format": 1,'),
+            "the checkpoint TMP/ckpt/checkpoint-3 is not whole: its manifest.json cannot be read: …"),
+        Row("a manifest of the future", checkpoint({**SEALED, "format": 7}),
+            "TMP/ckpt/checkpoint-3/manifest.json must have format 1, which this version reads, got 7"),
+        Row("a manifest without files", checkpoint({**SEALED, "files": {"model.pt": {}}}),
+            "TMP/ckpt/checkpoint-3/manifest.json must list its files with size and sha256"),
+        Row("a manifest without its run", checkpoint({"format": 1, "files": {}}),
+            "TMP/ckpt/checkpoint-3/manifest.json must hold a step and a run"),
+        Row(
+            "a manifest that leads elsewhere",
+            checkpoint({**SEALED, "files": {"../run.yaml": {"size": 1, "sha256": ""}}}),
+            "the manifest of TMP/ckpt/checkpoint-3 names '../run.yaml', which is not a path inside the checkpoint",
+        ),
+        Row("a file cut short", checkpoint({**SEALED, "files": {"config.json": {"size": 9, "sha256": ""}}}),
+            "the checkpoint TMP/ckpt/checkpoint-3 is not whole: config.json has 2 bytes instead of 9"),
+        Row("a file changed", checkpoint({**SEALED, "files": {"config.json": {"size": 2, "sha256": ""}}}),
+            "the checkpoint TMP/ckpt/checkpoint-3 is not whole: config.json is not what was written, its hash differs"),
+        Row("a resume from nowhere", finetune("--train.resume", "TMP/checkpoint-9"),
+            "the checkpoint TMP/checkpoint-9 does not exist; name one that does"),
+    ],
+    "configuration": [
+        Row("no such file", run("finetune", "TMP/nowhere.yaml"),
+            "the configuration TMP/nowhere.yaml does not exist; give the path of a YAML file"),
+        Row("a folder as the file", run("finetune", "TMP"),
+            "the configuration TMP cannot be read: …; give the path of a YAML file"),
+        Row("broken YAML", finetune(files={"run.yaml": "data: [1, 2\n"}),
+            "TMP/run.yaml, line 2, column 1 is not YAML: …"),
+        Row("a list of sections", finetune(files={"run.yaml": "- data\n"}),
+            "TMP/run.yaml must hold a mapping of sections, got list"),
+        Row("a misspelt section", finetune("--dta.batch_size", "8"),
+            "unknown section 'dta' in the command line; did you mean data?"),
+        Row("a section of one number", finetune(files={"run.yaml": "data: 3\n"}),
+            "section 'data' in TMP/run.yaml must be a mapping, got 3"),
+        Row("a misspelt key in the file", finetune(files={"run.yaml": "data: {bach_size: 8}\n"}),
+            "unknown key 'data.bach_size' in TMP/run.yaml; did you mean data.batch_size?"),
+        Row("a misspelt key", finetune("--data.bach_size", "8"),
+            "unknown key 'data.bach_size' in the command line; did you mean data.batch_size?"),
+        Row("a key that another replaces", finetune("--train.per_device_train_batch_size", "8"),
+            "train.per_device_train_batch_size cannot be set in the command line; set data.batch_size instead"),
+        Row("not an override", finetune("batch_size=8"),
+            "'batch_size=8' is not an override; write --section.field value"),
+        Row("an override that is no YAML", finetune("--data.mixture", "{a"),
+            "--data.mixture must be YAML, got '{a': …"),
+        Row("an override inside a number", finetune("--data.batch_size.x", "1"),
+            "--data.batch_size.x needs batch_size to be a mapping, got 8"),
+        Row("a list for a number", finetune("--data.batch_size", "[8, 16]"),
+            "data.batch_size must be of type int, got the list [8, 16]"),
+        Row("a mapping for a number", finetune("--data.batch_size", "{a: 1}"),
+            "data.batch_size must be of type int, got a mapping"),
+        Row("a word for a number", finetune("--train.learning_rate", "fast"),
+            "train.learning_rate must be of type float, got 'fast'"),
+        Row("a word for true or false", finetune("--train.packing", "perhaps"),
+            "train.packing must be of type bool, got 'perhaps'"),
+        Row("a value that transformers refuses", finetune("--train.save_strategy", "sometimes"),
+            "section 'train': …SaveStrategy…"),
+        Row("a choice that is none", prepare("check", "--executor.kind", "slum"),
+            "executor.kind must be one of here, local, slurm, ray, got 'slum'"),
+        Row("pretrain: a misspelt key", run("pretrain", "--loss.temprature", "0.1"),
+            "unknown key 'loss.temprature' in the command line; did you mean loss.temperature?"),
+        Row("pretrain_encoder: a misspelt key", pretrain_encoder("--data.max_lenght", "8"),
+            "unknown key 'data.max_lenght' in the command line; did you mean data.max_length?"),
+        Row("ablation: not an override", run("ablation", "--ablation", "x"),
+            "'--ablation' is not an override; write --section.field value"),
+        Row("demo: a word for a number", run("demo", "MODEL", "--limit", "many"),
+            "--limit must be of type int, got 'many'"),
+        Row("demo: an unknown option", run("demo", "--corps", "x"),
+            "unknown argument '--corps'; did you mean --corpus?"),
+        Row("evaluate: a choice that is none", run("evaluate", "MODEL", "--dtype", "float8"),
+            "--dtype must be one of float32, float16, bfloat16, got 'float8'"),
+        Row("evaluate: an option without its value", run("evaluate", "MODEL", "--name"),
+            "--name needs one argument; see --help"),
+        Row("evaluate: one folder to compare", run("evaluate", "--compare", "TMP"),
+            "--compare needs 2 arguments; see --help"),
+        Row("release: no repository", run("release", "MODEL"),
+            "the command line must have repo_id; see --help"),
+        Row("release: a word too many", run("release", "MODEL", "org/name", "extra"),
+            "unknown argument 'extra'; see --help"),
+        Row("model_card: no folder", run("model_card"),
+            "the command line must have FOLDER; see --help"),
+    ],
+    "demo.corpus": [
+        Row("no such corpus", run("demo", "MODEL", "--corpus", "TMP/nowhere.txt"),
+            "the corpus TMP/nowhere.txt does not exist; give a text file or a BEIR folder"),
+        Row("a folder of something else", run("demo", "MODEL", "--corpus", "TMP"),
+            "the corpus TMP is a folder without corpus.jsonl; give a BEIR folder or a text file"),
+        Row("bytes", run("demo", "MODEL", "--corpus", "TMP/c.txt", files={"c.txt": b"\xff\xfe"}),
+            "the corpus TMP/c.txt cannot be read as UTF-8 text, one a line: …"),
+        Row("an empty corpus", run("demo", "MODEL", "--corpus", "TMP/c.txt", files={"c.txt": "\n"}),
+            "the corpus TMP/c.txt has no text; give a file with one text a line, or a BEIR folder"),
+        Row("none of the corpus", run("demo", "MODEL", "--corpus", "TMP/corpus.txt", "--limit", "0", files=TEXTS),
+            "the limit of texts to search must be at least 1, got 0"),
+    ],
+    "durable": [
+        Row(
+            "a broken checkpoint alone",
+            finetune(files={"run/checkpoint-3/manifest.json": "{"}),
+            "there is no complete checkpoint in TMP/run to go on from (the checkpoint TMP/run/checkpoint-3 is not "
+            "whole: its manifest.json cannot be read: …)); start anew with --train.resume never",
+        ),
+    ],
+    "guards": [
+        Row(
+            "DeepSpeed on a CPU",
+            call("guards:check_supported", lambda w: training_arguments(w, deepspeed="x.json"), None, lambda w: []),
+            "train.deepspeed must be unset where use_cpu (or ACCELERATE_USE_CPU) is on, got 'x.json'; transformers "
+            "would silently use DistributedDataParallel there, so unset one of the two",
+        ),
+        Row("checkpoints on each node", finetune("--train.save_on_each_node", "true"),
+            "train.save_on_each_node writes parts of a checkpoint to different disks, where nobody can tell whether "
+            "it is complete; unset it and set train.output_dir to a directory that all nodes share"),
+        Row(
+            "ZeRO stage 2 with cached gradients",
+            call("guards:check_supported", training_arguments, 2, lambda w: ["PiccoloLoss"]),
+            "ZeRO stage 2 reduces each gradient as it arrives and fails with gradient caching (of PiccoloLoss), "
+            'which runs several backward passes ("Gradient computed twice for this partition"); use ZeRO stage 1',
+        ),
+    ],
+    "pretraining": [
+        Row("no data", pretrain_encoder("--data.mixture", "null"),
+            "…/recipes/configs/encoder-zh-mini.yaml names no data; set data.mixture to a mixture file"),
+        Row("blocks beyond the encoder", pretrain_encoder("--data.max_length", "9999"),
+            "data.max_length must be at most the 512 positions of the encoder, got 9999"),
+        Row(
+            "too little text",
+            pretrain_encoder(
+                "--data.max_length", "500", files={"faq.jsonl": jsonl(FAQ[:1]), "pairs.jsonl": jsonl(PAIRS[:1])}
+            ),
+            "the mixture's text must fill at least 2 blocks of 500 tokens, got 0; give more",
+        ),
+        Row("no such encoder", pretrain_encoder("--model.name_or_path", "TMP/nowhere"),
+            "model.name_or_path cannot be loaded, got 'TMP/nowhere': …; give the directory of a model, or the id of "
+            "one on the Hub that this machine can reach"),
+    ],
+    "resume": [
+        Row("weights alone", decide({"resumable": False}, {}),
+            "TMP/run/checkpoint-3 holds a model but no optimizer state (train.save_only_model), so training cannot "
+            "go on from it; start from its weights with model.name_or_path, in another train.output_dir"),
+        Row("another run", decide({}, {"signature": {"seed": 2}}),
+            "TMP/run/checkpoint-3 is of another run: seed was 1 and is 2; undo the change to go on, or keep both "
+            "runs with another train.output_dir, or start anew here with --train.resume never (earlier checkpoints "
+            "are kept aside), or go on with the change with --train.accept_changes true"),
+        Row("another engine", decide({}, {"engine": "DeepSpeed ZeRO-1"}),
+            "TMP/run/checkpoint-3 was written under plain and this run is DeepSpeed ZeRO-1, whose optimizer state "
+            "has another form; go on under plain, or start from the checkpoint's weights with model.name_or_path in "
+            "another train.output_dir"),
+        Row("another number of processes", decide({"engine": "FSDP"}, {"engine": "FSDP", "world_size": 2}),
+            "TMP/run/checkpoint-3 was written by 1 processes and there are 2; the optimizer state of FSDP is in one "
+            "part for each process, and can be cut anew only for torch; go on with 1 processes, or start from the "
+            "checkpoint's weights with model.name_or_path in another train.output_dir"),
+        Row("a part missing", call("resume:complete_for", found, lambda w: ["optimizer.pt"]),
+            "the checkpoint TMP/run/checkpoint-3 is not whole: optimizer.pt is missing"),
+    ],
+    "run": [
+        Row("no data", finetune("--data.mixture", "null"),
+            "TMP/run.yaml names no data; set data.mixture to a mixture file or write the mapping there"),
+        Row("an output under a file", finetune("--train.output_dir", "TMP/faq.jsonl/run"),
+            "train.output_dir TMP/faq.jsonl/run cannot be made: Not a directory; name another directory"),
+        Row("a temperature of 0", finetune("--loss.temperature", "0"),
+            "section 'loss': loss of dataset 'faq': temperature must be a positive number, got 0.0"),
+        Row("an unknown direction", finetune("--loss.directions", "[query_to_nowhere]"),
+            "section 'loss': loss of dataset 'faq': directions must be different names of ('query_to_doc', "
+            "'query_to_query', 'doc_to_query', 'doc_to_doc'), got ('query_to_nowhere',)"),
+        Row("a dimension of 0", finetune("--model.dimension", "0"),
+            "section 'model': the dimension must be at least 1, got 0"),
+        Row("a mixing by weights without them", finetune("--data.mixing", "weights"),
+            "dataset 'faq' has no weight, but data.mixing is 'weights'; give each dataset one"),
+        Row("a weight that nothing reads", faq("weight=2"),
+            "dataset 'faq' has the weight 2, which data.mixing 'proportional' does not read; set data.mixing to "
+            "'weights', or give the dataset `repeats`"),
+        Row("an unknown option of a loss", faq("loss={temprature: 1}"),
+            "section 'loss': loss of dataset 'faq': PiccoloLoss.__init__() got an unexpected keyword argument "
+            "'temprature'"),
+    ],
+    "recipes.demo": [
+        Row("gradio missing", run("demo", "MODEL", "--corpus", "TMP/corpus.txt", files=TEXTS, without=["gradio"]),
+            'the page needs gradio; run: pip install "piccolo_st[demo]"'),
+        Row("three models", run("demo", "a", "b", "c"),
+            "the page must show one model or two different ones, got a, b, c"),
+    ],
+    "recipes.evaluate": [
+        Row("nothing to evaluate", run("evaluate"),
+            "name a model to evaluate, or two folders of results with --compare"),
+        Row("a misspelt key", run("evaluate", "--config", "TMP/e.yaml", files={"e.yaml": "benchmrk: STS"}),
+            "unknown key 'benchmrk' in TMP/e.yaml; did you mean benchmark?"),
+        Row("a word for a dimension", run("evaluate", "MODEL", "--truncate_dim", "half"),
+            "--truncate_dim must be whole numbers, such as 256,512,1024, got 'half'"),
+    ],
+    "recipes.prepare": [
+        Row("an unknown step", run("prepare", "dedupe"),
+            "the first argument must be a step, got 'dedupe'; did you mean dedup?"),
+    ],
+    "recipes.ablation": [
+        Row("--only without a name", run("ablation", "--only"),
+            "--only needs the names of variants, got none; write --only stock,full"),
+    ],
+}
+# fmt: on
