@@ -233,7 +233,7 @@ def test_what_is_remembered_of_queries_is_not_taken_for_documents(model: Sentenc
 def test_a_row_that_is_no_text_is_named(model: SentenceTransformer) -> None:
     encoder = BenchmarkEncoder(model, Identity("a/b", "0" * 40, "0" * 40))
 
-    with pytest.raises(InputError, match=r"STSB, split 'test': row 1 holds None, not a text"):
+    with pytest.raises(InputError, match=r"STSB, split 'test': row 1 must be a text, got None"):
         encode_column(encoder, "STSB", ["天", None])  # type: ignore[list-item]
 
 

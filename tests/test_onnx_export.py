@@ -111,5 +111,5 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    with pytest.raises(ValueError, match=r"has no config.json: give the folder of a checkpoint"):
+    with pytest.raises(ValueError, match=r"has no config.json; give the folder of a checkpoint"):
         onnx_export.export_onnx(tmp_path)

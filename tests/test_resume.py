@@ -63,7 +63,7 @@ def test_the_same_run_goes_on_without_a_word(caplog: pytest.LogCaptureFixture) -
         (
             {},
             {"signature": {"train.seed": 2, "plan.sizes": [3]}},
-            r"another run: train\.seed was 1 and is 2\. .*accept_",
+            r"another run: train\.seed was 1 and is 2; .*accept_",
         ),
         ({}, {"signature": {"train.seed": 1}}, r"plan\.sizes was \[3\] and is absent"),
         ({"resumable": False}, {}, r"no optimizer state \(train\.save_only_model\)"),
@@ -71,7 +71,7 @@ def test_the_same_run_goes_on_without_a_word(caplog: pytest.LogCaptureFixture) -
         (
             {"engine": "DeepSpeed ZeRO-3"},
             {"engine": "DeepSpeed ZeRO-3", "world_size": 4},
-            r"written by 2 processes and there are 4: .*only for torch, DeepSpeed ZeRO-1, .*Go on with 2 processes",
+            r"written by 2 processes and there are 4; .*only for torch, DeepSpeed ZeRO-1, .*go on with 2 processes",
         ),
     ],
 )
@@ -380,7 +380,7 @@ def test_another_batch_goes_on_at_the_same_sample_or_not_at_all(encoder_dir: Pat
     assert seen[0][2] == tuple(trainer._plan.step(0, 2).rows.tolist())
     odd = make_trainer(encoder_dir, output, Case(batch_size=5), max_steps=40, accept_changes=True)
     shutil.rmtree(output / "checkpoint-12")  # what is left stands 16 samples and 4 steps of 8 into the run
-    with pytest.raises(ValueError, match=r"multiple of the 5 samples .* but it is 48"):
+    with pytest.raises(ValueError, match=r"multiple of the 5 samples .*, got 48"):
         odd.train()
 
 
