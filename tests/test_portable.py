@@ -57,8 +57,8 @@ def read(path: Path) -> Any:
 
 
 def failing(path: Path) -> dict[str, tuple[str, ...]]:
-    """Consumers with problems, leaving out the ONNX file, which most checkpoints here do not have."""
-    reports = {report.consumer: report.problems for report in check_portable(path)}
+    """Consumers with problems or limits, leaving out the ONNX file, which most checkpoints here do not have."""
+    reports = {report.consumer: report.problems + report.limits for report in check_portable(path)}
     assert set(reports) == ALL == set(CONSUMERS)
     reports["ONNX"] = tuple(problem for problem in reports["ONNX"] if "onnx/model.onnx is missing" not in problem)
     return {consumer: problems for consumer, problems in reports.items() if problems}
@@ -269,6 +269,7 @@ def test_dense_and_normalize_modules(make_model: ModelMaker, tmp_path: Path) -> 
     loaded = load_portable(tmp_path / "a", device="cpu", model_kwargs={"dtype": torch.float32}).float()
     assert abs(loaded.encode(TEXTS) - model.encode(TEXTS)).max() < 2e-3
     assert set(failing(tmp_path / "a")) == {"transformers", "ONNX"}
+    assert not any(report.problems for report in check_portable(tmp_path / "a") if report.consumer == "transformers")
 
 
 def _multimodal(model: SentenceTransformer) -> None:
@@ -457,7 +458,7 @@ def test_every_check_is_broken_once() -> None:
     """A check that no breakage above triggers would be one that cannot fail."""
     from piccolo_st.portable import checking
 
-    checks = {check.__name__ for checks in CONSUMERS.values() for check in checks}
+    checks = {check.__name__ for table in (CONSUMERS, checking.LIMITS) for checks in table.values() for check in checks}
     written = {
         name for name, value in vars(checking).items() if getattr(value, "__annotations__", {}).get("checkpoint")
     }

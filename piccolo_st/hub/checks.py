@@ -1,7 +1,8 @@
 """What a model directory has to satisfy before it is published, one :class:`Check` each.
 
 1. files: nothing but what a published model consists of; no secrets, no paths of this machine.
-2. portable: every consumer that ``check_portable`` knows would load it (ONNX only where an ONNX file is there).
+2. portable: every consumer that ``check_portable`` knows would load it (ONNX only where an ONNX file is there). One
+   that knows nothing of the model's Dense module is named and does not stop a release.
 3. loads, embeddings: stock sentence-transformers loads it; its embeddings are finite, not zero, of length 1 when
    normalised; and the same after it is saved and loaded again.
 4. card: its metadata are complete and valid, it loads the model by the id it is published under, and its
@@ -43,10 +44,17 @@ PROBES = (
 
 @dataclass(frozen=True)
 class Check:
-    """The outcome of one check: its name, and what is wrong with the remedy; nothing wrong means passed."""
+    """The outcome of one check: its name, and what is wrong with the remedy; nothing wrong means passed.
+
+    Attributes:
+        name: what is checked.
+        problems: each stops a release.
+        note: what its reader should know besides.
+    """
 
     name: str
     problems: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def ok(self) -> bool:
@@ -99,15 +107,19 @@ def check_release(
 def _portable(model_dir: str | Path, files: Sequence[str]) -> Check:
     needless = () if any(name.startswith("onnx/") for name in files) else ("ONNX",)
     found: dict[str, list[str]] = {}
+    limits: dict[str, list[str]] = {}
     for report in check_portable(model_dir):
-        for problem in report.problems if report.consumer not in needless else ():
-            found.setdefault(problem, []).append(report.consumer)
+        if report.consumer not in needless:
+            for said, where in ((report.problems, found), (report.limits, limits)):
+                for one in said:
+                    where.setdefault(one, []).append(report.consumer)
     return Check(
         "portable",
         tuple(
             f"{problem} (for {', '.join(consumers)}); save the model with piccolo_st.save_portable"
             for problem, consumers in found.items()
         ),
+        "; ".join(f"not for {', '.join(consumers)}: {limit}" for limit, consumers in limits.items()),
     )
 
 

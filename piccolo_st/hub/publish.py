@@ -107,7 +107,10 @@ def release(
     if create_pr and tag:
         raise ReleaseError("a pull request gets no tag: release with the tag after it is merged")
     checks = check_release(model_dir, repo_id, include=include, exclude=exclude, foreign_results=foreign_results)
-    say("\n".join(f"{'ok  ' if check.ok else 'FAIL'} {check.name}" for check in checks) + "\n")
+    lines = [
+        f"{'ok  ' if check.ok else 'FAIL'} {check.name}" + f" ({check.note})" * bool(check.note) for check in checks
+    ]
+    say("\n".join(lines) + "\n")
     if problems := [problem for check in checks for problem in check.problems]:
         raise ReleaseError(f"{model_dir} is not ready to be released: " + "; ".join(problems))
     return publish(

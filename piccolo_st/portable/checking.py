@@ -25,15 +25,22 @@ _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")
 
 @dataclass(frozen=True)
 class ConsumerReport:
-    """What one consumer would stumble over; ``ok`` if nothing."""
+    """What one consumer would stumble over; ``ok`` if nothing.
+
+    Attributes:
+        consumer: who loads it.
+        problems: what is wrong with the files.
+        limits: what the model is that this consumer knows nothing of, however it is saved.
+    """
 
     consumer: str
     problems: tuple[str, ...]
+    limits: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
         """Whether it loads, with the same embeddings."""
-        return not self.problems
+        return not (self.problems or self.limits)
 
 
 def check_portable(path: str | Path) -> list[ConsumerReport]:
@@ -50,7 +57,8 @@ def check_portable(path: str | Path) -> list[ConsumerReport]:
     reports = []
     for consumer, checks in CONSUMERS.items():
         problems = [problem for check in checks for problem in check(checkpoint)]
-        reports.append(ConsumerReport(consumer, tuple(dict.fromkeys(problems))))
+        limits = [limit for check in LIMITS.get(consumer, ()) for limit in check(checkpoint)]
+        reports.append(ConsumerReport(consumer, tuple(dict.fromkeys(problems)), tuple(limits)))
     return reports
 
 
@@ -204,7 +212,7 @@ def _instructions_pooled(checkpoint: _Checkpoint) -> Problems:
         yield "the model excludes instructions from pooling (include_prompt), which this consumer cannot"
 
 
-def _no_dense(checkpoint: _Checkpoint) -> Problems:
+def _dense(checkpoint: _Checkpoint) -> Problems:
     if any(module["type"].endswith("Dense") for module in checkpoint.modules):
         yield "the model has a Dense module, which this consumer knows nothing of"
 
@@ -267,7 +275,7 @@ CONSUMERS: dict[str, tuple[Check, ...]] = {
     "sentence-transformers 4.x": _ST_3,
     "sentence-transformers 5.x": _ST_3,
     "sentence-transformers 6.x": _ST_6,
-    "transformers": (*_SERVER, _weights, _tokenizer_of_transformers_4, _no_dense),
+    "transformers": (*_SERVER, _weights, _tokenizer_of_transformers_4),
     "text-embeddings-inference": (*_SERVER, _weights, _pooling_folder, _prompts, _strict_config),
     "vLLM": (
         *_SERVER,
@@ -277,5 +285,6 @@ CONSUMERS: dict[str, tuple[Check, ...]] = {
         _first_true_flag,
         _lower_case_key,
     ),
-    "ONNX": (*_SERVER, _no_dense, _onnx_file),
+    "ONNX": (*_SERVER, _onnx_file),
 }
+LIMITS: dict[str, tuple[Check, ...]] = {"transformers": (_dense,), "ONNX": (_dense,)}
