@@ -43,10 +43,13 @@ from piccolo_st.data.sampler import HomogeneousBatchSampler
 from piccolo_st.encoder import EncoderSettings, build_encoder
 from piccolo_st.lengths import set_lengths
 from piccolo_st.losses import PiccoloLoss
+from piccolo_st.losses.batch import describe
 from piccolo_st.report import table
 from piccolo_st.trainer import PiccoloTrainer
 from tests.benchmarks.test_memory_benchmark import SavedBytes
 from tests.conftest import CHARACTERS
+from tests.ranks import run_ranks
+from tests.resume_cases import Case, make_trainer
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
 
@@ -241,6 +244,60 @@ def test_gradient_caching(encoders: dict[Any, Path], tmp_path: Path) -> None:
             contender.train(data, encoder, lengths, batch, 1, tmp_path, log=1000)
         row[3] = f"{kept.highest / 1e6:,.0f}"
     print("\n" + table(["trainer", "ms a sample", "ratio", "activations MB"], rows))
+
+
+@pytest.mark.parametrize(("name", "batch", "steps"), [("simclue", 64, 12), ("cmrc", 16, 6)])
+def test_what_is_not_the_encoder(
+    name: str, batch: int, steps: int, encoders: dict[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The share of a step that sampler, reading and collator take, and that the loss takes without the embeddings.
+
+    The gradients of the loss are made in its forward pass, so that its backward pass is one product more.
+    """
+    spent = {"loss": 0.0}
+
+    def timed(function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent["loss"] += time.perf_counter() - start
+
+        return call
+
+    monkeypatch.setattr(PiccoloLoss, "_loss", timed(PiccoloLoss._loss))
+    monkeypatch.setattr("piccolo_st.losses.piccolo.describe", timed(describe))
+    contender = Contender("piccolo_st", ours=True)
+    data = read(name)
+    trainer = contender.train(data, encoders[name, DROPOUT[0]], SETS[name][0], batch, steps, tmp_path, log=steps)
+    logged = next(entry for entry in trainer.state.log_history if "data_wait" in entry)
+    loss = spent["loss"] / steps / statistics.median(contender.seconds)
+    rows = [[name, 100 * logged["data_wait"], 100 * loss, 100 * (logged["data_wait"] + loss)]]
+    print("\n" + table(["rows", "sampler, reading, collator, % of a step", "loss, %", "together, %"], rows))
+
+
+def test_zero1_beside_ddp(tmp_path: Path) -> None:
+    """Steps of two processes with a thread each under DDP and under ZeRO-1, in turns."""
+    pytest.importorskip("deepspeed")
+    settings = EncoderSettings(layers=LAYERS, hidden_size=HIDDEN)
+    encoder = build_encoder(settings, [CHARACTERS], tmp_path / "encoder")
+    seconds: dict[str, list[float]] = {"ddp": [], "zero1": []}
+    for turn in range(3):
+        for engine, found in seconds.items():
+            case = Case(2, engine, batch_size=64, rows=16 * 128)
+            found += run_ranks(_clocked, 2, str(encoder), str(tmp_path / f"{engine}-{turn}"), case, timeout=600)[0]
+    medians = {engine: statistics.median(found) for engine, found in seconds.items()}
+    rows = [[engine, 1000 * second, second / medians["ddp"]] for engine, second in medians.items()]
+    print(f"\n2 processes, batch 64 each, {LAYERS} layers x {HIDDEN}\n" + table(["engine", "ms a step", "ratio"], rows))
+
+
+def _clocked(rank: int, world: int, encoder: str, output: str, case: Case) -> list[float]:
+    trainer = make_trainer(Path(encoder), Path(output), case, max_steps=12, save_strategy="no", logging_steps=100)
+    clock = Clock()
+    trainer.add_callback(clock)
+    trainer.train()
+    return np.diff(clock.ends)[1:].tolist()
 
 
 def test_profile(encoders: dict[Any, Path], tmp_path: Path) -> None:
