@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -307,8 +309,25 @@ def test_a_folder_is_not_shared_by_two_settings_or_inputs(folder: Path) -> None:
         _step(folder, "filter", FilterSettings())
     (folder / "mine").mkdir()
     (folder / "mine" / "theirs.txt").write_text("x")
-    with pytest.raises(MixtureError, match=r"mine is not empty and not of this project's making"):
+    with pytest.raises(MixtureError, match=r"mine must be empty or of this project's making"):
         claim(folder / "mine", "identity", {})
+
+
+def test_a_folder_is_claimed_wholly_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(path: Path, text: str, **settings: Any) -> int:
+        with open(path, "w") as file:
+            file.write(text[:9])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", killed)
+        with pytest.raises(KeyboardInterrupt):
+            claim(tmp_path / "step", "identity", {"step": "filter"})
+    for _ in range(2):
+        claim(tmp_path / "step", "identity", {"step": "filter"})
+    with pytest.raises(MixtureError, match=r"holds the output of another mixture"):
+        claim(tmp_path / "step", "another", {})
+    assert [path.name for path in (tmp_path / "step").iterdir()] == ["made_of.json"]
 
 
 def test_done_tasks_are_passed_over(tmp_path: Path) -> None:
@@ -336,7 +355,7 @@ def test_done_tasks_are_passed_over(tmp_path: Path) -> None:
 def test_no_data_and_no_such_model_say_so(folder: Path) -> None:
     with pytest.raises(MixtureError, match=r"no data are named; give a mixture file"):
         run_step("check", PrepareData(), CheckSettings())
-    with pytest.raises(MixtureError, match=r"mine\.model is 'no/such/model', which cannot be loaded"):
+    with pytest.raises(MixtureError, match=r"mine\.model cannot be loaded, got 'no/such/model'"):
         _step(folder, "mine", MineSettings(model="no/such/model"))
     with pytest.raises(MixtureError, match=r"unknown key 'num_negative' in mine\.settings"):
         MineSettings(settings={"num_negative": 1})
@@ -376,7 +395,7 @@ def test_datatrove_submits_a_chain_of_jobs_to_slurm(folder: Path, monkeypatch: p
     assert "submitted; the output will be in" in said
     (folder / "out").rename(folder / "submitted")
     with pytest.raises(
-        MixtureError, match=r"executor.options do not suit datatrove's slurm .*'partition'; they are {'ti"
+        MixtureError, match=r"executor.options must suit datatrove's slurm executor, got {'ti.*'partition'"
     ):
         _step(folder, "dedup", DedupSettings(near=None), kind="slurm", options={"time": "01:00:00"})
 
@@ -402,7 +421,7 @@ def test_the_recipe_runs_a_step_on_a_mixture_file_and_refuses_in_one_sentence(fo
     ran = _run(_recipe("filter", str(folder / "out" / "shipped.yaml"), *moved))
     assert ran.returncode == 0, ran.stderr
     for arguments, message in [
-        (["filtre"], r"the first argument must be a step, but is 'filtre'; did you mean filter?"),
+        (["filtre"], r"the first argument must be a step, got 'filtre'; did you mean filter?"),
         (["check", str(folder / "no.yaml")], "no.yaml does not exist"),
         (["filter", str(folder / "mixture.yaml"), "--filter.min_hna", "1"], "did you mean filter.min_han?"),
         (["filter", str(folder / "mixture.yaml"), *output, "--filter.min_han", "0.5"], "holds the output of another"),
@@ -413,62 +432,136 @@ def test_the_recipe_runs_a_step_on_a_mixture_file_and_refuses_in_one_sentence(fo
         assert len(ran.stderr.strip().splitlines()) == 1
 
 
+def _tables(out: Path) -> dict[str, pa.Table]:
+    return {str(p.relative_to(out)): pq.read_table(p) for p in sorted(out.rglob("*.parquet"))}
+
+
+def _texts_left(out: Path, moved: dict[str, str]) -> dict[str, str]:
+    """Every other file that a reader of the output may open; ``moved`` names what is known to differ."""
+    kept = {".json", ".jsonl", ".txt", ".yaml", ".tsv"}
+    texts = {str(p.relative_to(out)): p.read_text("utf-8") for p in sorted(out.rglob("*")) if p.suffix in kept}
+    for name, text in texts.items():
+        for one, other in moved.items():
+            text = text.replace(one, other)
+        texts[name] = text
+    return texts
+
+
+def _seen(folder: Path) -> tuple[int, int]:
+    """(markers, files of any other kind with their sizes, as one number): what a step has left so far."""
+    markers, rest = 0, 0
+    for path in folder.rglob("*"):
+        try:
+            if path.parent.name == ".done":
+                markers += 1
+            elif path.is_file():
+                rest = hash((rest, path.name, path.stat().st_size))
+        except FileNotFoundError:  # renamed or removed since it was listed
+            continue
+    return markers, rest
+
+
+def _killed_until_done(command: list[str], folders: list[Path], out: Path, tasks: int, kills: int) -> list[int]:
+    """Start the command again and again, and kill it so many times with SIGKILL; returns the markers at each kill.
+
+    The moments are spread evenly over the tasks. In turns a kill comes while a task writes (a file has changed since
+    the last marker) and as soon as there is another marker.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    log, found = out.parent.with_suffix(".log"), []
+    for attempt in range(kills + 1):
+        with open(log, "w") as said:  # a pipe that nobody reads fills up
+            process = subprocess.Popen(command, stdout=said, stderr=said, env=environment)
+        try:
+            last = [_seen(folder) for folder in folders]
+            start = sum(markers for markers, _ in last)
+            while process.poll() is None and attempt < kills:
+                now = [_seen(folder) for folder in folders]
+                markers = sum(markers for markers, _ in now)
+                moment = now != last if attempt % 2 == 0 else markers > start
+                if moment and markers >= attempt * tasks // (kills + 1):
+                    break
+                if markers > sum(markers for markers, _ in last):
+                    last = now
+                time.sleep(0.001)
+            if attempt < kills:
+                process.kill()
+            code = process.wait()
+        finally:
+            process.kill()
+        assert code == (-signal.SIGKILL if attempt < kills else 0), log.read_text("utf-8", "replace")
+        if attempt < kills:
+            found.append(len(list((out / ".done").glob("*"))))
+            assert not list((out / ".done").glob("finish-*")), "the kill came after the end"
+    return found
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("step", "extra"),
     [
         ("check", []),
-        ("dedup", ["--dedup.part_rows", "400"]),
-        ("filter", ["--filter.part_rows", "400", "--filter.top_k", "5", "--filter.pool", "500"]),
-        ("mine", ["--mine.settings", "{num_negatives: 2, shard_rows: 400}"]),
+        ("dedup", ["--dedup.part_rows", "200"]),
+        ("filter", ["--filter.part_rows", "200"]),
+        ("filter", ["--filter.part_rows", "200", "--filter.top_k", "5", "--filter.pool", "500"]),
+        ("mine", ["--mine.settings", "{num_negatives: 2, shard_rows: 200}"]),
     ],
+    ids=["check", "dedup", "filter", "filter-top_k", "mine"],
 )
 def test_a_step_killed_at_any_point_ends_as_if_it_had_not_been(step: str, extra: list[str], tmp_path: Path) -> None:
-    """kill -9 as soon as there is new work, up to four times; then compare with a run that was never killed."""
+    """kill -9, four times, in tasks and between them; then compare with a run that was never killed."""
     for package in ("rensa", "faiss"):
         pytest.importorskip(package)
     rows = [{"query": q, "positive": p} for q, p in zip(_texts(4000, 12, 1), _texts(4000, 30, 2), strict=True)]
-    for name, part in (("a", rows[:3000]), ("b", [*rows[3000:], *rows[:200]])):
+    tests = _texts(20, 30, 3)
+    for place in range(0, 3000, 50):  # of every kind some, all over the parts
+        rows[place + 1] = {**rows[place], "positive": f"{rows[place]['positive']}。"}  # exact, but for punctuation
+        rows[place + 2] = {**rows[place + 7], "positive": _changed(rows[place + 7]["positive"], 2, place)}
+        rows[place + 3]["positive"] = tests[place % 20]
+        rows[place + 4] = {"query": "only English words", "positive": "哈" * 30}
+        rows[place + 5] = {"query": "", "positive": "x"}
+        rows[place + 6]["query"] = rows[place + 8]["positive"][:12]  # a question about another text
+    scores = [
+        {"sentence1": a, "sentence2": b, "score": i % 2}
+        for i, (a, b) in enumerate(zip(_texts(1000, 9, 5), _texts(1000, 9, 6), strict=True))
+    ]
+    for name, part in (("a", rows[:3000]), ("b", [*rows[3000:], *rows[:200]]), ("scores", [*scores, *scores[:90]])):
         _write(tmp_path / f"{name}.jsonl", part)
-    _write(tmp_path / "dev.jsonl", [{"sentence1": rows[0]["positive"], "sentence2": rows[1]["positive"], "score": 1}])
+    _write(tmp_path / "dev.jsonl", [{"text": text, "label": "x"} for text in tests])
     datasets = {
-        "a": {"source": "a.jsonl", "task": "retrieval"},
+        "a": {"source": "a.jsonl", "task": "retrieval", "holdout": {"queries": 20, "min_corpus": 50}},
         "b": {"source": "b.jsonl", "task": "retrieval"},
-        "dev": {"source": "dev.jsonl", "task": "pair", "use": "evaluate"},
+        "scores": {"source": "scores.jsonl", "task": "pair"},
+        "dev": {"source": "dev.jsonl", "task": "classification", "use": "evaluate"},
     }
-    (tmp_path / "mixture.yaml").write_text(yaml.safe_dump({"datasets": datasets}))
-    command = [*_recipe(step, str(tmp_path / "mixture.yaml")), *extra]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    (tmp_path / "mixture.yaml").write_text(yaml.safe_dump({"policy": "drop", "datasets": datasets}, sort_keys=False))
 
-    def output(name: str) -> list[str]:
-        return [*command, "--data.output", str(tmp_path / name), "--data.cache", str(tmp_path / f"cache-{name}")]
+    def run(name: str) -> list[str]:
+        places = ["--data.output", str(tmp_path / name), "--data.cache", str(tmp_path / f"cache-{name}")]
+        return [*_recipe(step, str(tmp_path / "mixture.yaml")), *extra, *places]
 
-    whole = subprocess.run(output("whole"), capture_output=True, text=True, cwd=REPOSITORY, env=environment)
-    assert whole.returncode == 0, whole.stderr
-
-    kills, done = 0, tmp_path / "killed" / step / ".done"
-    while True:
-        before = len(list(done.glob("*"))) if done.is_dir() else 0
-        process = subprocess.Popen(
-            output("killed"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=REPOSITORY, env=environment
-        )
-        while process.poll() is None:
-            after = len(list(done.glob("*"))) if done.is_dir() else 0
-            if after > before + kills % 3 and kills < 4:
-                os.kill(process.pid, signal.SIGKILL)
-                break
-            time.sleep(0.002)
-        process.communicate()
-        if process.returncode == 0:
-            break
-        assert process.returncode == -signal.SIGKILL
-        kills += 1
-    assert kills >= 2, "the step must have been killed in the middle"
-    assert process.returncode == 0
-    assert _files(tmp_path / "killed" / step) == _files(tmp_path / "whole" / step)
-    assert (_report(tmp_path / "killed" / step) | {"accounts": 0}) == (
-        _report(tmp_path / "whole" / step) | {"accounts": 0}
+    ran = _run(run("whole"))
+    assert ran.returncode == 0, ran.stderr
+    whole, killed = tmp_path / "whole" / step, tmp_path / "killed" / step
+    caches = [tmp_path / "cache-killed"] if step == "check" else []  # where check leaves what it has read
+    tasks = len(list((whole / ".done").glob("*")))
+    kills = _killed_until_done(run("killed"), [killed, *caches], killed, tasks, 4)
+    assert kills == sorted(kills) and len(set(kills)) >= 3 and kills[-1] < tasks, (
+        "killed in the middle, further each time"
     )
-    if step != "check":
-        assert _rejects(tmp_path / "killed" / step) == _rejects(tmp_path / "whole" / step)
-        assert (tmp_path / "killed" / step / "mixture.yaml").is_file()
+
+    assert {p.name for p in (whole / ".done").glob("*")} == {p.name for p in (killed / ".done").glob("*")}
+    assert _texts_left(killed, {"cache-killed": "cache-whole"}) == _texts_left(whole, {})
+    assert _tables(killed) == _tables(whole)
+    assert not list(killed.rglob("*.partial"))
+    if step == "check":
+        assert (whole / "rejects.jsonl").stat().st_size > 1_000
+        return
+    assert len(_tables(whole)) > 10
+    assert (killed / "mixture.yaml").is_file()
+    if step != "mine":
+        reasons = {reason.split(" of ")[0] for reason in _rejects(whole).values()}
+        expected = {"dedup": {"exact duplicate", "near duplicate", "evaluation text"}, "filter": {"too little Chinese"}}
+        assert expected[step] <= reasons
+        assert ("inconsistent" in reasons) == ("--filter.top_k" in extra)
