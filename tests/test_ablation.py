@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +92,65 @@ def test_every_variant_runs_once_and_a_killed_one_again(content: dict[str, Any],
 
     content["train"]["learning_rate"] = 2e-3  # another configuration: nothing counts any more
     assert Ablation(write(content, tmp_path)).scores() == {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_driver_goes_on_and_its_table_is_that_of_one_left_alone(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    """kill -9, three times, each in the middle of a run: what was finished stays, and nothing else shows."""
+    content["ablation"] |= {"tasks": [], "seeds": [1]}
+    path = write(content, tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def command(output: Path) -> list[str]:
+        return [sys.executable, str(ROOT / "recipes" / "ablation.py"), str(path), "--ablation.output_dir", str(output)]
+
+    def results(output: Path) -> dict[str, tuple[int, str]]:
+        return {
+            str(found.relative_to(output)): (found.stat().st_mtime_ns, found.read_text("utf-8"))
+            for found in sorted((output / "runs").glob("*/*/result.json"))
+        }
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    ran = subprocess.run(command(whole), capture_output=True, text=True, env=environment)
+    assert ran.returncode == 0, ran.stderr
+
+    # (finished runs, the file of the next one that must be there) when the driver is killed; at last it is left alone
+    moments, finished = [(0, "run.yaml"), (1, "run.yaml"), (2, "stage1.yaml"), None], []
+    for moment in moments:
+        before = results(killed)
+        with open(tmp_path / "said", "w") as said:  # a pipe that nobody reads fills up
+            process = subprocess.Popen(command(killed), stdout=said, stderr=subprocess.DEVNULL, env=environment)
+        try:
+            while process.poll() is None and moment is not None:
+                begun = [
+                    path for path in killed.glob(f"runs/*/*/{moment[1]}") if not path.with_name("result.json").exists()
+                ]
+                if begun and len(results(killed)) >= moment[0]:
+                    break
+                time.sleep(0.002)
+            if moment is not None:
+                process.kill()
+            code = process.wait()
+        finally:
+            process.kill()
+        assert code == (0 if moment is None else -signal.SIGKILL)
+        after = results(killed)
+        assert {name: after[name] for name in before} == before, "a finished run was done again, or lost"
+        finished.append(len(after))
+    assert finished == [0, 1, 2, 3], "killed in the middle, with more runs finished each time"
+    shown = (tmp_path / "said").read_text("utf-8")
+    assert shown.count(", seed ") == 1 and "+ ours" in shown, "the run that was left, and the table"
+
+    for name in ("table.md", "ablation.json"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    for name, (_, text) in results(whole).items():
+        one, other = json.loads(text), json.loads(results(killed)[name][1])
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+    scores = json.loads((whole / "ablation.json").read_text("utf-8"))["scores"]
+    assert len({json.dumps(found) for found in scores.values()}) == 3, "or the table would show nothing"
 
 
 def test_a_variant_is_what_it_comes_after_and_its_own(content: dict[str, Any], tmp_path: Path) -> None:
