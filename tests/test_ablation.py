@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from piccolo_st.ablation import Ablation, train_stock
+from piccolo_st.ablation import Ablation
+from piccolo_st.baseline import train_stock
 from piccolo_st.arguments import FINETUNE
 from piccolo_st.configuration import parse_run, run_recipe
 from piccolo_st.errors import InputError

@@ -1,0 +1,58 @@
+"""What a run is held against: the same rows and encoder trained by sentence-transformers alone."""
+
+from __future__ import annotations
+
+import copy
+
+from datasets import Dataset, DatasetDict
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from transformers import set_seed
+
+from piccolo_st.configuration import RunConfig
+from piccolo_st.data.mixture import Mixture, load_mixture
+from piccolo_st.encoder import load_encoder
+
+
+def train_stock(config: RunConfig) -> tuple[Mixture, SentenceTransformer]:
+    """Train as sentence-transformers' documentation does: its trainer, loss, collator and default samplers.
+
+    The rows are the same. Lists of negatives become as many columns as every row of the dataset can fill, which is the
+    form that the stock collator reads.
+
+    Args:
+        config: parsed with ``FINETUNE``; the section ``loss`` and the instructions are not used.
+    """
+    arguments, model_arguments = config["train"], config["model"]
+    mixture = load_mixture(config["data"].mixture)
+    arguments.per_device_train_batch_size = config["data"].batch_size
+    set_seed(arguments.seed)
+    model = load_encoder(
+        model_arguments.name_or_path,
+        pooling=model_arguments.pooling,
+        instructions="none",
+        query_length=model_arguments.query_length,
+        document_length=model_arguments.document_length,
+    )
+    model.max_seq_length = model_arguments.document_length  # what the stock collator cuts at
+    datasets = {name: _flat(dataset, config["data"].num_negatives) for name, dataset in mixture.train.items()}
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=copy.copy(arguments),
+        train_dataset=DatasetDict(datasets),
+        loss=MultipleNegativesRankingLoss(model),
+    )
+    trainer.train()
+    return mixture, model
+
+
+def _flat(dataset: Dataset, limit: int | None) -> Dataset:
+    """The dataset with its list of negatives as columns ``negative_1`` to ``negative_n``, or without it."""
+    if not isinstance(dataset[0].get("negative"), list):
+        return dataset
+    count = min(len(texts) for texts in dataset["negative"])
+    count = count if limit is None else min(count, limit)
+    columns = {name: dataset[name] for name in ("query", "positive")}
+    for place in range(count):
+        columns[f"negative_{place + 1}"] = [texts[place] for texts in dataset["negative"]]
+    return Dataset.from_dict(columns)
