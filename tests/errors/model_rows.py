@@ -185,10 +185,9 @@ ROWS: dict[str, list[Row]] = {
     ],
     "evaluation.runner": [
         Row("data out of reach", run("evaluate", "MODEL", "--benchmark", "AFQMC"),
-            "the data of AFQMC (C-MTEB/AFQMC at revision b44c3b011063adb25877c13823db83bb193913c4) is not in the "
-            "local cache and the Hub cannot be reached (Couldn't reach 'C-MTEB/AFQMC' on the Hub "
-            "(OfflineModeIsEnabled)); results so far are kept, so run the same again with a network, with "
-            "HF_ENDPOINT set to a mirror, or where the data has been downloaded before; local tasks need no network"),
+            "the data of AFQMC (…) is not in the local cache and the Hub cannot be reached (…); results so far are kept, so "
+            "run the same again with a network, with HF_ENDPOINT set to a mirror, or where the data has been "
+            "downloaded before; local tasks need no network"),
         Row("a dimension beyond the model's", run("evaluate", "MODEL", "--benchmark", "STS", "--truncate_dim", "999"),
             "truncate_dim must be between 1 and the model's 32 dimensions, got 999"),
     ],

@@ -201,7 +201,7 @@ ROWS: dict[str, list[Row]] = {
             "a broken checkpoint alone",
             finetune(files={"run/checkpoint-3/manifest.json": "{"}),
             "there is no complete checkpoint in TMP/run to go on from (the checkpoint TMP/run/checkpoint-3 is not "
-            "whole: its manifest.json cannot be read: …)); start anew with --train.resume never",
+            "whole: its manifest.json cannot be read: …); start anew with --train.resume never",
         ),
     ],
     "guards": [
