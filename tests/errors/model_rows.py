@@ -185,8 +185,8 @@ ROWS: dict[str, list[Row]] = {
     ],
     "evaluation.runner": [
         Row("data out of reach", run("evaluate", "MODEL", "--benchmark", "AFQMC"),
-            "the data of AFQMC (…) is not in the local cache and the Hub cannot be reached (…); results so far are kept, so "
-            "run the same again with a network, with HF_ENDPOINT set to a mirror, or where the data has been "
+            "the data of AFQMC (…) is not in the local cache and the Hub cannot be reached (…); results so far are "
+            "kept, so run the same again with a network, with HF_ENDPOINT set to a mirror, or where the data has been "
             "downloaded before; local tasks need no network"),
         Row("a dimension beyond the model's", run("evaluate", "MODEL", "--benchmark", "STS", "--truncate_dim", "999"),
             "truncate_dim must be between 1 and the model's 32 dimensions, got 999"),
