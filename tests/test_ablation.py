@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from piccolo_st.ablation import Ablation
-from piccolo_st.baseline import train_stock
 from piccolo_st.arguments import FINETUNE
+from piccolo_st.baseline import train_stock
 from piccolo_st.configuration import parse_run, run_recipe
 from piccolo_st.errors import InputError
 
