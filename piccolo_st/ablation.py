@@ -183,7 +183,8 @@ class Ablation:
         (self.output / "ablation.json").write_text(text + "\n", encoding="utf-8")
         labels = {name: self.variants[name].label or name for name in scores}
         means = {labels[name]: [one[MEAN] for one in found] for name, found in scores.items()}
-        report.plot_spread(means, self.output / "ablation.png", "mean of the held-out sets, percent; one dot a seed")
+        title = "mean of the held-out sets, percent; one dot a seed"
+        report.picture(report.plot_spread, means, self.output / "ablation.png", title)
         return report.table(header, rows)
 
     def _rows(self, scores: Mapping[str, Sequence[Mapping[str, float]]]) -> tuple[list[str], list[list[str]]]:

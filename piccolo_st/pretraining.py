@@ -164,7 +164,7 @@ class EncoderRun:
                 "log": history,
             }
             report.write_record(self.output, self.config.resolved, facts)
-            report.plot_curves(history, self.output / "curves.png", self.output.name)
+            report.picture(report.plot_curves, history, self.output / "curves.png", self.output.name)
 
     def summary(self) -> str:
         """Where the encoder is, and how well it guesses a masked token."""

@@ -6,14 +6,17 @@ Pure text and files; nothing here trains or loads a model.
 from __future__ import annotations
 
 import json
+import logging
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from unicodedata import east_asian_width
 
 import yaml
+
+logger = logging.getLogger(__name__)
 
 # Metric of the table -> the ending of its key in the trainer's log history.
 METRICS = {"nDCG@10": "_ndcg@10", "recall@10": "_recall@10", "MRR@10": "_mrr@10"}
@@ -104,6 +107,19 @@ def _figure(width: float, height: float) -> Any:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def picture(draw: Callable[..., Path], *arguments: Any) -> Path | None:
+    """Draw a picture at the end of a run, which is finished without one: what is missing becomes a warning.
+
+    Returns:
+        The file, or None.
+    """
+    try:
+        return draw(*arguments)
+    except ImportError as error:
+        logger.warning("%s", error)
+        return None
 
 
 def plot_curves(history: Sequence[Mapping[str, Any]], path: Path, title: str = "") -> Path:

@@ -120,13 +120,15 @@ class TrainingRun:
                 "log": self.trainer.state.log_history,
             }
             report.write_record(self.output, self.config.resolved, facts)
-            report.plot_curves(self.trainer.state.log_history, self.output / "curves.png", self.output.name)
+            history = self.trainer.state.log_history
+            report.picture(report.plot_curves, history, self.output / "curves.png", self.output.name)
 
     def summary(self) -> str:
         """The table before and after, where everything is, and the lines that search with the model."""
         folder = self.output / "model"
         lines = [report.comparison(self.trainer.state.log_history), "", f"model     {folder}"]
-        lines += [f"curves    {self.output / 'curves.png'}", f"record    {self.output / 'config.yaml'}, run.json"]
+        curves = self.output / "curves.png"
+        lines += [f"curves    {curves}"] * curves.is_file() + [f"record    {self.output / 'config.yaml'}, run.json"]
         if self.holdouts:
             lines += ["", "Search with it:", "", *_snippet(folder, self.holdouts[0][1])]
         return "\n".join(lines).lstrip("\n")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from piccolo_st.report import comparison, evaluations, plot_curves, table, versions, write_record
+from piccolo_st.report import comparison, evaluations, picture, plot_curves, table, versions, write_record
 
 HISTORY = [
     {"eval_words_ndcg@10": 0.1, "eval_words_recall@10": 0.2, "eval_words_mrr@10": 0.05, "step": 0},
@@ -57,3 +58,14 @@ def test_the_record_holds_configuration_versions_and_facts(tmp_path: Path) -> No
     assert yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8")) == {"model": {"name_or_path": "甲"}}
     record = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
     assert record["seconds"] == 1.5 and record["versions"] == versions() and "torch" in record["versions"]
+
+
+def test_a_run_ends_well_without_matplotlib(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("matplotlib")
+    assert picture(plot_curves, HISTORY, tmp_path / "a.png") == tmp_path / "a.png"
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert picture(plot_curves, HISTORY, tmp_path / "b.png") is None
+    assert 'needs matplotlib: pip install "piccolo_st[quickstart]"' in caplog.text
+    assert not (tmp_path / "b.png").exists()

@@ -169,7 +169,7 @@ def read_counts(folder: Path, parts: Iterable[Part]) -> dict[str, dict[str, int]
 
 
 def finish(job: Job, step: str, counts: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write report.json, the held-out sets and mixture.yaml, and remove what stages left for each other."""
+    """Write the held-out sets, mixture.yaml and, when all else is there, report.json; remove what stages left."""
     given, root, _ = parse_mixture(job.given)
     datasets: dict[str, Any] = {}
     for name, spec in given.items():
@@ -183,13 +183,13 @@ def finish(job: Job, step: str, counts: Mapping[str, Mapping[str, Any]]) -> None
             datasets[f"{name}_holdout"] = {
                 "source": f"{name}_holdout", "format": "beir", "task": "retrieval", "use": "evaluate",
             }  # fmt: skip
-    report = {"step": step, "mixture": job.mixture.fingerprint, "datasets": counts}
-    (job.folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
     header = f"# Made by the step {step!r} from the mixture {job.mixture.fingerprint}.\n"
     text = header + yaml.safe_dump({"datasets": datasets}, allow_unicode=True, sort_keys=False)
-    aside = job.folder / "mixture.yaml.partial"
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, job.folder / "mixture.yaml")
+    report = {"step": step, "mixture": job.mixture.fingerprint, "datasets": counts}
+    for name, content in (("mixture.yaml", text), ("report.json", json.dumps(report, ensure_ascii=False, indent=1))):
+        aside = job.folder / f"{name}.partial"
+        aside.write_text(content, encoding="utf-8")
+        os.replace(aside, job.folder / name)
     shutil.rmtree(job.folder / "work", ignore_errors=True)
 
 
