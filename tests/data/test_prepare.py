@@ -450,14 +450,15 @@ def _texts_left(out: Path, moved: dict[str, str]) -> dict[str, str]:
 def _seen(folder: Path) -> tuple[int, int]:
     """(markers, files of any other kind with their sizes, as one number): what a step has left so far."""
     markers, rest = 0, 0
-    for path in folder.rglob("*"):
-        try:
-            if path.parent.name == ".done":
-                markers += 1
-            elif path.is_file():
-                rest = hash((rest, path.name, path.stat().st_size))
-        except FileNotFoundError:  # renamed or removed since it was listed
+    for place, _, names in os.walk(folder):  # which passes over a folder renamed since it was listed; rglob raises
+        if place.endswith(".done"):
+            markers += len(names)
             continue
+        for name in names:
+            try:
+                rest = hash((rest, name, os.stat(os.path.join(place, name)).st_size))
+            except FileNotFoundError:
+                continue
     return markers, rest
 
 
