@@ -55,12 +55,9 @@ def pack(features: dict[str, Any], first_position: int = 0, full: bool = False) 
     seen = mask != 0
     lengths = seen.sum(dim=1)
     places = torch.arange(ids.shape[1])
-    if (
-        (bool(seen.all()) and not full)
-        or unknown
-        or not bool(lengths.all())
-        or not torch.equal(seen, places < lengths[:, None])
-    ):
+    if bool(seen.all()) and not full:
+        return None
+    if unknown or not bool(lengths.all()) or not torch.equal(seen, places < lengths[:, None]):
         return None
     packed = {name: value for name, value in features.items() if name != "attention_mask"}
     packed |= {name: features[name][seen][None] for name in _BY_TOKEN if name in features}

@@ -12,8 +12,7 @@
 
 The result, for each text column in order: ``{column}_input_ids``, ``_attention_mask`` and what else the tokenizer
 makes, (texts, length) int64; ``_task``, "query" or "document"; ``_identity`` (texts,) int64; for a list column
-``_owner`` (texts,) int64, and nothing at all where every list is empty. Besides ``label`` (a 64-bit hash where it is a
-word), ``dataset_name`` and
+``_owner`` (texts,) int64, and nothing at all where every list is empty. Besides ``label``, ``dataset_name`` and
 ``row_ids`` (rows,) int64, the rows' numbers in their dataset, where they are known.
 """
 
@@ -42,13 +41,6 @@ logger = logging.get_logger(__name__)
 QUERY_COLUMNS = ("query", "anchor", "question")
 # Of the texts of a row, the columns before this position give one, those from it on as many as are asked for.
 _FIRST_NEGATIVE = 2
-
-
-def _labels(values: Sequence[Any]) -> torch.Tensor:
-    """Labels as a tensor; words become their hashes, of which a loss needs only which are equal."""
-    if isinstance(values[0], str):
-        return torch.from_numpy(text_identities(values))
-    return torch.stack(list(values)) if isinstance(values[0], torch.Tensor) else torch.tensor(values)
 
 
 @dataclass
@@ -99,7 +91,7 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
         label = next((column for column in self.valid_label_columns if column in columns), None)
         if label is not None:
             values = columns.pop(label)
-            batch["label"] = _labels(values)
+            batch["label"] = torch.stack(list(values)) if isinstance(values[0], torch.Tensor) else torch.tensor(values)
         if not columns:
             raise InputError(f"a batch needs a column of texts, but {where(0)} has only {label or 'none'}")
 

@@ -25,6 +25,7 @@ import xxhash
 from datasets import Dataset
 from filelock import FileLock
 
+from piccolo_st.data.duplicates import text_identities
 from piccolo_st.data.presets import apply_preset
 from piccolo_st.data.roles import find_columns
 from piccolo_st.data.sources import Chunk, Location, Reject, locate, read_chunks
@@ -213,7 +214,14 @@ _ORDER = ("query", "positive", "sentence1", "sentence2", "premise", "hypothesis"
 
 
 def _ordered(table: pa.Table) -> pa.Table:
-    """Columns as sentence-transformers reads them: anchor, positive, negatives, label."""
+    """Columns as sentence-transformers reads them: anchor, positive, negatives, label.
+
+    The class of a query becomes a number, since a batch's labels are a tensor: its hash, the same in every chunk and
+    file. Which classes are equal is all that a loss asks.
+    """
+    if {"query", "label"} <= set(table.column_names):
+        place = table.column_names.index("label")
+        table = table.set_column(place, "label", pa.array(text_identities(table["label"].to_pylist())))
     names = sorted(
         table.column_names,
         key=lambda name: (_ORDER.index(name.split("_")[0]), int(name.rpartition("_")[2]) if "_" in name else 0),

@@ -100,13 +100,31 @@ def test_labelled_texts_meet_their_own_class_and_others(
         assert _class_of(row["positive"]) == _class_of(row["query"])
         assert row["positive"] != row["query"]
         if not negatives:
-            assert row["label"] == _class_of(row["query"]) and set(row) == {"query", "positive", "label"}
+            assert set(row) == {"query", "positive", "label"}
             continue
         assert 1 <= len(row["negative"]) <= negatives
         assert len(set(row["negative"])) == len(row["negative"])
         assert all(_class_of(text) != _class_of(row["query"]) for text in row["negative"])
+    if not negatives:  # numbers, equal where the class is
+        named = {(_class_of(row["query"]), row["label"]) for row in dataset}
+        assert all(type(label) is int for _, label in named)
+        assert len(named) == len({name for name, _ in named}) == len({label for _, label in named})
     report = mixture.report.datasets["a"]
     assert report.rows == report.kept + sum(report.left_out.values())
+
+
+def test_the_classes_of_pairs_made_elsewhere_are_told_apart(tmp_path: Path) -> None:
+    rows = [{"query": f"问{i}", "positive": f"答{i}", "topic": "ab"[i % 2]} for i in range(6)]
+    columns = {"query": "query", "positive": "positive", "label": "topic"}
+    labels = _load(tmp_path, rows, task="classification", columns=columns).train["a"]["label"]
+    assert labels[::2] == [labels[0]] * 3 and labels[1::2] == [labels[1]] * 3 and labels[0] != labels[1]
+    unnamed = [{**row, "label": "x"} for row in rows]
+    columns.pop("label")
+    (tmp_path / "other").mkdir()
+    assert (
+        "label"
+        not in _load(tmp_path / "other", unnamed, task="classification", columns=columns).train["a"].column_names
+    )
 
 
 def test_companions_and_negatives_are_drawn_evenly(tmp_path: Path) -> None:
