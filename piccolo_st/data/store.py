@@ -33,7 +33,7 @@ from piccolo_st.data.specs import DatasetSpec, MixtureError
 from piccolo_st.data.validation import Checked, check_chunk
 
 # Raise when the rows that come out of the same input change.
-LAYOUT = 3
+LAYOUT = 4
 
 # Settings that do not change the rows of a dataset, only what is done with them.
 _NOT_ROWS = (
@@ -123,8 +123,6 @@ def row_key(spec: DatasetSpec, location: Location, cache: Path) -> str:
     settings = {k: v for k, v in dataclasses.asdict(spec).items() if k not in _NOT_ROWS}
     if location.format == "jionlp":
         settings["set"] = spec.source
-    if spec.max_rows is not None:
-        settings["max_rows"] = [spec.max_rows, "exactly"]  # entries of layout 3 may hold a chunk's rows beyond it
     content = location.identity or content_digest(location.files, cache)
     return digest([LAYOUT, location.format, content, settings])
 
@@ -169,8 +167,8 @@ def _write_entry(spec: DatasetSpec, location: Location, folder: Path) -> None:
             if _log(rejects, checked, report)
         )
         if spec.preset is not None and spec.use == "train":
-            parts = list(tables)
-            if parts:
+            parts = [part for part in tables if part.num_rows]
+            if parts:  # else the faults are to be told, not what the preset misses in nothing
                 table, left_out = apply_preset(spec, spec.preset, pa.concat_tables(parts))
                 report["left_out"].update({reason: n for reason, n in left_out.items() if n})
                 tables = iter([_ordered(table)])
@@ -269,10 +267,11 @@ def enforce(spec: DatasetSpec, folder: Path, policy: str) -> None:
         raise MixtureError(f"dataset {spec.name!r} is empty: {spec.source} has no rows; remove it or give it data")
     if policy == "error" and (rejected or report["removed"]):
         first = next(read_rejects(folder))
-        more = rejected + sum(report["removed"].values()) - 1
+        others = rejected + sum(report["removed"].values()) - 1
+        more = f" and {others} more" * (others > 0)
         raise MixtureError(
             f"dataset {spec.name!r} has a faulty row and the policy 'error': {first.file}, row {first.row}: "
-            f"{first.reason} ({first.excerpt}); {more} more such faults; mend them or set `policy: drop`"
+            f"{first.reason} ({first.excerpt}){more}; mend such rows or set `policy: drop`"
         )
     if rejected > spec.max_rejected * report["rows"]:
         raise MixtureError(
