@@ -30,7 +30,7 @@ from sentence_transformers import SentenceTransformer
 from piccolo_st import report
 from piccolo_st.arguments import FINETUNE, PRETRAIN
 from piccolo_st.baseline import train_stock
-from piccolo_st.configuration import RunConfig, merge, parse_run, read_yaml
+from piccolo_st.configuration import RunConfig, merge, nearest, parse_run, read_yaml
 from piccolo_st.data import store
 from piccolo_st.data.mixture import Mixture, load_mixture
 from piccolo_st.data.specs import build
@@ -60,7 +60,7 @@ class AblationSettings:
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise InputError(f"ablation.seeds must be different numbers, at least one, but is {list(self.seeds)}")
+            raise InputError(f"ablation.seeds must be different numbers, at least one, got {list(self.seeds)}")
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,10 @@ class Ablation:
         elif variant.after in self.variants:
             before = self._plan(variant.after, (*through, name))
         else:
-            raise InputError(f"variant {name!r} of {self.path} comes after {variant.after!r}, which is no variant")
+            raise InputError(
+                f"`after` of variant {name!r} of {self.path} must be a variant, got {variant.after!r}"
+                f"{nearest(variant.after, list(self.variants))}"
+            )
         stage1 = before.stage1 if variant.stage1 is None else dict(variant.stage1) or None
         stock = before.stock if variant.stock is None else variant.stock
         return Plan(variant, stock, merge(before.sections, variant.set), stage1)
@@ -144,7 +147,7 @@ class Ablation:
         """
         for name in only:
             if name not in self.variants:
-                raise InputError(f"{self.path} has no variant {name!r}; it has {', '.join(self.variants)}")
+                raise InputError(f"unknown variant {name!r} in {self.path}{nearest(name, list(self.variants))}")
         for seed in self.settings.seeds:
             for name in only or self.variants:
                 if self.result(name, seed) is None:
@@ -291,7 +294,8 @@ class Ablation:
                 model, str(self._tasks_file(config)), output=folder / "mteb", overwrite=True, device="cpu"
             )
             if evaluation.failures:
-                raise InputError(f"tasks failed: {evaluation.failures}")
+                failures = "; ".join(f"{task}: {why}" for task, why in evaluation.failures.items())
+                raise InputError(f"each of ablation.tasks must have a score, got failures in {failures}")
             scores |= evaluation.scores
         return scores
 

@@ -181,7 +181,9 @@ def dataset_prompts(
     """
     per_dataset = per_dataset or {}
     if unknown := sorted(set(per_dataset) - set(columns)):
-        raise InputError(f"instructions are given for {unknown}, which are not among the datasets {sorted(columns)}")
+        raise InputError(
+            f"instructions of single datasets must be for {', '.join(sorted(columns))}, got {', '.join(unknown)}"
+        )
     prompts = {}
     for dataset, names in columns.items():
         prompts[dataset] = column_prompts(names, per_dataset.get(dataset, instructions))

@@ -278,7 +278,8 @@ def _weights(specs: list[DatasetSpec], mixing: str) -> list[float] | None:
     for spec in specs:
         if mixing == "weights" and spec.weight is None:
             raise InputError(
-                f"dataset {spec.name!r} has no weight, but data.mixing is 'weights'; give each dataset one"
+                f"every dataset must have a weight where data.mixing is 'weights', got none for {spec.name!r}; "
+                "give it one"
             )
         if mixing != "weights" and spec.weight is not None:
             raise InputError(

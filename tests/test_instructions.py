@@ -145,9 +145,7 @@ def test_dataset_prompts_per_dataset() -> None:
         "sts": {},
     }
     assert dataset_tasks(columns)["ques"] == {"query": "query", "positive": "document", "negative": "document"}
-    with pytest.raises(
-        ValueError, match=r"given for \['t3'\], which are not among the datasets \['ques', 'sts', 't2'\]"
-    ):
+    with pytest.raises(ValueError, match=r"instructions of single datasets must be for ques, sts, t2, got t3"):
         dataset_prompts(columns, "piccolo", {"t3": "none"})
     with pytest.raises(ValueError, match=r"'piccolo' of dataset 'sts' need a column of queries or documents, got \["):
         dataset_prompts(columns, "none", {"sts": "piccolo"})

@@ -204,7 +204,7 @@ def test_a_broken_line_is_not_skipped(tmp_path: Path) -> None:
     path.write_text(path.read_text("utf-8") + '{"text": "天\n', "utf-8")
 
     with pytest.raises(
-        InputError, match=r"rows.jsonl, row 3 of task 'Own': not valid JSON, got .* correct or remove the rows"
+        InputError, match=r"rows.jsonl, row 3 of task 'Own': not valid JSON, got .* correct or remove such rows"
     ):
         load(tmp_path, CLUSTERING)
 

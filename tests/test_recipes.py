@@ -167,7 +167,7 @@ BAD_INPUT = [
     (["--data.mixture.datasets.faq.columns", "{query: question}"], "question"),
     (["--data.mining.num_negativs", "2"], "unknown key 'num_negativs'"),
     (["--data.mixing", "sometimes"], "sometimes"),
-    (["--data.mixing", "weights"], "has no weight, but data.mixing is 'weights'; give each dataset one"),
+    (["--data.mixing", "weights"], "must have a weight where data.mixing is 'weights', got none for 'faq'"),
     (["--data.mixture.datasets.faq.weight", "2"], "has the weight 2, which data.mixing 'proportional' does not read"),
     (["--data.batch_size", "0"], "data.batch_size must be a whole number of at least 1, got 0"),
     (["--train.output_dir", "/proc/no/such"], "train.output_dir /proc/no/such cannot be made"),

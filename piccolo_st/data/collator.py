@@ -63,7 +63,7 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
     def __post_init__(self) -> None:
         self._tokenize = FastPreprocess(self.preprocess_fn)
         if self.num_negatives is not None and self.num_negatives < 1:
-            raise InputError(f"num_negatives must be 1 or more, or None for all, but is {self.num_negatives}")
+            raise InputError(f"num_negatives must be None, for all, or at least 1, got {self.num_negatives}")
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Collate one batch.
@@ -93,7 +93,9 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
             values = columns.pop(label)
             batch["label"] = torch.stack(list(values)) if isinstance(values[0], torch.Tensor) else torch.tensor(values)
         if not columns:
-            raise InputError(f"a batch needs a column of texts, but {where(0)} has only {label or 'none'}")
+            raise InputError(
+                f"a batch needs a column of texts, got only {label or 'no column'} in {where(0)}; give the dataset one"
+            )
 
         routes, prompts = self._resolve_router_mapping(batch), self._resolve_prompts(batch)
         limits = self._resolve_max_length(name)
@@ -103,8 +105,8 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
             for index, text in enumerate(texts):
                 if type(text) is not str:
                     raise InputError(
-                        f"{where(index if owners is None else owners[index])} must hold text in column {column!r}, but "
-                        f"holds {text!r}; drop such rows, or call a column of labels one of "
+                        f"{where(index if owners is None else owners[index])} must hold text in column {column!r}, got "
+                        f"{text!r}; drop such rows, or call a column of labels one of "
                         f"{', '.join(self.valid_label_columns)}"
                     )
             if texts:
@@ -169,7 +171,10 @@ class _ListSampler:
         lists = [() if cell is None else cell if listed else (cell,) for cell in cells]
         lengths = np.fromiter(map(len, lists), np.int64, len(lists))
         if one_each and not lengths.all():
-            raise InputError(f"{self.where(int(lengths.argmin()))} lists no text in column {column!r}, but needs one")
+            raise InputError(
+                f"{self.where(int(lengths.argmin()))} must list at least one text in column {column!r}, got none; drop "
+                "such rows"
+            )
         texts = list(chain.from_iterable(lists))
         owners = np.repeat(np.arange(len(lists)), lengths)
         count = 1 if one_each else self.collator.num_negatives
@@ -231,8 +236,8 @@ def _columns(features: Sequence[Mapping[str, Any]]) -> dict[str, Sequence[Any]]:
     for index, row in enumerate(features):
         if list(row) != names:
             raise InputError(
-                f"all rows of a batch must have the same columns, but row 0 of the batch has {names} and row {index} "
-                f"has {list(row)}; draw the batches with HomogeneousBatchSampler"
+                f"all rows of a batch must have the same columns, got {names} in row 0 and {list(row)} in row "
+                f"{index}; draw the batches with HomogeneousBatchSampler"
             )
     return {name: [row[name] for row in features] for name in names}
 

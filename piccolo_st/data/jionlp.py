@@ -44,8 +44,7 @@ def archive(name: str, place: str) -> Path:
     path = Path(package.origin).parent / "dictionary" / f"{_ARCHIVES[name]}.zip" if package and package.origin else None
     if path is None or not path.is_file():
         raise MixtureError(
-            f"the source 'jionlp:{name}' of {place} needs the package jionlp; "
-            'run: pip install "piccolo_st[quickstart]"'
+            f"the source 'jionlp:{name}' of {place} needs jionlp; run: pip install \"piccolo_st[quickstart]\""
         )
     return path
 

@@ -170,6 +170,10 @@ class BatchPlan:
         """The dataset's name, or its index in words."""
         return self.names[dataset] if self.names is not None else f"dataset {dataset}"
 
+    def called(self, dataset: int) -> str:
+        """The dataset inside a sentence: ``dataset 'faq'``."""
+        return f"dataset {dataset if self.names is None else repr(self.names[dataset])}"
+
     @property
     def steps_per_dataset(self) -> NDArray[np.int64]:
         """Micro-steps an epoch takes from each dataset: (datasets,)."""
@@ -278,7 +282,7 @@ def _check(plan: BatchPlan) -> None:
         raise InputError("a plan needs at least one dataset, got none")
     for index, size in enumerate(plan.sizes):
         if not 1 <= size <= MAX_SIZE:
-            raise InputError(f"{plan.name(index)} must have 1 to 2**40 rows, got {size}; leave it out")
+            raise InputError(f"{plan.called(index)} must have 1 to 2**40 rows, got {size}; leave it out")
     for field in ("batch_size", "world_size", "accumulation_steps", "window"):
         if getattr(plan, field) < 1:
             raise InputError(f"{field} must be at least 1, got {getattr(plan, field)}")
@@ -297,12 +301,12 @@ def _check(plan: BatchPlan) -> None:
         if needed < 1:
             multiple = plan.batch_multiples[index] if plan.batch_multiples else 1
             raise InputError(
-                f"batch_multiples of {plan.name(index)} must make at least 1 row a device, got "
+                f"batch_multiples of {plan.called(index)} must make at least 1 row a device, got "
                 f"{multiple * plan.batch_size:g}; raise it"
             )
         if rows < needed and plan.small_datasets == "error":
             raise InputError(
-                f"{plan.name(index)} has {rows} rows, fewer than the {needed} that all ranks read in one optimizer "
+                f"{plan.called(index)} has {rows} rows, fewer than the {needed} that all ranks read in one optimizer "
                 "step; use a smaller batch, or small_datasets='repeat' or 'drop'"
             )
 
@@ -317,13 +321,13 @@ def _check_values(plan: BatchPlan, field: str) -> None:
         return
     for index, value in enumerate(values):
         if not np.isfinite(value) or value < 0:
-            raise InputError(f"{field} of {plan.name(index)} must be at least 0, got {value}")
+            raise InputError(f"{field} of {plan.called(index)} must be at least 0, got {value}")
     if not sum(values):
         raise InputError(f"{field} must not all be 0, got {list(values)}")
     if field == "batch_multiples":
         for index, value in enumerate(values):
             if abs(value * plan.batch_size - round(value * plan.batch_size)) > 1e-9 * plan.batch_size:
                 raise InputError(
-                    f"batch_multiples of {plan.name(index)} times the batch size {plan.batch_size} must be whole rows, "
-                    f"got {value}"
+                    f"batch_multiples of {plan.called(index)} times the batch size {plan.batch_size} must be whole "
+                    f"rows, got {value}"
                 )

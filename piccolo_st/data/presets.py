@@ -28,7 +28,7 @@ _CONTRADICTION = ("contradiction", "contradictory", "2")
 
 
 def apply_preset(spec: DatasetSpec, preset: PresetSpec, table: pa.Table) -> tuple[pa.Table, dict[str, int]]:
-    """The table of the new kind, and how many rows went for which reason.
+    """The table of the new kind, and how many rows went for which reason; the table must have a row.
 
     Raises:
         MixtureError: nothing is left, or a class stands alone.
@@ -40,8 +40,10 @@ def apply_preset(spec: DatasetSpec, preset: PresetSpec, table: pa.Table) -> tupl
     else:
         result, left_out = _classes(spec, table, preset)
     if result.num_rows == 0:
+        found = ", ".join(f"{n} {reason}" for reason, n in left_out.items() if n)
         raise MixtureError(
-            f"the preset {preset.name!r} leaves dataset {spec.name!r} without rows: of {table.num_rows}, {left_out}"
+            f"the preset {preset.name!r} of dataset {spec.name!r} must leave at least one row, got none of "
+            f"{table.num_rows} ({found}); check `preset` and `columns`"
         )
     return result, left_out
 
@@ -98,8 +100,8 @@ def _classes(spec: DatasetSpec, table: pa.Table, preset: PresetSpec) -> tuple[pa
     sizes = np.bincount(codes)
     if len(sizes) < 2:
         raise MixtureError(
-            f"dataset {spec.name!r} has the one label {encoded.dictionary.to_pylist()}, but the preset 'classes' needs "
-            "texts of at least two"
+            f"the preset 'classes' of dataset {spec.name!r} needs at least two labels, got "
+            f"{encoded.dictionary[0].as_py()!r} in every row; check `columns`"
         )
     generator = np.random.default_rng(preset.seed)
     order = np.argsort(codes, kind="stable")  # texts, class by class

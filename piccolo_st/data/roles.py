@@ -92,6 +92,7 @@ def find_columns(spec: DatasetSpec, chunk: Chunk) -> Roles:
     present = _column_names(chunk)
     required = required_roles(spec)
     place = f"columns of dataset {spec.name!r}"
+    listed = ", ".join(present) or "(none)"
     optional: tuple[str, ...] = ("negative",) if required[0] == "query" else ()
     if optional and spec.task in ("classification", "clustering"):
         optional = ("negative", "label")
@@ -105,7 +106,7 @@ def find_columns(spec: DatasetSpec, chunk: Chunk) -> Roles:
         for name in names:
             if name not in present:
                 raise MixtureError(
-                    f"{role} of {place} is {name!r}, but {chunk.file} has the columns {', '.join(present) or '(none)'}"
+                    f"{role} of {place} must be a column of {chunk.file}, got {name!r}; its columns are {listed}"
                 )
         if not names and (role in required or role == "negative"):
             taken = set(columns.values())
@@ -118,8 +119,8 @@ def find_columns(spec: DatasetSpec, chunk: Chunk) -> Roles:
             raise MixtureError(
                 f"dataset {spec.name!r} is for {spec.task}"
                 + (f" by the preset {spec.preset.name!r}" if spec.preset else "")
-                + f" and needs a column for {role!r}, but {chunk.file} has the columns "
-                f"{', '.join(present) or '(none)'}; say which with `columns: {{{role}: NAME}}`"
+                + f" and needs a column for {role!r}, got {chunk.file} with the columns {listed}; "
+                f"say which with `columns: {{{role}: NAME}}`"
             )
         if len(names) == 1:
             columns[role] = names[0]
@@ -182,8 +183,8 @@ def _cast(chunk: Chunk, column: str, kind: str, spec: DatasetSpec, role: str) ->
     assert not isinstance(chunk.records, list)  # a columnar format
     if column not in chunk.records.column_names:  # a later file of the same source with another schema
         raise MixtureError(
-            f"{chunk.file} of dataset {spec.name!r} has no column {column!r}, which the files before it have; "
-            f"its columns are {', '.join(chunk.records.column_names)}"
+            f"every file of dataset {spec.name!r} must have the column {column!r}, as the first has, got {chunk.file} "
+            f"with the columns {', '.join(chunk.records.column_names)}; rename it there"
         )
     array = chunk.records.column(column).combine_chunks()
     target = {"text": pa.string(), "label": pa.string(), "number": pa.float64(), "list": pa.list_(pa.string())}[kind]
@@ -195,9 +196,10 @@ def _cast(chunk: Chunk, column: str, kind: str, spec: DatasetSpec, role: str) ->
         "list": (pa.types.is_list(given) or pa.types.is_large_list(given)) and _is_text(given.value_type),
     }[kind]
     if not fits and not pa.types.is_null(given):
+        wanted = {"number": "numbers", "list": "lists of text"}.get(kind, "text")
         raise MixtureError(
-            f"column {column!r} of {chunk.file} is of type {given}, but as {role} of dataset {spec.name!r} it must "
-            f"hold {'numbers' if kind == 'number' else 'text' if kind != 'list' else 'lists of text'}"
+            f"column {column!r} of {chunk.file} must hold {wanted} to be the {role} of dataset {spec.name!r}, got the "
+            f"type {given}; convert it, or name another in `columns`"
         )
     if pa.types.is_dictionary(given):
         array = array.dictionary_decode()

@@ -178,8 +178,8 @@ def bands_for(threshold: float, permutations: int, recall: float = 0.99) -> tupl
         if 1 - (1 - threshold**rows) ** bands >= recall:
             return bands, rows
     raise MixtureError(
-        f"{permutations} permutations cannot find pairs of similarity {threshold:g} with probability {recall:g}; "
-        "raise `permutations` or `threshold`"
+        f"finding pairs of similarity {threshold:g} with probability {recall:g} needs more permutations, got "
+        f"{permutations}; raise `permutations`, or the similarity"
     )
 
 

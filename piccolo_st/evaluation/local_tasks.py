@@ -321,10 +321,10 @@ def _records(spec: LocalTaskSpec, source: str, root: Path) -> Iterator[tuple[str
 
 def _refuse(spec: LocalTaskSpec, rejects: list[Reject]) -> None:
     if rejects:
-        first = rejects[0]
+        first, more = rejects[0], f" (and {len(rejects) - 1} more)" * (len(rejects) > 1)
         raise InputError(
-            f"{first.file}, row {first.row} of task {spec.name!r}: {first.reason}, got {first.excerpt!r} "
-            f"(and {len(rejects) - 1} more); correct or remove the rows"
+            f"{first.file}, row {first.row} of task {spec.name!r}: {first.reason}, got "
+            f"{first.excerpt!r}{more}; correct or remove such rows"
         )
 
 

@@ -105,7 +105,7 @@ def release(
         InputError: ``model_dir`` is no directory with files to publish.
     """
     if create_pr and tag:
-        raise ReleaseError("a pull request gets no tag: release with the tag after it is merged")
+        raise ReleaseError("a pull request gets no tag; release with the tag after it is merged")
     checks = check_release(model_dir, repo_id, include=include, exclude=exclude, foreign_results=foreign_results)
     lines = [
         f"{'ok  ' if check.ok else 'FAIL'} {check.name}" + f" ({check.note})" * bool(check.note) for check in checks

@@ -33,6 +33,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -92,15 +93,15 @@ def check_directions(directions: Sequence[str]) -> tuple[str, ...]:
 
 def check_temperature(temperature: float) -> float:
     """The temperature. Raises ValueError unless it is positive and finite."""
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature must be a positive number, got {temperature}")
+    if not isinstance(temperature, Real) or not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be a positive number, got {temperature!r}")
     return float(temperature)
 
 
 def check_margin(margin: float | None) -> float | None:
     """The margin above the positive's similarity. Raises ValueError if it is negative: that would drop the positive."""
-    if margin is not None and not margin >= 0:
-        raise ValueError(f"false_negative_margin must be None or at least 0, got {margin}")
+    if margin is not None and not (isinstance(margin, Real) and margin >= 0):
+        raise ValueError(f"false_negative_margin must be None or at least 0, got {margin!r}")
     return margin
 
 

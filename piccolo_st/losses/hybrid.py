@@ -16,7 +16,9 @@ Piccolo2 also widens the embedding by a linear layer, e.g. from 1,024 to 1,792 d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -26,7 +28,9 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from torch import Tensor, nn
 
 from piccolo_st.batching import Features, embed_columns, row_count
+from piccolo_st.configuration import nearest
 from piccolo_st.distributed import gather_rows
+from piccolo_st.errors import InputError
 from piccolo_st.losses.batch import agree_on_columns, local_owners
 from piccolo_st.losses.contrast import check_temperature, unit
 from piccolo_st.losses.piccolo import PiccoloLoss, chunk_tokens_for
@@ -227,8 +231,8 @@ def build_losses(
     Args:
         model: the model to train.
         tasks: dataset name -> task, or (task, options). Options of retrieval are ``weight`` and those of PiccoloLoss;
-            of classification and clustering ``labelled`` (rows are pairs with a label; see OtherClassesLoss; then those
-            of retrieval as well), ``weight`` and ``temperature``; of any other task ``weight`` and ``temperature``.
+            of any other task ``weight``, ``temperature`` and ``chunk_tokens``; of classification and clustering also
+            ``labelled`` (rows are pairs with a label; see OtherClassesLoss), which takes those of retrieval.
         matryoshka_dims: dimensions trained together (MRL), each at most the model's.
         matryoshka_weights: one for each of them; default 1.
         **retrieval: options of PiccoloLoss for every retrieval dataset that does not set them itself.
@@ -237,10 +241,11 @@ def build_losses(
         dataset name -> loss, as ``loss`` of SentenceTransformerTrainer.
 
     Raises:
-        ValueError: no dataset, an unknown task or option, or an option out of range; the dataset is named.
+        ValueError: no dataset, an unknown task or option (an InputError), or an option out of range; the dataset is
+            named.
     """
     if not tasks:
-        raise ValueError("build_losses needs at least one dataset, but got none")
+        raise ValueError("build_losses needs at least one dataset, got none")
     losses: dict[str, nn.Module] = {}
     for name, value in tasks.items():
         task, options = (value, {}) if isinstance(value, str) else value
@@ -248,6 +253,8 @@ def build_losses(
             loss, weight = _task_loss(model, task, dict(options), retrieval)
             if matryoshka_dims:
                 loss = MatryoshkaLoss(model, loss, list(matryoshka_dims), matryoshka_weights)
+        except InputError as error:  # of the dataset alone; values may as well come from the options of all of them
+            raise InputError(f"loss of dataset {name!r}: {error}") from None
         except (ValueError, TypeError) as error:
             raise ValueError(f"loss of dataset {name!r}: {error}") from error
         losses[name] = loss if weight == 1.0 else WeightedLoss(loss, weight)
@@ -270,13 +277,16 @@ def _task_loss(
         kind, defaults = ScoredPairsLoss, SCORED
     else:
         kind, defaults = PiccoloLoss, {**retrieval, "weight": 1.0}
-    if not issubclass(kind, PiccoloLoss) and (unknown := sorted(set(options) - set(defaults))):
-        raise ValueError(f"{task} data has the options weight and temperature, got {unknown}")
+    documented = PiccoloLoss if issubclass(kind, PiccoloLoss) else kind  # OtherClassesLoss passes its options on
+    known = ["weight", *list(signature(documented).parameters)[1:], *["labelled"] * (task in _CLASSES)]
+    for key in options:
+        if key not in known:
+            raise InputError(f"unknown key {key!r}{nearest(str(key), known)}")
     chosen = {**defaults, **options}
-    weight = float(chosen.pop("weight"))
-    if not 0 < weight < float("inf"):
-        raise ValueError(f"weight must be a positive number, got {weight}")
-    return kind(model, **chosen), weight
+    weight = chosen.pop("weight")
+    if not isinstance(weight, int | float) or not 0 < weight < math.inf:
+        raise ValueError(f"weight must be a positive number, got {weight!r}")
+    return kind(model, **chosen), float(weight)
 
 
 def scale_dimension(model: SentenceTransformer, dimension: int) -> None:

@@ -21,7 +21,8 @@ import yaml
 from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 
-from piccolo_st.benchmarks import C_MTEB_35, Benchmark, average_scores, get_benchmark, nearest
+from piccolo_st.benchmarks import C_MTEB_35, Benchmark, average_scores, get_benchmark
+from piccolo_st.configuration import nearest
 from piccolo_st.errors import InputError, reason
 from piccolo_st.evaluation.identity import content_hash
 from piccolo_st.instructions import resolve_instructions
@@ -73,7 +74,7 @@ def card_from_folder(folder: str | Path) -> str:
     values: dict[str, Any] = {"local_files_only": True, "generate_widget_examples": False}
     for key, value in content.items():
         if key not in known:
-            raise InputError(f"unknown key {key!r} in {path}; nearest: {', '.join(nearest(key, known)) or known}")
+            raise InputError(f"unknown key {key!r} in {path}{nearest(key, known)}")
         values[key] = value
     values["benchmark"] = get_benchmark(values.get("benchmark", C_MTEB_35.name))
     values["instructions"] = resolve_instructions(values.get("instructions", "none"))

@@ -123,7 +123,9 @@ def read_results(path: str | Path, benchmark: Benchmark = C_MTEB_35) -> list[Tas
         parsed = [_json(file.read_text(encoding="utf-8"), str(file)) for file in files]
         return [result for file in parsed for result in from_mteb(file, benchmark)]
     if not path.is_file():
-        raise InputError(f"there are no results at {path}, no such file or folder; give where they are")
+        raise InputError(
+            f"the results {path} do not exist; give a folder of mteb's JSON files, a .jsonl file or a card (.md)"
+        )
     if path.suffix == ".jsonl":
         lines = path.read_text(encoding="utf-8").splitlines()
         return [_from_line(_json(line, f"{path}, line {n}"), f"{path}, line {n}") for n, line in enumerate(lines, 1)]
@@ -168,8 +170,10 @@ def from_mteb(file: Mapping[str, Any], benchmark: Benchmark = C_MTEB_35) -> list
                         metrics=metrics or {"main_score": 100.0 * values["main_score"]},
                     )
                 )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"a result must be as mteb 2.x writes it, got {str(file)[:80]}: {error!r}") from None
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(
+            f"a result must be as mteb 2.x writes it, got {str(file)[:80]}; evaluate the task again"
+        ) from None
     return found
 
 

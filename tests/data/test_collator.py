@@ -267,24 +267,24 @@ def test_identities_are_of_the_text_without_prompt_and_equal_iff_texts_are(make_
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        ([{"query": "a", "positive": None}], r"row 0 of the batch must hold text in column 'positive', but holds None"),
+        ([{"query": "a", "positive": None}], r"row 0 of the batch must hold text in column 'positive', got None"),
         ([{"query": "a", "positive": "b"}, {"query": 3, "positive": "b"}], "row 1 of the batch must hold text .* 3;"),
         (
             ColumnBatch({"query": ["a", None]}, np.array([70, 81]), 0, "news"),
-            "row 81 of dataset 'news' must hold text in column 'query', but holds None; drop such rows",
+            "row 81 of dataset 'news' must hold text in column 'query', got None; drop such rows",
         ),
         (
             ColumnBatch({"query": ["a", "b"], "positive": ["c", "d"], "negative": [["e"], [None]]}, np.array([5, 6])),
-            "row 6 must hold text in column 'negative', but holds None",
+            "row 6 must hold text in column 'negative', got None",
         ),
         (
             ColumnBatch({"query": ["a", "b"], "positive": [["c"], []]}, np.array([5, 6]), 0, "news"),
-            "row 6 of dataset 'news' lists no text in column 'positive', but needs one",
+            "row 6 of dataset 'news' must list at least one text in column 'positive', got none",
         ),
-        ([{"label": 1.0}], "needs a column of texts, but row 0 of the batch has only label"),
+        ([{"label": 1.0}], "needs a column of texts, got only label in row 0 of the batch"),
         (
             [{"query": "a", "positive": "b"}, {"query": "a", "positive": "b", "negative": "c"}],
-            r"row 0 of the batch has \['query', 'positive'\] and row 1 has \['query', 'positive', 'negative'\]",
+            r"got \['query', 'positive'\] in row 0 and \['query', 'positive', 'negative'\] in row 1",
         ),
     ],
 )  # fmt: skip
@@ -294,7 +294,7 @@ def test_what_is_no_text_is_named(make_model: Callable[..., Any], batch: Any, me
 
 
 def test_no_negatives_at_all_cannot_be_asked_for() -> None:
-    with pytest.raises(InputError, match="num_negatives must be 1 or more, or None for all, but is 0"):
+    with pytest.raises(InputError, match="num_negatives must be None, for all, or at least 1, got 0"):
         PiccoloDataCollator(lambda texts: {}, num_negatives=0)
 
 

@@ -125,7 +125,7 @@ def test_bands_promise_their_recall_and_no_shorter_ones_are_taken(threshold: flo
 
 def test_bands_that_cannot_keep_the_promise_say_so() -> None:
     with pytest.raises(
-        MixtureError, match=r"4 permutations cannot find pairs of similarity 0\.1 .* raise `permutations`"
+        MixtureError, match=r"finding pairs of similarity 0\.1 .* needs more permutations, got 4; raise `perm"
     ):
         bands_for(0.1, 4)
 

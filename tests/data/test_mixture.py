@@ -197,7 +197,7 @@ def test_a_file_that_is_no_mixture_says_where(content: str | bytes | None, messa
     [
         (
             {"source": "scores.jsonl", "task": "retrieval"},
-            r"dataset 'a' is for retrieval and needs a column for 'query', but .*scores\.jsonl has the columns "
+            r"dataset 'a' is for retrieval and needs a column for 'query', got .*scores\.jsonl with the columns "
             r"sentence1, sentence2, score; say which with `columns: \{query: NAME\}`",
         ),
         (
@@ -206,7 +206,7 @@ def test_a_file_that_is_no_mixture_says_where(content: str | bytes | None, messa
         ),
         (
             {"source": "pairs.jsonl", "task": "retrieval", "columns": {"query": "q"}},
-            r"query of columns of dataset 'a' is 'q', but .* has the columns query, positive",
+            r"query of columns of dataset 'a' must be a column of .*, got 'q'; its columns are query, positive",
         ),
         (
             {"source": "pairs.jsonl", "task": "retrieval", "columns": {"querry": "query"}},

@@ -54,7 +54,7 @@ def test_nli_takes_numbers_as_the_hub_has_them(tmp_path: Path) -> None:
 
 
 def test_nli_without_entailments_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(MixtureError, match=r"the preset 'nli' leaves dataset 'a' without rows: of 1"):
+    with pytest.raises(MixtureError, match=r"the preset 'nli' of dataset 'a' must leave .*, got none of 1"):
         _load(tmp_path, NLI[1:2], preset={"name": "nli"})
 
 
@@ -154,9 +154,14 @@ def test_a_text_under_two_labels_is_never_its_own_negative(tmp_path: Path) -> No
         assert not {row["query"], row["positive"]} & set(row["negative"])
 
 
+def test_rows_that_are_all_faulty_are_told_before_what_the_preset_misses(tmp_path: Path) -> None:
+    with pytest.raises(MixtureError, match=r"3 of the 3 rows of dataset 'a' are faulty \(3 text: empty\)"):
+        _load(tmp_path, [{"text": "", "label": "甲"}] * 3, task="clustering")
+
+
 def test_one_class_alone_is_an_error(tmp_path: Path) -> None:
     rows = [{"text": f"文{i}", "label": "甲"} for i in range(3)]
-    with pytest.raises(MixtureError, match=r"dataset 'a' has the one label \['甲'\], but the preset 'classes' needs"):
+    with pytest.raises(MixtureError, match=r"the preset 'classes' of dataset 'a' needs .* labels, got '甲' in"):
         _load(tmp_path, rows, task="clustering")
 
 

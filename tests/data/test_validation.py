@@ -222,9 +222,9 @@ def test_columnar_sources_report_rows_by_number_over_row_groups(tmp_path: Path) 
     [
         (
             pa.array([1, 2]),
-            r"column 'query' of .*a\.parquet is of type int64, but as query of dataset 'a' it must hold text",
+            r"column 'query' of .*a\.parquet must hold text to be the query of dataset 'a', got the type int64",
         ),
-        (pa.array([["a"], ["b"]]), r"is of type list<.*>, but as query of dataset 'a' it must hold text"),
+        (pa.array([["a"], ["b"]]), r"must hold text to be the query of dataset 'a', got the type list<.*>"),
     ],
 )
 def test_a_columnar_source_of_the_wrong_type_is_an_error_of_the_dataset(
@@ -238,9 +238,7 @@ def test_a_columnar_source_of_the_wrong_type_is_an_error_of_the_dataset(
 
 
 def test_the_policy_error_names_the_first_fault(tmp_path: Path) -> None:
-    message = (
-        r"faulty row and the policy 'error': .*rows\.jsonl, row 2: query: empty \(.*\); 1 more such faults; mend them"
-    )
+    message = r"faulty row and the policy 'error': .*rows\.jsonl, row 2: query: empty \(.*\) and 1 more; mend such rows"
     with pytest.raises(MixtureError, match=message):
         _load(tmp_path, [_line(), _line(query=""), _line(query="")], policy="error")
     with pytest.raises(MixtureError, match=r"row 1: negative: empty"):

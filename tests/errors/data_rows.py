@@ -45,17 +45,17 @@ ROWS: dict[str, list[Row]] = {
     ],
     "data.collator": [
         Row("none of the negatives", lambda world: collator(num_negatives=0)(world),
-            "num_negatives must be 1 or more, or None for all, but is 0"),
+            "num_negatives must be None, for all, or at least 1, got 0"),
         Row("rows of two kinds", collate({"query": "猫", "positive": "狗"}, {"query": "猫"}),
-            "all rows of a batch must have the same columns, but row 0 of the batch has ['query', 'positive'] and "
-            "row 1 has ['query']; draw the batches with HomogeneousBatchSampler"),
+            "all rows of a batch must have the same columns, got ['query', 'positive'] in row 0 and ['query'] in row "
+            "1; draw the batches with HomogeneousBatchSampler"),
         Row("a number for a text", collate({"query": "猫", "positive": 3}),
-            "row 0 of the batch must hold text in column 'positive', but holds 3; drop such rows, or call a column "
+            "row 0 of the batch must hold text in column 'positive', got 3; drop such rows, or call a column "
             "of labels one of label, labels, score, scores"),
         Row("labels alone", collate({"label": 3}),
-            "a batch needs a column of texts, but row 0 of the batch has only label"),
+            "a batch needs a column of texts, got only label in row 0 of the batch; give the dataset one"),
         Row("a row without a positive", collate({"query": "猫", "positive": ["狗"]}, {"query": "鱼", "positive": []}),
-            "row 1 of the batch lists no text in column 'positive', but needs one"),
+            "row 1 of the batch must list at least one text in column 'positive', got none; drop such rows"),
     ],
     "data.curation": [
         Row("a similarity above 1", prepare("dedup", "--dedup.near", "80"),
@@ -98,7 +98,7 @@ ROWS: dict[str, list[Row]] = {
             "the source of dataset 'faq' must be one of jionlp:words, jionlp:sayings, jionlp:characters, got "
             "'jionlp:word'"),
         Row("jionlp missing", faq("source=jionlp:words", without=["jionlp"]),
-            "the source 'jionlp:words' of dataset 'faq' needs the package jionlp; run: pip install "
+            "the source 'jionlp:words' of dataset 'faq' needs jionlp; run: pip install "
             '"piccolo_st[quickstart]"'),
     ],
     "data.lexical": [
@@ -154,8 +154,8 @@ ROWS: dict[str, list[Row]] = {
         Row("an unknown fate of small sets", finetune("--data.small_datasets", "ignore"),
             "small_datasets must be one of error, drop, repeat, got 'ignore'"),
         Row("too few rows", finetune("--data.small_datasets", "error", "--data.batch_size", "200"),
-            "faq has 100 rows, fewer than the 200 that all ranks read in one optimizer step; use a smaller batch, or "
-            "small_datasets='repeat' or 'drop'"),
+            "dataset 'faq' has 100 rows, fewer than the 200 that all ranks read in one optimizer step; use a smaller "
+            "batch, or small_datasets='repeat' or 'drop'"),
         Row("too few rows anywhere", finetune("--data.batch_size", "200"),
             "no dataset is left to draw from: they have [100, 95] rows, and one optimizer step reads [200, 200] of "
             "them; use a smaller batch or small_datasets='repeat'"),
@@ -164,9 +164,9 @@ ROWS: dict[str, list[Row]] = {
         Row("weights of 0", batch(mixing="weights", weights=[0, 0]),
             "weights must not all be 0, got [0, 0]"),
         Row("half a row", faq("batch_multiple=0.3"),
-            "batch_multiples of faq times the batch size 8 must be whole rows, got 0.3"),
+            "batch_multiples of dataset 'faq' times the batch size 8 must be whole rows, got 0.3"),
         Row("a batch of less than a row", faq("batch_multiple=0.0000000000001"),
-            "batch_multiples of faq must make at least 1 row a device, got 8e-13; raise it"),
+            "batch_multiples of dataset 'faq' must make at least 1 row a device, got 8e-13; raise it"),
         Row("no dataset", call("data.plan:BatchPlan", lambda w: [], 4),
             "a plan needs at least one dataset, got none"),
         Row("an empty dataset", call("data.plan:BatchPlan", lambda w: [0], 4),
@@ -218,11 +218,11 @@ ROWS: dict[str, list[Row]] = {
         Row(
             "no pair scored high enough",
             faq("source=pairs.jsonl", "preset={name: scored_pairs, threshold: 2}"),
-            "the preset 'scored_pairs' leaves dataset 'faq' without rows: of 95, {'score below the threshold': 95, "
-            "'positive equal to the query': 0}",
+            "the preset 'scored_pairs' of dataset 'faq' must leave at least one row, got none of 95 (95 score below "
+            "the threshold); check `preset` and `columns`",
         ),
         Row("one class alone", faq("task=classification", rows=OTHER_LABELS),
-            "dataset 'faq' has the one label ['a'], but the preset 'classes' needs texts of at least two"),
+            "the preset 'classes' of dataset 'faq' needs at least two labels, got 'a' in every row; check `columns`"),
     ],
     "data.reading": [
         Row("a name too few", call("data.reading:HomogeneousDataset", lambda w: [[1], [2]], lambda w: ["faq"]),
@@ -240,12 +240,14 @@ ROWS: dict[str, list[Row]] = {
         Row("a role that is none", faq("columns={quest: a}"),
             "unknown key 'quest' in columns of dataset 'faq'; did you mean query?"),
         Row("a column that is not there", faq("columns={query: question}"),
-            "query of columns of dataset 'faq' is 'question', but TMP/faq.jsonl has the columns query, positive"),
+            "query of columns of dataset 'faq' must be a column of TMP/faq.jsonl, got 'question'; its columns are "
+            "query, positive"),
         Row("no column for a role", faq(rows=[{"query": "猫", "negative": "狗"}]),
-            "dataset 'faq' is for retrieval and needs a column for 'positive', but TMP/faq.jsonl has the columns "
+            "dataset 'faq' is for retrieval and needs a column for 'positive', got TMP/faq.jsonl with the columns "
             "query, negative; say which with `columns: {positive: NAME}`"),
         Row("numbers for texts", faq("source=rows.parquet", files={"rows.parquet": parquet(query=[1], positive=[2])}),
-            "column 'query' of TMP/rows.parquet is of type int64, but as query of dataset 'faq' it must hold text"),
+            "column 'query' of TMP/rows.parquet must hold text to be the query of dataset 'faq', got the type int64; "
+            "convert it, or name another in `columns`"),
         Row(
             "a later file without a column",
             faq(
@@ -255,8 +257,8 @@ ROWS: dict[str, list[Row]] = {
                     "b.parquet": parquet(query=["猫"], answer=["狗"]),
                 },
             ),
-            "TMP/b.parquet of dataset 'faq' has no column 'positive', which the files before it have; its columns "
-            "are query, answer",
+            "every file of dataset 'faq' must have the column 'positive', as the first has, got TMP/b.parquet with "
+            "the columns query, answer; rename it there",
         ),
     ],
     "data.sampler": [
@@ -284,8 +286,8 @@ ROWS: dict[str, list[Row]] = {
     ],
     "data.shingles": [
         Row("too few permutations", prepare("dedup", "--dedup.permutations", "1", "--dedup.near", "0.1"),
-            "1 permutations cannot find pairs of similarity 0.1 with probability 0.99; raise `permutations` or "
-            "`threshold`"),
+            "finding pairs of similarity 0.1 with probability 0.99 needs more permutations, got 1; raise "
+            "`permutations`, or the similarity"),
         Row("rensa missing", prepare("dedup", without=["rensa"]),
             'near-duplicate search needs rensa; run: pip install "piccolo_st[data]"'),
     ],
@@ -344,7 +346,7 @@ ROWS: dict[str, list[Row]] = {
             "dataset 'faq' is empty: faq.jsonl has no rows; remove it or give it data"),
         Row("a faulty row under the policy error", faq("policy=error", rows=[{**FAQ[0], "query": ""}, *FAQ]),
             "dataset 'faq' has a faulty row and the policy 'error': TMP/faq.jsonl, row 1: query: empty (query='' | "
-            "positive='一一的结果'); 0 more such faults; mend them or set `policy: drop`"),
+            "positive='一一的结果'); mend such rows or set `policy: drop`"),
         Row("more faults than rows", faq(rows=[{**row, "query": ""} for row in FAQ]),
             "100 of the 100 rows of dataset 'faq' are faulty (100 query: empty), more than max_rejected=0.5; look at "
             "…/rejects.jsonl, and check `columns` and `task`"),

@@ -131,7 +131,7 @@ ROWS: dict[str, list[Row]] = {
         Row("no rows", tasks(STS, files={"pairs.jsonl": ""}),
             "pairs.jsonl of task 'Own' has no rows; add some"),
         Row("a broken row", tasks(STS, files={"pairs.jsonl": "{\n"}),
-            "TMP/pairs.jsonl, row 1 of task 'Own': not valid JSON, got '{' (and 0 more); correct or remove the rows"),
+            "TMP/pairs.jsonl, row 1 of task 'Own': not valid JSON, got '{'; correct or remove such rows"),
         Row("a label of three", tasks({**STS, "type": "PairClassification", "columns": {"label": "score"}},
                                       files={"pairs.jsonl": jsonl([{**PAIRS[0], "score": 2}])}),
             "TMP/pairs.jsonl, row 1, column 'score' of task 'Own': a label must be 0 or 1, or be mapped to one of "
@@ -217,7 +217,7 @@ ROWS: dict[str, list[Row]] = {
     ],
     "hub.publish": [
         Row("a tag on a pull request", run("release", "MODEL", "org/name", "--pull-request", "--tag", "v1"),
-            "a pull request gets no tag: release with the tag after it is merged"),
+            "a pull request gets no tag; release with the tag after it is merged"),
         Row("a model that is none", run("release", "TMP/nowhere", "org/name"),
             "TMP/nowhere is not ready to be released: TMP/nowhere is not a directory; give the directory of a saved "
             "model"),
@@ -246,7 +246,7 @@ ROWS: dict[str, list[Row]] = {
         Row(
             "an instruction for no dataset",
             call("instructions:dataset_prompts", lambda w: {"faq": ["query"]}, "piccolo", lambda w: {"fqa": "none"}),
-            "instructions are given for ['fqa'], which are not among the datasets ['faq']",
+            "instructions of single datasets must be for faq, got fqa",
         ),
         Row("an instruction of nothing", call("instructions:instruction_token_ids", tokenizer, " "),
             "the instruction ' ' has no tokens; leave it out, or write one with text"),
@@ -299,20 +299,22 @@ ROWS: dict[str, list[Row]] = {
     ],
     "losses.hybrid": [
         Row("no dataset", call("losses:build_losses", model, lambda w: {}),
-            "build_losses needs at least one dataset, but got none", code=None),
+            "build_losses needs at least one dataset, got none", code=None),
         Row("an unknown task", call("losses:build_losses", model, lambda w: {"faq": "retrieve"}),
             "loss of dataset 'faq': the task must be one of retrieval, sts, pair, classification, clustering, got "
             "'retrieve'", code=None),
         Row(
             "an unknown option",
             call("losses:build_losses", model, lambda w: {"pairs": ("sts", {"scale": 2})}),
-            "loss of dataset 'pairs': sts data has the options weight and temperature, got ['scale']",
+            "loss of dataset 'pairs': unknown key 'scale'; known are chunk_tokens, temperature, weight",
             code=None,
         ),
+        Row("a misspelt option", finetune("--data.mixture.datasets.faq.loss", "{temprature: 1}"),
+            "loss of dataset 'faq': unknown key 'temprature'; did you mean temperature?"),
         Row(
             "a weight of 0",
             call("losses:build_losses", model, lambda w: {"pairs": ("sts", {"weight": 0})}),
-            "loss of dataset 'pairs': weight must be a positive number, got 0.0",
+            "loss of dataset 'pairs': weight must be a positive number, got 0",
             code=None,
         ),
     ],
@@ -328,7 +330,7 @@ ROWS: dict[str, list[Row]] = {
         Row("a list of fields", run("model_card", "TMP", files={"card.yaml": "[]"}),
             "TMP/card.yaml must hold a mapping of card fields, got list"),
         Row("a misspelt field", run("model_card", "TMP", files={"card.yaml": "licence: mit"}),
-            "unknown key 'licence' in TMP/card.yaml; nearest: license, pictures, language"),
+            "unknown key 'licence' in TMP/card.yaml; did you mean license?"),
         Row(
             "a table that is a mapping",
             run("model_card", "TMP", files={"card.yaml": "comparison: rows.yaml", "rows.yaml": "{}"}),
@@ -350,7 +352,7 @@ ROWS: dict[str, list[Row]] = {
     ],
     "model_card.results": [
         Row("no results there", call("model_card.results:read_results", "TMP/nowhere"),
-            "there are no results at TMP/nowhere, no such file or folder; give where they are"),
+            "the results TMP/nowhere do not exist; give a folder of mteb's JSON files, a .jsonl file or a card (.md)"),
         Row("a folder without results", call("model_card.results:read_results", "TMP"),
             "TMP holds no result files (Task.json); give the folder of one model's revision"),
         Row("results of another form", call("model_card.results:read_results", "TMP/run.yaml"),
@@ -364,7 +366,7 @@ ROWS: dict[str, list[Row]] = {
             "TMP/results.jsonl, line 1 must be a result with the fields task_type, dataset_type, dataset_name, "
             "config, split, revision, metrics, got {'task': 1}"),
         Row("a result of mteb 1", call("model_card.results:from_mteb", lambda w: {"mteb_version": "1.0"}),
-            "a result must be as mteb 2.x writes it, got {'mteb_version': '1.0'}: KeyError('task_name')"),
+            "a result must be as mteb 2.x writes it, got {'mteb_version': '1.0'}; evaluate the task again"),
     ],
     "onnx_export": [
         Row("no checkpoint", call("onnx_export:export_onnx", "TMP"),

@@ -35,15 +35,15 @@ ABLATION = {"data": {"batch_size": 8}, "variants": {"stock": {"stock": True}, "f
 ROWS: dict[str, list[Row]] = {
     "ablation": [
         Row("a seed twice", ablation({**ABLATION, "ablation": {"seeds": [1, 1]}}),
-            "ablation.seeds must be different numbers, at least one, but is [1, 1]"),
+            "ablation.seeds must be different numbers, at least one, got [1, 1]"),
         Row("no variants", ablation({"data": {}}),
             "TMP/ablation.yaml has no variants; give `variants` at least one"),
         Row("a variant after itself", ablation({"variants": {"full": {"after": "full"}}}),
             "variant 'full' of TMP/ablation.yaml comes after itself; change `after`"),
         Row("a variant after none", ablation({"variants": {"full": {"after": "stok"}}}),
-            "variant 'full' of TMP/ablation.yaml comes after 'stok', which is no variant"),
+            "`after` of variant 'full' of TMP/ablation.yaml must be a variant, got 'stok'; known are full"),
         Row("an unknown --only", ablation(ABLATION, "--only", "fll"),
-            "TMP/ablation.yaml has no variant 'fll'; it has full, stock"),
+            "unknown variant 'fll' in TMP/ablation.yaml; did you mean full?"),
     ],
     "arguments": [
         Row("batch size 0", finetune("--data.batch_size", "0"),
@@ -269,13 +269,12 @@ ROWS: dict[str, list[Row]] = {
         Row("a dimension of 0", finetune("--model.dimension", "0"),
             "section 'model': the dimension must be at least 1, got 0"),
         Row("a mixing by weights without them", finetune("--data.mixing", "weights"),
-            "dataset 'faq' has no weight, but data.mixing is 'weights'; give each dataset one"),
+            "every dataset must have a weight where data.mixing is 'weights', got none for 'faq'; give it one"),
         Row("a weight that nothing reads", faq("weight=2"),
             "dataset 'faq' has the weight 2, which data.mixing 'proportional' does not read; set data.mixing to "
             "'weights', or give the dataset `repeats`"),
-        Row("an unknown option of a loss", faq("loss={temprature: 1}"),
-            "section 'loss': loss of dataset 'faq': PiccoloLoss.__init__() got an unexpected keyword argument "
-            "'temprature'"),
+        Row("a word for a temperature", faq("loss={temperature: low}"),
+            "section 'loss': loss of dataset 'faq': temperature must be a positive number, got 'low'"),
     ],
     "recipes.demo": [
         Row("gradio missing", run("demo", "MODEL", "--corpus", "TMP/corpus.txt", files=TEXTS, without=["gradio"]),
