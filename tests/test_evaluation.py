@@ -6,7 +6,9 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from torch.utils.data import DataLoader
 import piccolo_st.evaluation
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation import content_hash, evaluate, identify, load_local_tasks, select
-from piccolo_st.evaluation.encoder import BenchmarkEncoder
+from piccolo_st.evaluation.encoder import BenchmarkEncoder, share_batches, side_by_side
 from piccolo_st.evaluation.identity import Identity
 from piccolo_st.evaluation.runner import TaskOutcome
 from piccolo_st.packing import use_packing
@@ -213,6 +215,58 @@ def test_every_text_is_encoded_once_and_comes_back_in_its_place(model: SentenceT
 
     assert sorted(encoded.texts) == sorted(set(texts))
     assert np.allclose(found, model.encode(texts), atol=1e-6)
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    """Three threads to torch, for code that gives each of its own threads one: none runs an operation on several."""
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(1)
+
+
+def test_batches_side_by_side_make_the_same_vectors(
+    model: SentenceTransformer, three_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["天地山川河海风雨云春夏秋冬猫狗鱼鸟"[: 1 + place % 17] * (1 + place % 3) for place in range(200)]
+    texts = list(dict.fromkeys(texts))
+    seen: set[tuple[str, int, int]] = set()  # thread, its threads, the address of its weights
+    stock = SentenceTransformer.encode_document
+
+    def encode(self: SentenceTransformer, *args: Any, **kwargs: Any) -> Any:
+        weights = self[0].model.embeddings.word_embeddings.weight.data_ptr()
+        seen.add((threading.current_thread().name, torch.get_num_threads(), weights))
+        return stock(self, *args, **kwargs)
+
+    monkeypatch.setattr(SentenceTransformer, "encode_document", encode)
+    encoder = BenchmarkEncoder(model, Identity("a/b", "0" * 40, "0" * 40), tokens_per_batch=40)
+
+    found = encode_column(encoder, "T2Retrieval", texts, PromptType.document)
+
+    torch.set_num_threads(1)
+    assert len({thread for thread, _, _ in seen}) == 3
+    assert {threads for _, threads, _ in seen} == {1} and len({weights for _, _, weights in seen}) == 1
+    monkeypatch.undo()
+    assert np.allclose(found, model.encode_document(texts), atol=1e-6)
+
+
+def test_an_error_side_by_side_ends_the_encoding_and_gives_the_threads_back(
+    model: SentenceTransformer, three_threads: None
+) -> None:
+    done: list[int] = []
+
+    def embed(model: SentenceTransformer, batch: list[int]) -> np.ndarray:
+        done.append(batch[0])
+        if batch == [3]:
+            raise MemoryError("batch 3")
+        time.sleep(0.01)
+        return np.zeros((1, 2), dtype=np.float32)
+
+    with pytest.raises(MemoryError, match="batch 3"), side_by_side(model, embed, lanes=3) as embed_all:
+        share_batches([[row] for row in range(500)], embed_all, 500)
+
+    assert torch.get_num_threads() == 3
+    assert 4 <= len(done) < 100
 
 
 def test_what_is_remembered_of_queries_is_not_taken_for_documents(model: SentenceTransformer) -> None:
@@ -498,5 +552,5 @@ def test_without_mteb_the_error_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "mteb", None)
     monkeypatch.delitem(sys.modules, "piccolo_st.evaluation.tasks")
 
-    with pytest.raises(ImportError, match=r'select needs mteb: pip install "piccolo_st\[eval\]"'):
+    with pytest.raises(ImportError, match=r'evaluation on tasks needs mteb; run: pip install "piccolo_st\[eval\]"'):
         piccolo_st.evaluation.select  # noqa: B018
