@@ -144,7 +144,12 @@ class Ablation:
         Args:
             only: names of variants; empty means all.
             say: gets a line after each run.
+
+        Raises:
+            InputError: an unknown name, or what a variant cannot run with.
         """
+        if self.settings.tasks:
+            from piccolo_st.evaluation import evaluate  # noqa: F401  # a missing mteb is told before hours of training
         for name in only:
             if name not in self.variants:
                 raise InputError(f"unknown variant {name!r} in {self.path}{nearest(name, list(self.variants))}")

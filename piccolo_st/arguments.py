@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 from transformers import TrainingArguments
 
-from piccolo_st.errors import ConfigError
+from piccolo_st.errors import ConfigError, MissingPackage
 
 DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 
@@ -18,6 +19,11 @@ DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 def _at_least_one(name: str, value: int) -> None:
     if value < 1:
         raise ConfigError(f"{name} must be a whole number of at least 1, got {value}")
+
+
+def _check_deepspeed(arguments: TrainingArguments) -> None:
+    if arguments.deepspeed and find_spec("deepspeed") is None:  # transformers would end in a traceback
+        raise MissingPackage("train.deepspeed", "deepspeed", "deepspeed")
 
 
 @dataclass
@@ -169,6 +175,7 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        _check_deepspeed(self)
         super().__post_init__()  # type: ignore[no-untyped-call]
         _at_least_one("train.max_non_finite_steps", self.max_non_finite_steps)
         if self.activation_checkpointing and self.activation_checkpointing_kwargs is None:
@@ -293,6 +300,7 @@ class EncoderTrainingArguments(TrainingArguments):
     report_to: str | None = field(default="none", metadata={"help": "Trackers: none, tensorboard, trackio, wandb."})
 
     def __post_init__(self) -> None:
+        _check_deepspeed(self)
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.remove_unused_columns = False  # the Trainer would look for the columns in MaskedPositions
         if self.device.type == "cpu":

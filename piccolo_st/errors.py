@@ -14,6 +14,19 @@ class ConfigError(InputError):
     """A configuration that cannot be used."""
 
 
+class MissingPackage(InputError, ImportError):
+    """A package that only some users install, and that what they ask for needs.
+
+    Args:
+        what: what needs it, in words that go before "needs".
+        package: the package's name, or several.
+        extra: the extra of this package that brings it.
+    """
+
+    def __init__(self, what: str, package: str, extra: str) -> None:
+        super().__init__(f'{what} needs {package}; run: pip install "piccolo_st[{extra}]"')
+
+
 def reason(error: BaseException) -> str:
     """What another library says, to stand inside a sentence: one line, no full stop; of YAML its place as well."""
     mark = getattr(error, "problem_mark", None)

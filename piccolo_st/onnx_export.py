@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
-from piccolo_st.errors import InputError
+from piccolo_st.errors import InputError, MissingPackage
 from piccolo_st.positions import usable_positions
 
 TOLERANCE = 1e-4  # of a hidden state, whose entries are of the order of 1
@@ -33,15 +33,16 @@ def export_onnx(path: str | Path, opset: int = 18) -> Path:
         opset: version of the ONNX operators; older runtimes need older ones.
 
     Raises:
-        ImportError: onnx, onnxscript or onnxruntime is missing.
+        MissingPackage: onnx, onnxscript or onnxruntime is not installed.
         InputError: ``path`` holds no checkpoint.
         RuntimeError: onnxruntime gives other hidden states than torch.
     """
     try:
+        import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ImportError("exporting to ONNX needs `pip install onnx onnxscript onnxruntime`") from error
+        raise MissingPackage("exporting to ONNX", "onnx, onnxscript and onnxruntime", "onnx") from error
     path = Path(path)
     if not (path / "config.json").exists():
         raise InputError(f"{path} has no config.json; give the folder of a checkpoint, as save_portable writes it")

@@ -16,6 +16,8 @@ from unicodedata import east_asian_width
 
 import yaml
 
+from piccolo_st.errors import MissingPackage
+
 logger = logging.getLogger(__name__)
 
 # Metric of the table -> the ending of its key in the trainer's log history.
@@ -97,13 +99,17 @@ def comparison(history: Sequence[Mapping[str, Any]]) -> str:
     return table(["held-out search", "before", "after", "gain"], rows)
 
 
-def _figure(width: float, height: float) -> Any:
-    """An empty matplotlib figure of so many inches, drawn without a display."""
+def empty_figure(width: float, height: float) -> Any:
+    """An empty matplotlib figure of so many inches, drawn without a display.
+
+    Raises:
+        MissingPackage: matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('drawing the curves needs matplotlib: pip install "piccolo_st[quickstart]"') from error
+        raise MissingPackage("a picture", "matplotlib", "quickstart") from error
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -117,7 +123,7 @@ def picture(draw: Callable[..., Path], *arguments: Any) -> Path | None:
     """
     try:
         return draw(*arguments)
-    except ImportError as error:
+    except MissingPackage as error:
         logger.warning("%s", error)
         return None
 
@@ -126,11 +132,11 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: Path, title: str = "
     """Draw the logged loss and the search metrics over steps into one PNG.
 
     Raises:
-        ImportError: matplotlib is missing; the message says what to install.
+        MissingPackage: matplotlib is not installed.
     """
     losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
     points = evaluations(history)
-    figure = _figure(9, 3.6)
+    figure = empty_figure(9, 3.6)
     left, right = figure.subplots(1, 2)
     held_out = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
     for name, curve in (("training", losses), ("held out", held_out)):
@@ -156,9 +162,9 @@ def plot_spread(groups: Mapping[str, Sequence[float]], path: Path, title: str = 
     """Draw one bar a group, its mean, with a dot for each value, first group on top, into a PNG.
 
     Raises:
-        ImportError: matplotlib is missing; the message says what to install.
+        MissingPackage: matplotlib is not installed.
     """
-    figure = _figure(8, 1.2 + 0.34 * len(groups))
+    figure = empty_figure(8, 1.2 + 0.34 * len(groups))
     axes = figure.subplots()
     names = list(groups)[::-1]
     axes.barh(names, [sum(groups[name]) / len(groups[name]) for name in names], color="#b9cde6")

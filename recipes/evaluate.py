@@ -23,20 +23,12 @@ from pathlib import Path
 
 import datasets
 
+from piccolo_st import evaluation  # its names are loaded where they are used, some of them with mteb
 from piccolo_st.benchmarks import C_MTEB_35, Averages, Benchmark
 from piccolo_st.configuration import ConfigError, OptionParser, nearest, read_yaml, run_recipe
 from piccolo_st.errors import InputError
-from piccolo_st.evaluation import (
-    Column,
-    Evaluation,
-    TaskOutcome,
-    compare_models,
-    evaluate,
-    plot_evaluations,
-    score_table,
-    select,
-)
 from piccolo_st.evaluation.loading import process_state
+from piccolo_st.evaluation.results import Column, Evaluation, score_table
 from piccolo_st.model_card.folder import read_rows
 from piccolo_st.model_card.results import read_results, scores
 
@@ -89,7 +81,7 @@ def dimensions(text: str | int | Sequence[int]) -> list[int]:
         raise ConfigError(f"--truncate_dim must be whole numbers, such as 256,512,1024, got {text!r}") from None
 
 
-def show(outcome: TaskOutcome) -> None:
+def show(outcome: evaluation.TaskOutcome) -> None:
     """One line of the table, as soon as it is known."""
     place, label = f"[{outcome.number}/{outcome.total}]", outcome.task.label
     label += f" {outcome.truncation}d" if outcome.truncation else ""
@@ -116,20 +108,20 @@ def reference(path: Path, benchmark: Benchmark) -> list[Column]:
 def report(group: Sequence[Evaluation], references: Sequence[str], output: Path) -> None:
     """Table, JSON and picture of one group of tasks; each setting of the model is a column, then the references."""
     benchmark = group[0].benchmark
-    columns = [evaluation.column for evaluation in group]
+    columns = [each.column for each in group]
     for path in references:
         columns += reference(Path(path), benchmark)
     print(f"\n{score_table(columns, benchmark)}")
     stem = f"{benchmark.name}--{group[0].identity.name.replace('/', '__')}--{group[0].identity.revision[:8]}"
     folder = output / "tables"
-    for evaluation in group:
-        setting = "".join(f"--{key}-{value}" for key, value in evaluation.settings.items())
-        print(f"written: {evaluation.save(folder / f'{stem}{setting}.json')}")
-        for task, failure in evaluation.failures.items():
+    for each in group:
+        setting = "".join(f"--{key}-{value}" for key, value in each.settings.items())
+        print(f"written: {each.save(folder / f'{stem}{setting}.json')}")
+        for task, failure in each.failures.items():
             print(f"failed: {task}: {failure}")
     try:
-        print(f"written: {plot_evaluations(columns, benchmark, folder / f'{stem}.png')}")
-    except (ImportError, InputError) as error:
+        print(f"written: {evaluation.plot_evaluations(columns, benchmark, folder / f'{stem}.png')}")
+    except InputError as error:
         print(f"no picture: {error}")
 
 
@@ -137,14 +129,14 @@ def main(arguments: Sequence[str]) -> None:
     options = parse(arguments)
     if options.compare:
         print(f"A is {options.compare[0]}\nB is {options.compare[1]}")
-        for group in select(options.benchmark):
-            print(compare_models(*options.compare, group.benchmark, resamples=options.resamples).table())
+        for group in evaluation.select(options.benchmark):
+            print(evaluation.compare_models(*options.compare, group.benchmark, resamples=options.resamples).table())
         return
     datasets.disable_progress_bars()
     for module in (r"mteb\.", r"sklearn\."):
         warnings.filterwarnings("ignore", module=module)
     logging.getLogger("mteb").setLevel(logging.ERROR)
-    evaluations = evaluate(
+    evaluations = evaluation.evaluate(
         options.model,
         options.benchmark,
         output=options.output,
@@ -161,9 +153,9 @@ def main(arguments: Sequence[str]) -> None:
     )
     if not process_state().is_main_process:
         return
-    for name in dict.fromkeys(evaluation.benchmark.name for evaluation in evaluations):
+    for name in dict.fromkeys(each.benchmark.name for each in evaluations):
         report([each for each in evaluations if each.benchmark.name == name], options.reference, options.output)
-    failed = {task for evaluation in evaluations for task in evaluation.failures}
+    failed = {task for each in evaluations for task in each.failures}
     if failed:
         raise InputError(f"{len(failed)} tasks have no result: {', '.join(sorted(failed))}; the reasons stand above")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from configparser import ConfigParser
 from functools import cache
 from pathlib import Path
 
@@ -109,6 +110,20 @@ def test_all_rows_speak_with_one_voice() -> None:
     sentences = [row.sentence for rows in TABLE.values() for row in rows]
     assert all(sentence.strip() for sentence in sentences)
     assert not [sentence for sentence in sentences if _NOT_OUR_VOICE.search(sentence)]
+
+
+def test_every_package_of_an_extra_is_asked_for_by_name() -> None:
+    """Whoever lacks one reads what to install, and as an extra, which has the versions that go together."""
+    implied = {"ninja", "setuptools"}  # what deepspeed compiles with: whoever reads that it is missing gets them too
+    setup = ConfigParser(interpolation=None)
+    setup.read(PACKAGE.parent / "setup.cfg")
+    extras = {name: lines.split() for name, lines in setup["options.extras_require"].items()}
+    sentences = [row.sentence.lower() for rows in TABLE.values() for row in rows]
+    for extra in extras.keys() - {"test", "dev"}:
+        for requirement in extras[extra]:
+            package = re.split(r"[<>=]", requirement)[0].removesuffix("-cpu")
+            asked = re.compile(rf"needs .*\b{package}\b.*; run: pip install \"piccolo_st\[{extra}\]\"$")
+            assert package in implied or any(map(asked.search, sentences)), f"no row lacks {package}"
 
 
 def test_no_two_rows_are_alike() -> None:

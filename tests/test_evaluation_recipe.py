@@ -177,5 +177,5 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.M
 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
 
-    with pytest.raises(ImportError, match=r'the picture needs matplotlib: pip install "piccolo_st\[quickstart\]"'):
+    with pytest.raises(ImportError, match=r'a picture needs matplotlib; run: pip install "piccolo_st\[quickstart\]"'):
         plot_evaluations([column("whole", PICCOLO_LARGE)], C_MTEB_35, tmp_path / "bars.png")

@@ -104,7 +104,7 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"needs `pip install onnx onnxscript onnxruntime`"):
+    with pytest.raises(ImportError, match=r'needs onnx, .* run: pip install "piccolo_st\[onnx\]"'):
         onnx_export.export_onnx(tmp_path)
 
 

@@ -114,6 +114,24 @@ def test_help_says_what_it_does_and_how_it_is_started(recipe: Path, capsys: pyte
     assert f"recipes/{recipe.name}" in shown and len(shown.splitlines()) > 5
 
 
+def test_help_needs_no_package_of_an_extra() -> None:
+    """In a process of its own, since the packages have been imported by others in this one."""
+    optional = "bm25s datatrove deepspeed faiss gradio jionlp matplotlib mteb onnx onnxruntime onnxscript opencc rensa"
+    code = (
+        "import runpy, sys\n"
+        f"sys.modules.update(dict.fromkeys({optional.split()}))\n"
+        "for recipe in sys.argv[1:]:\n"
+        "    sys.argv = [recipe, '--help']\n"
+        "    try:\n"
+        "        runpy.run_path(recipe, run_name='__main__')\n"
+        "    except SystemExit as end:\n"
+        "        assert not end.code, (recipe, end.code)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, *map(str, RECIPES)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert all(f"recipes/{recipe.name}" in ran.stdout for recipe in RECIPES)
+
+
 def test_a_run_from_yaml_to_a_model_that_stock_code_searches_with(
     config: Path, finetune: Finetune, tmp_path: Path
 ) -> None:

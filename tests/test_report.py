@@ -67,5 +67,5 @@ def test_a_run_ends_well_without_matplotlib(
     assert picture(plot_curves, HISTORY, tmp_path / "a.png") == tmp_path / "a.png"
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert picture(plot_curves, HISTORY, tmp_path / "b.png") is None
-    assert 'needs matplotlib: pip install "piccolo_st[quickstart]"' in caplog.text
+    assert 'needs matplotlib; run: pip install "piccolo_st[quickstart]"' in caplog.text
     assert not (tmp_path / "b.png").exists()

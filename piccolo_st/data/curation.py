@@ -32,6 +32,7 @@ from piccolo_st.data.shingles import (
     text_key,
 )
 from piccolo_st.data.specs import DatasetSpec, MixtureError
+from piccolo_st.errors import MissingPackage
 
 # Pairs looked at in one piece.
 _PAIRS = 100_000
@@ -304,12 +305,12 @@ def simplified(table: pa.Table) -> pa.Table:
     """The table with traditional characters written as simplified ones.
 
     Raises:
-        MixtureError: OpenCC is not installed.
+        MissingPackage: OpenCC is not installed.
     """
     try:
         from opencc import OpenCC
     except ImportError as error:
-        raise MixtureError('simplify needs OpenCC; run: pip install "piccolo_st[data]"') from error
+        raise MissingPackage("simplify", "OpenCC", "data") from error
     convert = OpenCC("t2s").convert
 
     def column(array: pa.ChunkedArray) -> pa.Array:
@@ -332,12 +333,12 @@ def consistent(query: np.ndarray, positive: np.ndarray, pool: np.ndarray, top_k:
         top_k: ranks that count.
 
     Raises:
-        MixtureError: faiss is not installed.
+        MissingPackage: faiss is not installed.
     """
     try:
         import faiss
     except ImportError as error:
-        raise MixtureError('the consistency filter needs faiss; run: pip install "piccolo_st[data]"') from error
+        raise MissingPackage("the consistency filter", "faiss", "data") from error
     if top_k > len(pool):
         return np.ones(len(query), dtype=bool)
     index: Any = faiss.IndexFlatIP(pool.shape[1])

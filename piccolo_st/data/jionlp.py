@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from piccolo_st.data.specs import MixtureError
+from piccolo_st.errors import MissingPackage
 
 _ARCHIVES = {
     "words": "chinese_word_dictionary",
@@ -35,7 +36,8 @@ def archive(name: str, place: str) -> Path:
     """The zip file of a set in the installed package.
 
     Raises:
-        MixtureError: no such set, or jionlp is not installed.
+        MixtureError: no such set.
+        MissingPackage: jionlp is not installed.
     """
     if name not in _ARCHIVES:
         sets = ", ".join(f"jionlp:{one}" for one in _ARCHIVES)
@@ -43,9 +45,7 @@ def archive(name: str, place: str) -> Path:
     package = find_spec("jionlp")
     path = Path(package.origin).parent / "dictionary" / f"{_ARCHIVES[name]}.zip" if package and package.origin else None
     if path is None or not path.is_file():
-        raise MixtureError(
-            f"the source 'jionlp:{name}' of {place} needs jionlp; run: pip install \"piccolo_st[quickstart]\""
-        )
+        raise MissingPackage(f"the source 'jionlp:{name}' of {place}", "jionlp", "quickstart")
     return path
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from piccolo_st.data.specs import MixtureError
+from piccolo_st.errors import MissingPackage
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -90,14 +90,14 @@ class Bm25:
         corpus: the texts to search among.
 
     Raises:
-        MixtureError: bm25s is not installed.
+        MissingPackage: bm25s is not installed.
     """
 
     def __init__(self, corpus: Sequence[str]) -> None:
         try:
             from bm25s import BM25
         except ImportError as error:
-            raise MixtureError('BM25 needs bm25s; run: pip install "piccolo_st[data]"') from error
+            raise MissingPackage("BM25", "bm25s", "data") from error
         self.corpus = corpus
         self.index = BM25()
         self.index.index([lexical_tokens(text) for text in corpus], show_progress=False)

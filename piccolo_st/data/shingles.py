@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from piccolo_st.data.specs import MixtureError
+from piccolo_st.errors import MissingPackage
 
 
 def text_key(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -187,12 +188,12 @@ def band_hashes(shingles: Shingles, bands: int, rows: int, seed: int) -> np.ndar
     """(bands, n) uint64: rows of ``bands`` that agree for two texts mark them as candidates.
 
     Raises:
-        MixtureError: rensa is not installed.
+        MissingPackage: rensa is not installed.
     """
     try:
         from rensa import RMinHash
     except ImportError as error:
-        raise MixtureError('near-duplicate search needs rensa; run: pip install "piccolo_st[data]"') from error
+        raise MissingPackage("near-duplicate search", "rensa", "data") from error
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(shingles.hashes, shingles.offsets, bands * rows, seed)
     values = chain.from_iterable(matrix.to_rows())
     count = (len(shingles.offsets) - 1) * bands * rows

@@ -21,6 +21,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from piccolo_st.errors import MissingPackage
+
 _EXPORTS = {
     "Column": "results",
     "Evaluation": "results",
@@ -44,7 +46,7 @@ def __getattr__(name: str) -> Any:
     """Load a public name from the module that defines it (PEP 562).
 
     Raises:
-        ImportError: the name needs mteb, which is not installed; the message says what to install.
+        MissingPackage: the name needs mteb, which is not installed.
     """
     if name not in _EXPORTS:
         raise AttributeError(f"module 'piccolo_st.evaluation' has no attribute {name!r}; it has {', '.join(_EXPORTS)}")
@@ -53,7 +55,7 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("mteb", "pytrec_eval"):
             raise
-        raise ImportError(f'{name} needs mteb: pip install "piccolo_st[eval]"') from error
+        raise MissingPackage("evaluation on tasks", "mteb", "eval") from error
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""The picture of an evaluation: the mean of every type as bars, one colour a model. matplotlib is imported on use."""
+"""The picture of an evaluation: the mean of every type as bars, one colour a model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from piccolo_st.benchmarks import Benchmark
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation.results import Column
+from piccolo_st.report import empty_figure
 
 
 def plot_evaluations(columns: Sequence[Column], benchmark: Benchmark, path: str | Path) -> Path:
@@ -18,14 +19,9 @@ def plot_evaluations(columns: Sequence[Column], benchmark: Benchmark, path: str 
         path: ends in .png, .svg or .pdf.
 
     Raises:
-        ImportError: matplotlib is missing; the message says what to install.
+        MissingPackage: matplotlib is not installed.
         InputError: no model has all tasks of any type.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('the picture needs matplotlib: pip install "piccolo_st[quickstart]"') from error
     groups = [
         *(f"{name}\n({len(benchmark.of_type(name))})" for name in benchmark.types),
         f"All\n({len(benchmark.tasks)})",
@@ -36,8 +32,7 @@ def plot_evaluations(columns: Sequence[Column], benchmark: Benchmark, path: str 
     ]
     if all(value is None for _, heights in values for value in heights):
         raise InputError(f"no model has every task of any type of {benchmark.name}; evaluate the others")
-    figure = Figure(figsize=(1.6 * len(groups) + 1, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty_figure(1.6 * len(groups) + 1, 4.2)
     axes = figure.subplots()
     width = 0.8 / len(values)
     for number, (label, heights) in enumerate(values):

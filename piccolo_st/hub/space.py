@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from piccolo_st.errors import InputError
+from piccolo_st.errors import InputError, MissingPackage
 from piccolo_st.hub.files import find_leaks
 from piccolo_st.hub.publish import Release, ReleaseError, publish
 
@@ -43,14 +43,15 @@ def space_files(model_id: str, texts: Sequence[str], revision: str = "main") -> 
         revision: the model's branch or tag.
 
     Raises:
-        InputError: a text is empty or has a line break, or gradio is not installed, whose version the Space names.
+        InputError: a text is empty or has a line break.
+        MissingPackage: gradio is not installed, whose version the Space names.
     """
     if bad := [text for text in texts if not text.strip() or "\n" in text]:
         raise InputError(f"the texts of a Space must be lines of a file and not empty, got {bad[0][:40]!r}")
     try:
         gradio = version("gradio")
     except PackageNotFoundError:
-        raise InputError('a Space names its version of gradio; run: pip install "piccolo_st[demo]"') from None
+        raise MissingPackage("a Space, which names its version of gradio,", "gradio", "demo") from None
     name = model_id.split("/")[-1]
     settings = {
         "title": name,

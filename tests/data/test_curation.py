@@ -38,6 +38,7 @@ from piccolo_st.data.shingles import (
     text_key,
 )
 from piccolo_st.data.specs import DatasetSpec, MixtureError
+from piccolo_st.errors import InputError
 
 RETRIEVAL = DatasetSpec("a", "x", "retrieval")
 PAIR = DatasetSpec("p", "x", "pair")
@@ -132,7 +133,7 @@ def test_bands_that_cannot_keep_the_promise_say_so() -> None:
 
 def test_missing_rensa_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "rensa", None)
-    with pytest.raises(MixtureError, match=r'needs rensa; run: pip install "piccolo_st\[data\]"'):
+    with pytest.raises(InputError, match=r'needs rensa; run: pip install "piccolo_st\[data\]"'):
         curation.band_hashes(Shingles(np.zeros(1, dtype=np.uint64), np.array([0, 1])), 2, 2, 0)
 
 

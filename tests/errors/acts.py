@@ -95,6 +95,8 @@ class World:
         """Let a package be as if it were not installed."""
         for package in packages:
             self.patch.setitem(sys.modules, package, None)
+        if "mteb" in packages:  # the one that modules of ours import at their top, which would not miss it any more
+            self.patch.delitem(sys.modules, "piccolo_st.evaluation.runner", raising=False)
 
 
 Act = Callable[[World], Any]
@@ -134,8 +136,8 @@ def pretrain_encoder(*arguments: str, **options: Any) -> Act:
     return run("pretrain_encoder", *flags, *arguments, **options)
 
 
-def ablation(content: Any, *arguments: str) -> Act:
-    return run("ablation", "TMP/ablation.yaml", *arguments, files={"ablation.yaml": content})
+def ablation(content: Any, *arguments: str, without: Sequence[str] = ()) -> Act:
+    return run("ablation", "TMP/ablation.yaml", *arguments, files={"ablation.yaml": content}, without=without)
 
 
 def faq(*fields: str, rows: Any = None, files: Mapping[str, Any] | None = None, without: Sequence[str] = ()) -> Act:
@@ -158,7 +160,7 @@ def tasks(*entries: Mapping[str, Any], files: Mapping[str, Any] | None = None, m
     return run("evaluate", model, "--benchmark", "TMP/own.yaml", "--output", "TMP/results", files=planted)
 
 
-def call(function: str, *arguments: Any, **options: Any) -> Act:
+def call(function: str, *arguments: Any, without: Sequence[str] = (), **options: Any) -> Act:
     """A call of ``package.module:function``; arguments that are functions get the World and give the value."""
 
     def value(argument: Any, world: World) -> Any:
@@ -167,6 +169,7 @@ def call(function: str, *arguments: Any, **options: Any) -> Act:
         return argument(world) if callable(argument) else argument
 
     def act(world: World) -> Any:
+        world.without(*without)
         module, _, names = function.partition(":")
         target: Any = importlib.import_module(f"piccolo_st.{module}")
         for name in names.split("."):
@@ -376,6 +379,19 @@ def pooled(world: World, *modes: str) -> Any:
 
     first = model(world)[0]
     return SentenceTransformer(modules=[first, Pooling(first.get_embedding_dimension(), modes)], device="cpu")
+
+
+def space_without_gradio(world: World) -> Any:
+    """The files of a Space where gradio, whose version they name, is not installed."""
+    from importlib.metadata import PackageNotFoundError
+
+    from piccolo_st.hub import space
+
+    def version(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    world.patch.setattr(space, "version", version)
+    return space.space_files("org/name", ["猫"])
 
 
 def leaking(world: World) -> str:

@@ -203,7 +203,7 @@ ROWS: dict[str, list[Row]] = {
         Row("a folder in use", prepare("check", files={"out/check/notes.txt": ""}),
             "TMP/out/check must be empty or of this project's making, got other files; choose another `data.output`"),
         Row("datatrove missing", prepare("check", "--executor.kind", "local", without=["datatrove.executor"]),
-            'executor \'local\' needs datatrove; run: pip install "piccolo_st[data]", or use `here`'),
+            "executor 'local', unlike 'here', needs datatrove; run: pip install \"piccolo_st[data]\""),
         Row(
             "an option that datatrove has not",
             prepare("check", "--executor.kind", "local", "--executor.options", "{partitoin: cpu}"),

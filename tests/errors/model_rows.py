@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.errors.acts import (
     PAIRS,
     Row,
+    ablation,
     benchmark,
     broken_weights,
     call,
@@ -19,6 +20,7 @@ from tests.errors.acts import (
     relevant,
     run,
     shape,
+    space_without_gradio,
     tasks,
     tokenizer,
     two_encoders,
@@ -49,6 +51,13 @@ ROWS: dict[str, list[Row]] = {
         Row("no such model", finetune("--model.name_or_path", "TMP/nowhere"),
             "model.name_or_path cannot be loaded, got 'TMP/nowhere': …; give the directory of a model, or the id of "
             "one on the Hub that this machine can reach"),
+    ],
+    "evaluation.__init__": [
+        Row("mteb missing", run("evaluate", "MODEL", "--benchmark", "STS", without=["mteb"]),
+            'evaluation on tasks needs mteb; run: pip install "piccolo_st[eval]"'),
+        Row("mteb missing, before anything is trained",
+            ablation({"variants": {"stock": {}}, "ablation": {"tasks": [STS]}}, without=["mteb"]),
+            'evaluation on tasks needs mteb; run: pip install "piccolo_st[eval]"'),
     ],
     "evaluation.compare": [
         Row("no results to compare", run("evaluate", "--compare", "TMP/a", "TMP/b"),
@@ -229,6 +238,8 @@ ROWS: dict[str, list[Row]] = {
     "hub.space": [
         Row("a text of two lines", call("hub.space:space_files", "org/name", lambda w: ["猫\n狗"]),
             "the texts of a Space must be lines of a file and not empty, got '猫\\n狗'"),
+        Row("gradio missing", space_without_gradio,
+            'a Space, which names its version of gradio, needs gradio; run: pip install "piccolo_st[demo]"'),
     ],
     "instructions": [
         Row("a misspelt preset", finetune("--model.instructions", "picolo"),
@@ -369,6 +380,8 @@ ROWS: dict[str, list[Row]] = {
             "a result must be as mteb 2.x writes it, got {'mteb_version': '1.0'}; evaluate the task again"),
     ],
     "onnx_export": [
+        Row("onnxscript missing", call("onnx_export:export_onnx", "TMP", without=["onnxscript"]),
+            'exporting to ONNX needs onnx, onnxscript and onnxruntime; run: pip install "piccolo_st[onnx]"'),
         Row("no checkpoint", call("onnx_export:export_onnx", "TMP"),
             "TMP has no config.json; give the folder of a checkpoint, as save_portable writes it"),
     ],

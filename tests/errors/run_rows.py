@@ -62,6 +62,8 @@ ROWS: dict[str, list[Row]] = {
             "plan.reserve must be at least 0 and below 1, got 1.0"),
         Row("everything masked", pretrain_encoder("--data.masked", "1.5"),
             "data.masked must be above 0 and below 1, got 1.5"),
+        Row("deepspeed missing", finetune("--train.deepspeed", "x.json", without=["deepspeed"]),
+            'train.deepspeed needs deepspeed; run: pip install "piccolo_st[deepspeed]"'),
         Row("blocks of 0 tokens", pretrain_encoder("--data.max_length", "0"),
             "data.max_length must be a whole number of at least 1, got 0"),
     ],
@@ -236,6 +238,10 @@ ROWS: dict[str, list[Row]] = {
         Row("no such encoder", pretrain_encoder("--model.name_or_path", "TMP/nowhere"),
             "model.name_or_path cannot be loaded, got 'TMP/nowhere': …; give the directory of a model, or the id of "
             "one on the Hub that this machine can reach"),
+    ],
+    "report": [
+        Row("matplotlib missing", call("report:plot_curves", lambda w: [], "TMP/x.png", without=["matplotlib.figure"]),
+            'a picture needs matplotlib; run: pip install "piccolo_st[quickstart]"'),
     ],
     "resume": [
         Row("weights alone", decide({"resumable": False}, {}),

@@ -12,7 +12,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from piccolo_st.data.prepare.job import Job
 from piccolo_st.data.prepare.models import load_tokenizer
 from piccolo_st.data.prepare.stages import Stage
 from piccolo_st.data.roles import flatten
-from piccolo_st.report import table
+from piccolo_st.report import empty_figure, picture, table
 
 _LONGEST = 4096  # lengths above are counted as this
 
@@ -149,8 +148,7 @@ def _finish(step: Checking, _: int) -> None:
         for name, own in mixture.report.datasets.items():
             for line in own.rejects_path.read_text(encoding="utf-8").splitlines():
                 file.write(json.dumps({"dataset": name, **json.loads(line)}, ensure_ascii=False) + "\n")
-    if find_spec("matplotlib") is not None:
-        plot_lengths(measured, unit, folder / "lengths.png")
+    picture(plot_lengths, measured, unit, folder / "lengths.png")
 
 
 def length_table(measured: Mapping[str, Mapping[str, Any]]) -> str:
@@ -180,18 +178,18 @@ def length_table(measured: Mapping[str, Mapping[str, Any]]) -> str:
     return table(header, rows)
 
 
-def plot_lengths(measured: Mapping[str, Mapping[str, Any]], unit: str, path: Path) -> None:
-    """A small histogram of lengths for every dataset, its limits dashed (needs matplotlib)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def plot_lengths(measured: Mapping[str, Mapping[str, Any]], unit: str, path: Path) -> Path:
+    """A small histogram of lengths for every dataset, its limits dashed.
 
+    Raises:
+        MissingPackage: matplotlib is not installed.
+    """
     shown = {name: own["columns"] for name, own in measured.items() if own.get("columns")}
     if not shown:
-        return
+        return path
     across = min(4, len(shown))
     down = -(-len(shown) // across)
-    figure = Figure(figsize=(4 * across, 2.6 * down), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty_figure(4 * across, 2.6 * down)
     axes = figure.subplots(down, across, squeeze=False)
     for axis in axes.flat[len(shown) :]:
         axis.set_axis_off()
@@ -211,3 +209,4 @@ def plot_lengths(measured: Mapping[str, Mapping[str, Any]], unit: str, path: Pat
         axis.legend(fontsize=7, frameon=False)
     figure.supxlabel(f"length in {unit}, up to the 99th percentile; limits dashed", fontsize=9)
     figure.savefig(path, dpi=110)
+    return path

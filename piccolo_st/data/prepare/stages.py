@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from piccolo_st.data.specs import MixtureError
+from piccolo_st.errors import MissingPackage
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def run_stages(
     """Run the stages in order; returns whether all is done (a Slurm executor only submits).
 
     Raises:
-        MixtureError: datatrove is needed and not installed.
+        MissingPackage: datatrove is needed and not installed.
     """
     executor = executor or ExecutorSettings()
     if executor.kind != "here":
@@ -116,9 +117,7 @@ def _run_with_datatrove(stages: Sequence[Stage], folder: Path, settings: Executo
     try:
         from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
     except ImportError as error:
-        raise MixtureError(
-            f'executor {settings.kind!r} needs datatrove; run: pip install "piccolo_st[data]", or use `here`'
-        ) from error
+        raise MissingPackage(f"executor {settings.kind!r}, unlike 'here',", "datatrove", "data") from error
     classes = {"local": LocalPipelineExecutor, "slurm": SlurmPipelineExecutor, "ray": RayPipelineExecutor}
     before = None
     for number, stage in enumerate(stages):
