@@ -27,7 +27,7 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
-from piccolo_st.errors import ConfigError, InputError
+from piccolo_st.errors import ConfigError, InputError, reason
 
 Section = TypeVar("Section")
 
@@ -92,13 +92,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"the configuration {path} does not exist; give the path of a YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the configuration {path} cannot be read: {error}; give the path of a YAML file") from None
+        raise ConfigError(
+            f"the configuration {path} cannot be read: {reason(error)}; give the path of a YAML file"
+        ) from None
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path}{place} is not YAML: {getattr(error, 'problem', error)}") from None
+        raise ConfigError(f"{path} is not YAML: {reason(error)}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a mapping of sections, got {type(content).__name__}")
     return content
@@ -124,7 +124,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         try:
             overrides[key] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ConfigError(f"--{key} must be YAML, got {text!r}: {getattr(error, 'problem', error)}") from None
+            raise ConfigError(f"--{key} must be YAML, got {text!r}: {reason(error)}") from None
     return overrides
 
 

@@ -32,7 +32,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from piccolo_st.distributed import get_rank, get_world_size
-from piccolo_st.errors import InputError
+from piccolo_st.errors import InputError, reason
 
 logger = logging.getLogger(__name__)
 
@@ -296,9 +296,8 @@ def lost_rank(step: Callable[[], int]) -> Iterator[None]:
         text = str(error).lower()
         if get_world_size() == 1 or not (isinstance(error, dist.DistError) or any(sign in text for sign in _GONE)):
             raise
-        first = str(error).splitlines()[0]
         raise LostRankError(
             f"another process of the run has ended or does not answer, noticed by rank {get_rank()} (process "
-            f"{os.getpid()}) after step {step()}: {first}. Its own message says why; the checkpoints written so far "
-            "are complete, and the same command goes on from the newest one"
+            f"{os.getpid()}) after step {step()}: {reason(error)}. Its own message says why; the checkpoints written "
+            "so far are complete, and the same command goes on from the newest one"
         ) from error

@@ -85,11 +85,11 @@ def test_bad_command_lines(config: Path, arguments: list[str], message: str) -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("fruit: [1, 2", r"run.yaml, line 2, column 1 is not YAML"),
+        ("fruit: [1, 2", r"run.yaml is not YAML: .*, line 2, column 1$"),
         ("just words", r"run.yaml must hold a mapping of sections, got str"),
         ("fruit: 3", r"section 'fruit' in .*run.yaml must be a mapping, got 3"),
         ("fruit: {wieght: 3}", r"unknown key 'fruit.wieght' in .*run.yaml; did you mean fruit.weight\?"),
-        ("fruit: !!python/object/apply:os.system ['true']", r"run.yaml, line 1, column 8 is not YAML"),
+        ("fruit: !!python/object/apply:os.system ['true']", r"run.yaml is not YAML: .*, line 1, column 8$"),
     ],
 )
 def test_bad_files(tmp_path: Path, text: str, message: str) -> None:

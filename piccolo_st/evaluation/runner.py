@@ -34,7 +34,7 @@ from mteb.cache import ResultCache
 from mteb.results import TaskResult
 
 from piccolo_st.benchmarks import BenchmarkTask, scores_from_results
-from piccolo_st.errors import InputError
+from piccolo_st.errors import InputError, reason
 from piccolo_st.evaluation import examples
 from piccolo_st.evaluation.encoder import BenchmarkEncoder
 from piccolo_st.evaluation.identity import Identity
@@ -268,7 +268,7 @@ def _read(path: Path, task: AbsTask) -> tuple[TaskResult | None, str]:
         aside = path.with_name(f"{path.name}.unreadable-{time.time_ns()}")
         path.rename(aside)
         note = f"{path} could not be read and was set aside as {aside.name}; the task is evaluated again"
-        logger.warning("%s. Reason: %s", note, str(error).splitlines()[0])
+        logger.warning("%s. Reason: %s", note, reason(error))
         return None, note
     if result.dataset_revision != task.metadata.revision:
         note = f"the stored result is of data revision {result.dataset_revision[:8]}, now {task.metadata.revision[:8]}"
@@ -286,7 +286,7 @@ def _load_data(task: AbsTask) -> str | InputError | None:
     except ConnectionError as error:
         return InputError(
             f"the data of {task.metadata.name} ({where}) is not in the local cache and the Hub cannot be reached "
-            f"({str(error).splitlines()[0]}); results so far are kept, so run the same again with a network, with "
+            f"({reason(error)}); results so far are kept, so run the same again with a network, with "
             "HF_ENDPOINT set to a mirror, or where the data has been downloaded before; local tasks need no network"
         )
     except InputError as error:

@@ -24,7 +24,7 @@ import yaml
 from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 
-from piccolo_st.errors import InputError
+from piccolo_st.errors import InputError, reason
 from piccolo_st.evaluation.identity import content_hash
 from piccolo_st.hub.files import find_leaks, release_files
 from piccolo_st.model_card.card import PLACEHOLDER_ID
@@ -92,7 +92,10 @@ def check_release(
     try:
         model = SentenceTransformer(str(model_dir), device="cpu")
     except Exception as error:  # whatever stops it from loading is the finding
-        return [*checks, Check("loads", (f"sentence-transformers cannot load it: {_first_line(error)}",))]
+        return [
+            *checks,
+            Check("loads", (f"sentence-transformers cannot load it: {type(error).__name__}: {reason(error)}",)),
+        ]
     card = Path(model_dir) / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     return [
@@ -158,7 +161,7 @@ def _card_problems(text: str, repo_id: str, model: SentenceTransformer) -> Itera
         card = ModelCard(text)
         data: dict[str, Any] = card.data.to_dict()
     except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        yield f"the metadata of README.md cannot be read: {_first_line(error)}"
+        yield f"the metadata of README.md cannot be read: {reason(error)}"
         return
     for key, example in (
         ("license", "mit"),
@@ -194,7 +197,3 @@ def _result_problems(text: str, model: SentenceTransformer, foreign_results: boo
             f"the card's results belong to the model {evaluated[:8]}, this one is {actual[:8]}; evaluate it and add "
             "its results with --results"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

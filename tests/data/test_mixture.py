@@ -177,8 +177,8 @@ def test_a_wrong_mixture_is_one_clear_sentence(config: dict[str, Any], message: 
     ("content", "message"),
     [
         (None, r"the configuration .*mixture\.yaml does not exist; give the path of a YAML file"),
-        ("datasets: [", r"mixture\.yaml, line 1, column \d+ is not YAML: "),
-        ("a: b: c", r"mixture\.yaml, line 1, column 5 is not YAML"),
+        ("datasets: [", r"mixture\.yaml is not YAML: .*, line 1, column \d+$"),
+        ("a: b: c", r"mixture\.yaml is not YAML: .*, line 1, column 5$"),
         ("- a\n- b\n", r"mixture\.yaml must hold a mapping of sections, got list"),
         ("", r"mixture\.yaml must hold a mapping of sections, got NoneType"),
         (b"\xff\xfe\x00", r"configuration .*mixture\.yaml cannot be read"),

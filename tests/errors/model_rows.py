@@ -337,7 +337,7 @@ ROWS: dict[str, list[Row]] = {
         Row("no card.yaml", run("model_card", "TMP"),
             "TMP/card.yaml does not exist; write it, or name another folder"),
         Row("a broken card.yaml", run("model_card", "TMP", files={"card.yaml": "a: ["}),
-            "TMP/card.yaml is not YAML: …"),
+            "TMP/card.yaml is not YAML: …, line 1, column 5"),
         Row("a list of fields", run("model_card", "TMP", files={"card.yaml": "[]"}),
             "TMP/card.yaml must hold a mapping of card fields, got list"),
         Row("a misspelt field", run("model_card", "TMP", files={"card.yaml": "licence: mit"}),
