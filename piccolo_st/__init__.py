@@ -13,7 +13,7 @@ other. Names are loaded on first use, so importing this package costs nothing.
     batching.py       rows of all columns -> length-sorted chunks -> embeddings back in order
     losses/           contrast (tensors), piccolo (PiccoloLoss), hybrid (one loss per task type)
     pooling.py        InstructionPooling; positions.py, lengths.py: how long an input may be
-    data/             mixture, plan, sampler, reading, collator, mining, curation
+    data/             mixture, plan, sampler, reading, collator, mining, curation, filtering
     portable/         checkpoints that load everywhere, and the check of it; onnx_export.py
     encoder.py        the encoder of a run, built or loaded
     demo/             a page to see a model search

@@ -14,7 +14,8 @@ A mixture, from its file to rows that are checked and in the columns sentence-tr
 Better data, before a run::
 
     mining.py       hard negatives: candidates.py finds them, by a model or by terms (lexical.py), and rescores them
-    curation.py     duplicates, evaluation texts, language, consistency (shingles.py: texts as sets of n-grams)
+    curation.py     duplicates and evaluation texts (shingles.py: texts as sets of n-grams)
+    filtering.py    length, language, repetition, consistency
     prepare/        those as steps that resume, on a laptop or a cluster
 
 Batches::

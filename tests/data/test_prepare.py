@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from piccolo_st.data.curation import DedupSettings, FilterSettings
+from piccolo_st.data.curation import DedupSettings
+from piccolo_st.data.filtering import FilterSettings
 from piccolo_st.data.mixture import MixtureError, load_mixture
 from piccolo_st.data.prepare.check import CheckSettings
 from piccolo_st.data.prepare.mine import MineSettings

@@ -62,6 +62,17 @@ ROWS: dict[str, list[Row]] = {
             "near of dedup must be above 0 and at most 1, got 80.0"),
         Row("shingles of nothing", prepare("dedup", "--dedup.shingle", "0"),
             "shingle of dedup must be at least 1, got 0"),
+    ],
+    "data.duplicates": [
+        Row(
+            "a column that is not there",
+            call("data.duplicates:dataset_identities", dataset(query=["猫"]), lambda w: ["qurey"]),
+            "avoiding duplicates needs columns of text in the dataset, got ['qurey']; its columns are query",
+        ),
+        Row("no text at all", call("data.duplicates:dataset_identities", dataset(number=[1])),
+            "avoiding duplicates needs columns of text in the dataset, got none; its columns are number"),
+    ],
+    "data.filtering": [
         Row("a share above 1", prepare("filter", "--filter.min_han", "30"),
             "min_han of filter must be a share from 0 to 1, got 30.0"),
         Row("a pool of none", prepare("filter", "--filter.pool", "0"),
@@ -72,15 +83,6 @@ ROWS: dict[str, list[Row]] = {
             'simplify needs OpenCC; run: pip install "piccolo_st[data]"'),
         Row("faiss missing", prepare("filter", "--filter.top_k", "2", without=["faiss"]),
             'the consistency filter needs faiss; run: pip install "piccolo_st[data]"'),
-    ],
-    "data.duplicates": [
-        Row(
-            "a column that is not there",
-            call("data.duplicates:dataset_identities", dataset(query=["猫"]), lambda w: ["qurey"]),
-            "avoiding duplicates needs columns of text in the dataset, got ['qurey']; its columns are query",
-        ),
-        Row("no text at all", call("data.duplicates:dataset_identities", dataset(number=[1])),
-            "avoiding duplicates needs columns of text in the dataset, got none; its columns are number"),
     ],
     "data.holdout": [
         Row("scored pairs held out", faq("task=sts", "source=pairs.jsonl", "holdout={queries: 2}"),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from piccolo_st.data.curation import FilterSettings, consistent, heuristic_faults, simplified
+from piccolo_st.data.filtering import FilterSettings, consistent, heuristic_faults, simplified
 from piccolo_st.data.lexical import lexical_encoder
 from piccolo_st.data.prepare.job import Job, Part, finish, read_counts, write_counts, write_part, write_rejects
 from piccolo_st.data.prepare.models import load_sentence_transformer

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from piccolo_st.data import store
-from piccolo_st.data.curation import DedupSettings, FilterSettings
+from piccolo_st.data.curation import DedupSettings
+from piccolo_st.data.filtering import FilterSettings
 from piccolo_st.data.mixture import parse_mixture
 from piccolo_st.data.prepare.check import Checking, CheckSettings
 from piccolo_st.data.prepare.dedup import Deduplication
