@@ -72,6 +72,7 @@ class Variant:
         label: what the table calls it.
         after: the variant it changes; None: the sections of the file.
         stock: trained by sentence-transformers alone; None: as ``after`` is.
+        concatenated: a stock run trains on one dataset of all pairs, shuffled, in place of one dataset after another.
         set: dotted keys of the sections -> values.
         stage1: dotted keys for a stage 1 run whose model this one starts from; None: as ``after`` is; empty: none.
     """
@@ -80,6 +81,7 @@ class Variant:
     label: str = ""
     after: str | None = None
     stock: bool | None = None
+    concatenated: bool = False
     set: Mapping[str, Any] = field(default_factory=dict)
     stage1: Mapping[str, Any] | None = None
 
@@ -136,6 +138,10 @@ class Ablation:
             )
         stage1 = before.stage1 if variant.stage1 is None else dict(variant.stage1) or None
         stock = before.stock if variant.stock is None else variant.stock
+        if variant.concatenated and not stock:
+            raise InputError(
+                f"`concatenated` of variant {name!r} of {self.path} needs a stock run, got `stock: false`; remove it"
+            )
         return Plan(variant, stock, merge(before.sections, variant.set), stage1)
 
     def run(self, only: Sequence[str] = (), say: Callable[[str], None] = print) -> None:
@@ -218,7 +224,7 @@ class Ablation:
 
     def _key(self, plan: Plan, seed: int) -> str:
         tasks = [dict(task) for task in self.settings.tasks]
-        return store.digest([plan.stock, plan.sections, plan.stage1, seed, tasks])
+        return store.digest([plan.stock, plan.variant.concatenated, plan.sections, plan.stage1, seed, tasks])
 
     def _run_one(self, plan: Plan, seed: int) -> dict[str, float]:
         folder = self._folder(plan.variant.name, seed)
@@ -236,7 +242,7 @@ class Ablation:
         sections = merge(sections, {**fixed, "train.output_dir": str(folder / "run")})
         config = _parsed(sections, FINETUNE, folder / "run.yaml")
         if plan.stock:
-            mixture, model = train_stock(config)
+            mixture, model = train_stock(config, concatenated=plan.variant.concatenated)
         else:
             run = TrainingRun(config)
             run.train()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from transformers import set_seed
@@ -14,7 +14,7 @@ from piccolo_st.data.mixture import Mixture, load_mixture
 from piccolo_st.encoder import load_encoder
 
 
-def train_stock(config: RunConfig) -> tuple[Mixture, SentenceTransformer]:
+def train_stock(config: RunConfig, concatenated: bool = False) -> tuple[Mixture, SentenceTransformer]:
     """Train as sentence-transformers' documentation does: its trainer, loss, collator and default samplers.
 
     The rows are the same. Lists of negatives become as many columns as every row of the dataset can fill, which is the
@@ -22,6 +22,8 @@ def train_stock(config: RunConfig) -> tuple[Mixture, SentenceTransformer]:
 
     Args:
         config: parsed with ``FINETUNE``; the section ``loss`` and the instructions are not used.
+        concatenated: put all pairs into one dataset, whose batches are then drawn from everything at once. Negatives
+            are left out: not all datasets have them, and the stock collator reads one set of columns.
     """
     arguments, model_arguments = config["train"], config["model"]
     mixture = load_mixture(config["data"].mixture)
@@ -35,11 +37,18 @@ def train_stock(config: RunConfig) -> tuple[Mixture, SentenceTransformer]:
         document_length=model_arguments.document_length,
     )
     model.max_seq_length = model_arguments.document_length  # what the stock collator cuts at
-    datasets = {name: _flat(dataset, config["data"].num_negatives) for name, dataset in mixture.train.items()}
+    rows: Dataset | DatasetDict
+    if concatenated:
+        rows = concatenate_datasets(
+            [dataset.select_columns(["query", "positive"]) for dataset in mixture.train.values()]
+        )
+    else:
+        limit = config["data"].num_negatives
+        rows = DatasetDict({name: _flat(dataset, limit) for name, dataset in mixture.train.items()})
     trainer = SentenceTransformerTrainer(
         model=model,
         args=copy.copy(arguments),
-        train_dataset=DatasetDict(datasets),
+        train_dataset=rows,
         loss=MultipleNegativesRankingLoss(model),
     )
     trainer.train()

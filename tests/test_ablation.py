@@ -173,17 +173,23 @@ def test_the_stock_run_is_sentence_transformers_own(
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump({name: content[name] for name in ("model", "data", "loss", "train")}))
     train_stock(parse_run([str(path)], FINETUNE, path))
-    [trainer] = seen
+    trainer = seen[0]
     assert type(trainer) is SentenceTransformerTrainer
     assert trainer.loss.scale == 20.0
     assert type(trainer.get_train_dataloader().batch_sampler).__name__ == "ProportionalBatchSampler"
     assert trainer.train_dataset["rows"].column_names == ["query", "positive", "negative_1"]
+
+    train_stock(parse_run([str(path)], FINETUNE, path), concatenated=True)
+    mixed = seen[1].train_dataset
+    assert mixed.column_names == ["query", "positive"] and len(mixed) == sum(map(len, trainer.train_dataset.values()))
+    assert type(seen[1].get_train_dataloader().batch_sampler).__name__ == "DefaultBatchSampler"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"stock": {"stok": True}}, r"unknown key 'stok' in variant 'stock' of .*; did you mean stock\?"),
+        ({"a": {"concatenated": True}}, r"`concatenated` of variant 'a' of .* needs a stock run, got `stock: false`"),
         ({"stock": {"after": "none"}}, r"`after` of variant 'stock' of .* must be a variant, got 'none'; known are"),
         ({"a": {"after": "b"}, "b": {"after": "a"}}, r"variant 'a' of .* comes after itself; change `after`"),
         ({}, r"has no variants; give `variants` at least one"),
