@@ -54,6 +54,25 @@ def test_each_part_alone(
     assert SentenceTransformer("portable").prompts["query"] == "查询："
 
 
+def commands() -> list[str]:
+    """Every command of the README, a line each: those of its bash blocks and those between backticks."""
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.S)).replace("\\\n", " ")
+    lines = [line.split("#")[0].strip() for line in blocks.splitlines()]
+    return [line for line in [*lines, *re.findall(r"`((?:python|pytest|accelerate) [^`]+)`", README)] if line]
+
+
+def test_every_command_names_what_there_is() -> None:
+    found = commands()
+    assert len(found) > 20
+    for command in found:
+        for path in re.findall(r"(?:recipes|tests)/[\w./-]+", command):
+            assert (ROOT / path).exists(), command
+        recipe = re.search(r"recipes/(\w+)\.py", command)
+        code = (ROOT / "recipes" / f"{recipe[1]}.py").read_text(encoding="utf-8") if recipe else ""
+        for option in re.findall(r"--([\w-]+)(?![\w.-])", command.partition(".py")[2] if recipe else ""):
+            assert f'"--{option}"' in code or option == "plan", command
+
+
 def test_every_dependency_is_explained() -> None:
     settings = configparser.ConfigParser(interpolation=None)
     settings.read(ROOT / "setup.cfg", encoding="utf-8")
