@@ -7,8 +7,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +68,53 @@ class EncoderSettings:
         return build(cls, values, "model.build")
 
 
+def _wordpiece(tokenizer: Any) -> Any:
+    """The tokenizer with BERT's normalization and words; each Chinese character is a word."""
+    from tokenizers import normalizers, pre_tokenizers
+
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
+
+
+def _learn_vocabulary(
+    settings: EncoderSettings, texts: Sequence[str], specials: Sequence[str], always: Sequence[str]
+) -> dict[str, int]:
+    """Token -> id, the same whenever it is learnt from the same texts.
+
+    The trainer of ``tokenizers`` goes through a hash table where characters are equally frequent and where it numbers
+    the characters inside words, so that two processes learn different vocabularies. Here it is told both: which
+    characters there are, and, after a first pass that finds them, those inside words in the place of special tokens.
+    """
+    from tokenizers import Tokenizer, models, trainers
+
+    blank = _wordpiece(Tokenizer(models.WordPiece(unk_token="[UNK]")))
+    counts: Counter[str] = Counter()
+    for character, count in Counter(chain.from_iterable(texts)).items():
+        for piece in blank.normalizer.normalize_str(character).split():
+            counts.update(dict.fromkeys(piece, count))
+    counts.update(dict.fromkeys(always, counts.total()))
+    alphabet = sorted(counts, key=lambda character: (-counts[character], character))
+
+    def learn(first: Sequence[str]) -> dict[str, int]:
+        known = alphabet[: max(settings.vocab_size - len(first), len(always))]
+        tokenizer = _wordpiece(Tokenizer(models.WordPiece(unk_token="[UNK]")))
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=settings.vocab_size,
+            min_frequency=settings.min_frequency,
+            limit_alphabet=len(known),
+            initial_alphabet=known,
+            special_tokens=list(first),
+            continuing_subword_prefix="##",
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        return tokenizer.get_vocab()
+
+    inside = sorted(token for token in learn(specials) if len(token) == 3 and token.startswith("##"))
+    return learn([*specials, *inside])
+
+
 def build_encoder(settings: EncoderSettings, texts: Iterable[str], path: Path, always: Sequence[str] = ()) -> Path:
     """Learn a vocabulary from ``texts`` and write tokenizer and random BERT weights to ``path``.
 
@@ -79,25 +128,12 @@ def build_encoder(settings: EncoderSettings, texts: Iterable[str], path: Path, a
         ``path``, which ``load_encoder`` and transformers' AutoModel read.
     """
     import torch
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, models, processors
     from transformers import BertConfig, BertModel, BertTokenizer
 
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    wordpiece = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    wordpiece.normalizer = normalizers.BertNormalizer(lowercase=True)
-    wordpiece.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    wordpiece.train_from_iterator(
-        texts,
-        trainers.WordPieceTrainer(
-            vocab_size=settings.vocab_size,
-            min_frequency=settings.min_frequency,
-            limit_alphabet=settings.vocab_size,
-            initial_alphabet=sorted(set("".join(always)) - {" "}),
-            special_tokens=specials,
-            continuing_subword_prefix="##",
-            show_progress=False,
-        ),
-    )
+    vocabulary = _learn_vocabulary(settings, list(texts), specials, sorted(set("".join(always)) - {" "}))
+    wordpiece = _wordpiece(Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]")))
     ends = [(token, specials.index(token)) for token in ("[CLS]", "[SEP]")]
     wordpiece.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends

@@ -39,7 +39,7 @@ from piccolo_st.data.mixture import DatasetSpec, Mixture, load_mixture
 from piccolo_st.data.sampler import HomogeneousBatchSampler, check_dataloader
 from piccolo_st.encoder import EncoderSettings, build_encoder, load_encoder
 from piccolo_st.errors import InputError
-from piccolo_st.evaluation import RetrievalEvaluator
+from piccolo_st.evaluation import RetrievalEvaluator, content_hash
 from piccolo_st.instructions import dataset_prompts, dataset_tasks, resolve_instructions
 from piccolo_st.losses import build_losses, scale_dimension
 from piccolo_st.trainer import PiccoloTrainer
@@ -116,6 +116,7 @@ class TrainingRun:
                 "seconds": round(seconds, 1),
                 "world_size": self.trainer.args.world_size,
                 "mixture": self.mixture.fingerprint,
+                "content_hash": content_hash(SentenceTransformer(str(self.output / "model"), device="cpu")),
                 "evaluations": report.evaluations(self.trainer.state.log_history),
                 "log": self.trainer.state.log_history,
             }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,25 @@ def test_size_and_weights_follow_settings_and_seed(built: Path, tmp_path: Path) 
     assert torch.equal(state, torch.get_rng_state()), "building must not move the caller's random state"
     layers = zip(model.encoder.parameters(), again.encoder.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in layers)
+
+
+_LEARN = """
+import sys
+from pathlib import Path
+from piccolo_st.encoder import EncoderSettings, build_encoder
+settings = EncoderSettings(vocab_size=80, hidden_size=16, layers=1, heads=2, intermediate_size=32)
+characters = [chr(0x4E00 + number) for number in range(90)]  # each as frequent as any, and too many of them
+words = ["abcab", "dcefe", "gfhig"] * 2
+print(build_encoder(settings, [*characters, *characters, " ".join(words)], Path(sys.argv[1]), ["查询："]))
+"""
+
+
+def test_two_processes_learn_the_same_vocabulary(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        subprocess.run([sys.executable, "-c", _LEARN, str(tmp_path / name)], check=True, timeout=120)
+    one, other = (AutoTokenizer.from_pretrained(tmp_path / name).get_vocab() for name in ("one", "other"))
+    assert one == other and 70 < len(one) <= 80 and "##b" in one
+    assert sorted(one.values()) == list(range(len(one)))
 
 
 def test_a_bare_encoder_gets_prompts_pooling_and_lengths(built: Path) -> None:

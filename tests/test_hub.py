@@ -213,6 +213,24 @@ def test_prepare_card_fills_in_what_a_release_asks_for(model_dir: Path, tmp_path
         prepare_card(model_dir, REPO, results=other)
 
 
+def test_what_a_run_measured_belongs_to_the_model_it_left(model_dir: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    card = model_dir / "README.md"
+    measured = (
+        "model-index:\n- name: m\n  results:\n  - task: {type: retrieval}\n    dataset: {name: words, type: words}\n"
+        "    metrics: [{type: ndcg@10, value: 0.45}]\n"
+    )
+    card.write_text(card.read_text(encoding="utf-8").replace("license:", measured + "license:", 1), encoding="utf-8")
+    (tmp_path / "config.yaml").write_text("train: {}")
+    revision = content_hash(SentenceTransformer(str(model_dir), device="cpu"))
+    for known, problem in (("0" * 40, "name no model they were measured on"), (revision, "")):
+        (tmp_path / "run.json").write_text(json.dumps({"content_hash": known}))
+        prepare_card(model_dir, REPO, run_dir=tmp_path)
+        assert problem in problems(model_dir, "results") and bool(problem) is bool(problems(model_dir, "results"))
+    assert "0.45" in card.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_either_precision_can_be_released(released_model: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     from sentence_transformers import SentenceTransformer

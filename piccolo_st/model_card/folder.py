@@ -36,6 +36,7 @@ from piccolo_st.model_card.card import (
 from piccolo_st.model_card.results import TaskResult, eval_result_files, eval_results, read_results, scores
 from piccolo_st.model_card.sections import (
     TableRow,
+    evaluated_mark,
     evaluation_section,
     replace_block,
     training_section,
@@ -177,7 +178,10 @@ def prepare_card(
         if (Path(run_dir) / "curves.png").exists():
             shutil.copyfile(Path(run_dir) / "curves.png", folder / "curves.png")
             pictures.append("curves.png")
-        card.text = replace_block(card.text, "training", training_section([stage_facts(config, facts)], pictures))
+        section = training_section([stage_facts(config, facts)], pictures)
+        if facts.get("content_hash") == evaluated:  # what the run measured at its end, it measured on this model
+            section += f"\n\n{evaluated_mark(evaluated)}"
+        card.text = replace_block(card.text, "training", section)
     card.text = card.text.replace(PLACEHOLDER_ID, model_id)
     (folder / "README.md").write_text(str(card), encoding="utf-8")
     if results is None:

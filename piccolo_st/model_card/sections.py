@@ -109,8 +109,13 @@ def evaluation_section(
     if averages.missing and scores:
         lines += ["", f"没有结果的任务 · Not evaluated: {', '.join(averages.missing)}."]
     if content_hash:
-        lines += ["", f"<!-- evaluated model: {content_hash} -->"]
+        lines += ["", evaluated_mark(content_hash)]
     return "\n".join(lines)
+
+
+def evaluated_mark(content_hash: str) -> str:
+    """What :func:`evaluated_model` finds in a card, and its readers do not see."""
+    return f"<!-- evaluated model: {content_hash} -->"
 
 
 def evaluated_model(card: str) -> str | None:
