@@ -21,6 +21,7 @@ from datasets import Dataset, DatasetDict
 from piccolo_st.data import jionlp, sources
 from piccolo_st.data.mixture import MixtureError, load_mixture
 from piccolo_st.data.specs import DatasetSpec
+from piccolo_st.errors import MissingPackage
 
 ROWS = [{"query": f"问题{i}", "positive": f"回答{i}，好"} for i in range(7)]
 
@@ -409,7 +410,7 @@ def test_the_dictionaries_are_read_cleaned_and_counted_without_importing_their_p
 def test_missing_dictionaries_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jionlp, "find_spec", lambda _: None)
     config = {"datasets": {"words": {"source": "jionlp:words", "task": "retrieval"}}}
-    with pytest.raises(MixtureError, match=r'run: pip install "piccolo_st\[quickstart\]"'):
+    with pytest.raises(MissingPackage, match=r'run: pip install "piccolo_st\[quickstart\]"'):
         load_mixture(config, cache_dir=tmp_path)
     with pytest.raises(MixtureError, match=r"must be one of jionlp:words, .*, got 'jionlp:word'"):
         load_mixture({"datasets": {"words": {"source": "jionlp:word", "task": "retrieval"}}}, cache_dir=tmp_path)
