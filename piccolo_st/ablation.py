@@ -14,7 +14,6 @@ more: ``ablation`` (seeds, tasks, where results go) and ``variants``, in the ord
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
@@ -262,7 +261,7 @@ class Ablation:
         }
         _write_json(folder / "result.json", result)
         del model
-        _return_memory()
+        gc.collect()
         return scores
 
     def _encoder(self, sections: Mapping[str, Any]) -> str:
@@ -334,19 +333,6 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     aside = path.with_name(f"{path.name}.{os.getpid()}")
     aside.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     os.replace(aside, path)
-
-
-def _return_memory() -> None:
-    """Give the system back what a finished run took.
-
-    Nothing of a run is alive after it, but glibc keeps the pages between the few small things that are, and the next
-    run hardly fits into them: over 8 runs of 15 steps on zh-mini they grew from 1.0 to 1.3 GB; given back, 6 stayed at
-    0.75 GB.
-    """
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc alone
-    if trim is not None:
-        trim(0)
 
 
 def _mean_and_spread(values: Sequence[float]) -> str:
