@@ -22,6 +22,7 @@ from piccolo_st.pooling import set_instruction_pooling
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,11 @@ class EncoderSettings:
         return build(cls, values, "model.build")
 
 
-def _wordpiece(tokenizer: Any) -> Any:
-    """The tokenizer with BERT's normalization and words; each Chinese character is a word."""
-    from tokenizers import normalizers, pre_tokenizers
+def _wordpiece(vocabulary: dict[str, int] | None = None) -> Tokenizer:
+    """A tokenizer with BERT's normalization and words, each Chinese character one; without a vocabulary, to train."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return tokenizer
@@ -86,19 +88,18 @@ def _learn_vocabulary(
     the characters inside words, so that two processes learn different vocabularies. Here it is told both: which
     characters there are, and, after a first pass that finds them, those inside words in the place of special tokens.
     """
-    from tokenizers import Tokenizer, models, trainers
+    from tokenizers import trainers
 
-    blank = _wordpiece(Tokenizer(models.WordPiece(unk_token="[UNK]")))
+    normalize = _wordpiece().normalizer.normalize_str
     counts: Counter[str] = Counter()
     for character, count in Counter(chain.from_iterable(texts)).items():
-        for piece in blank.normalizer.normalize_str(character).split():
-            counts.update(dict.fromkeys(piece, count))
+        counts.update(dict.fromkeys("".join(normalize(character).split()), count))
     counts.update(dict.fromkeys(always, counts.total()))
     alphabet = sorted(counts, key=lambda character: (-counts[character], character))
 
     def learn(first: Sequence[str]) -> dict[str, int]:
         known = alphabet[: max(settings.vocab_size - len(first), len(always))]
-        tokenizer = _wordpiece(Tokenizer(models.WordPiece(unk_token="[UNK]")))
+        tokenizer = _wordpiece()
         trainer = trainers.WordPieceTrainer(
             vocab_size=settings.vocab_size,
             min_frequency=settings.min_frequency,
@@ -128,12 +129,12 @@ def build_encoder(settings: EncoderSettings, texts: Iterable[str], path: Path, a
         ``path``, which ``load_encoder`` and transformers' AutoModel read.
     """
     import torch
-    from tokenizers import Tokenizer, models, processors
+    from tokenizers import processors
     from transformers import BertConfig, BertModel, BertTokenizer
 
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = _learn_vocabulary(settings, list(texts), specials, sorted(set("".join(always)) - {" "}))
-    wordpiece = _wordpiece(Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]")))
+    wordpiece = _wordpiece(vocabulary)
     ends = [(token, specials.index(token)) for token in ("[CLS]", "[SEP]")]
     wordpiece.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends

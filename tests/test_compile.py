@@ -29,7 +29,6 @@ def test_a_compiled_run_trains_the_same(caching: dict[str, Any], encoder_dir_no_
             tmp_path / str(compiled),
             Case(loss=caching),
             torch_compile=compiled,
-            torch_compile_backend="inductor" if compiled else None,
             max_steps=8,
             logging_steps=1,
             save_strategy="no",

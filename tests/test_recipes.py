@@ -16,6 +16,7 @@ import yaml
 from sentence_transformers import SentenceTransformer
 
 from piccolo_st.configuration import run_recipe
+from piccolo_st.evaluation import content_hash
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
@@ -145,6 +146,7 @@ def test_a_run_from_yaml_to_a_model_that_stock_code_searches_with(
     run = tmp_path / "run"
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     assert [point["step"] for point in record["evaluations"]] == [0, 3, 6]
+    assert record["content_hash"] == content_hash(SentenceTransformer(str(run / "model"), device="cpu"))
     resolved = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     assert resolved["train"]["max_steps"] == 6
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
