@@ -36,7 +36,7 @@ from piccolo_st.data.mixture import Mixture, load_mixture
 from piccolo_st.data.specs import build
 from piccolo_st.encoder import EncoderSettings, build_encoder
 from piccolo_st.errors import InputError
-from piccolo_st.evaluation import RetrievalEvaluator
+from piccolo_st.evaluation import held_out_evaluators
 from piccolo_st.instructions import resolve_instructions
 from piccolo_st.pretraining import distinct_texts
 from piccolo_st.run import TrainingRun
@@ -293,11 +293,8 @@ class Ablation:
         model.max_seq_length = config["model"].document_length  # what plain encode, of scores and classes, cuts at
         batch = config["evaluation"].batch_size
         scores = {}
-        for name, held in mixture.holdouts.items():
-            search = RetrievalEvaluator(
-                held.queries, held.corpus, held.relevant, name, batch_size=batch, write_csv=False
-            )
-            scores[name] = 100.0 * float(search(model)[f"{name}_ndcg@10"])
+        for search in held_out_evaluators(mixture, batch_size=batch, write_csv=False):
+            scores[search.name] = 100.0 * float(search(model)[f"{search.name}_ndcg@10"])
         if self.settings.tasks:
             from piccolo_st.evaluation import evaluate
 

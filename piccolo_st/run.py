@@ -39,7 +39,7 @@ from piccolo_st.data.mixture import DatasetSpec, Mixture, load_mixture
 from piccolo_st.data.sampler import HomogeneousBatchSampler, check_dataloader
 from piccolo_st.encoder import EncoderSettings, build_encoder, load_encoder
 from piccolo_st.errors import InputError
-from piccolo_st.evaluation import RetrievalEvaluator, content_hash
+from piccolo_st.evaluation import RetrievalEvaluator, content_hash, held_out_evaluators
 from piccolo_st.instructions import dataset_prompts, dataset_tasks, resolve_instructions
 from piccolo_st.losses import build_losses, scale_dimension
 from piccolo_st.trainer import PiccoloTrainer
@@ -267,7 +267,7 @@ class TrainingRun:
             "precision_recall_at_k": [10],
             "map_at_k": [100],
         }
-        return [RetrievalEvaluator(h.queries, h.corpus, h.relevant, name, **options) for name, h in self.holdouts]
+        return held_out_evaluators(self.mixture, **options)
 
 
 def _weights(specs: list[DatasetSpec], mixing: str) -> list[float] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
+from piccolo_st.data.mixture import load_mixture
 from piccolo_st.errors import InputError
-from piccolo_st.evaluation import RetrievalEvaluator
+from piccolo_st.evaluation import RetrievalEvaluator, held_out_evaluators
 
 CORPUS = {"1": "天气今明晴雨", "2": "山川河海", "3": "猫狗鱼鸟"}
 QUERIES = {"a": "天气", "b": "河海", "c": "猫狗"}
@@ -51,6 +53,31 @@ def test_queries_and_documents_get_their_own_prompt_and_length(make_model: Calla
     RetrievalEvaluator({"a": "天气今明晴雨"}, {"1": "山川河海天气今明晴雨"}, {"a": ["1"]})(model)
 
     assert seen == ["查询：天气今", "结果：山川河海天气今"]
+
+
+def test_a_dataset_with_its_own_instruction_is_searched_with_it(
+    make_model: Callable[..., SentenceTransformer], tmp_path: Path
+) -> None:
+    rows = [{"query": f"天气今明{a}{b}", "positive": f"山川河海{a}{b}"} for a in "晴雨猫狗" for b in "鱼鸟山河"]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
+    shared = {"source": "rows.jsonl", "task": "retrieval", "holdout": {"queries": 2, "max_corpus": 3, "min_corpus": 2}}
+    own = {"usual": None, "bare": "none", "notes": "piccolo-training-notes"}
+    datasets = {name: {**shared, "instruction": instruction} for name, instruction in own.items()}
+    model = make_model()
+    model.prompts = {"query": "查询：", "document": "结果："}
+    seen: list[str] = []
+    model[0].register_forward_pre_hook(
+        lambda module, inputs: seen.extend(model.tokenizer.batch_decode(inputs[0]["input_ids"]))
+    )
+
+    evaluators = held_out_evaluators(load_mixture({"root": str(tmp_path), "datasets": datasets}, cache_dir=tmp_path))
+    prefixes = {}
+    for evaluator in evaluators:
+        seen.clear()
+        evaluator(model)
+        prefixes[evaluator.name] = sorted({text.replace(" ", "")[5:8] for text in seen})
+
+    assert prefixes == {"usual": ["查询：", "结果："], "bare": ["天气今", "山川河"], "notes": ["查询:", "结果:"]}
 
 
 def test_metrics_are_those_of_training_and_of_the_card(

@@ -32,6 +32,7 @@ _EXPORTS = {
     "compare_models": "compare",
     "content_hash": "identity",
     "evaluate": "runner",
+    "held_out_evaluators": "retrieval",
     "identify": "identity",
     "load_local_tasks": "local_tasks",
     "plot_evaluations": "plot",

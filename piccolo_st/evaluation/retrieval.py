@@ -8,11 +8,15 @@ for a low score, and metric names without the similarity in them: ``faq_ndcg@10`
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
 from piccolo_st.errors import InputError
+from piccolo_st.instructions import resolve_instructions
+
+if TYPE_CHECKING:
+    from piccolo_st.data.mixture import Mixture
 
 
 class RetrievalEvaluator(InformationRetrievalEvaluator):
@@ -66,3 +70,31 @@ class RetrievalEvaluator(InformationRetrievalEvaluator):
             metrics = {key.removeprefix(similarity): value for key, value in metrics.items()}
             self.primary_metric = self.primary_metric and self.primary_metric.removeprefix(similarity)
         return super().prefix_name_to_metrics(metrics, name)
+
+
+def held_out_evaluators(mixture: Mixture, **options: Any) -> list[RetrievalEvaluator]:
+    """One evaluator for each held-out retrieval set of a mixture, named as the set.
+
+    A dataset that is trained with instructions of its own, or with none, is searched with the same; the others with
+    the model's prompts.
+
+    Args:
+        mixture: its ``holdouts`` and ``specs`` are read.
+        **options: as :class:`RetrievalEvaluator`.
+    """
+    evaluators = []
+    for name, held in mixture.holdouts.items():
+        own = mixture.specs[name].instruction
+        prompts = resolve_instructions(own).prompts if own else {"query": None, "document": None}
+        evaluators.append(
+            RetrievalEvaluator(
+                held.queries,
+                held.corpus,
+                held.relevant,
+                name,
+                query_prompt=prompts["query"],
+                corpus_prompt=prompts["document"],
+                **options,
+            )
+        )
+    return evaluators

@@ -210,6 +210,40 @@ def test_steps(name: str, batch: int, steps: int, dropout: float, encoders: dict
     print(table(header, rows))
 
 
+@pytest.mark.parametrize(("name", "batch", "steps"), [("simclue", 32, 10), ("cmrc", 8, 6)])
+def test_steps_of_two_processes(
+    name: str, batch: int, steps: int, encoders: dict[Any, Path], tmp_path: Path
+) -> None:
+    """A process of one thread to each of two cores under DDP, in place of one process of two threads."""
+    data, lengths, encoder = read(name), SETS[name][0], encoders[name, DROPOUT[0]]
+    contenders = [Contender("sentence-transformers", ours=False), Contender("piccolo_st", ours=True)]
+    fastest = 0.0
+    for turn in range(3):
+        for contender in contenders:
+            arguments = (contender, data, encoder, lengths, batch, steps, tmp_path / f"{contender.ours}-{turn}")
+            ranks = run_ranks(_turn, 2, *arguments, timeout=600)
+            contender.seconds += ranks[0][0]
+            fastest = max(fastest, sum(peak for _, peak in ranks))
+    work, tokens, _ = operations(encoder, lengths, data, 2 * batch)
+    rows = []
+    for contender in contenders:
+        second, first = (statistics.median(one.seconds) for one in (contender, contenders[0]))
+        share = 100 * work / second / fastest
+        rows.append([contender.name, 2 * batch / second, tokens / second, share, first / second])
+    print(f"\n{name}, 2 processes, batch {batch} each, dropout {DROPOUT[0]}, peak of both {fastest / 1e9:.0f} GFLOP/s")
+    print(table(["trainer", "samples/s", "tokens/s", "% of peak", "ratio"], rows))
+
+
+def _turn(
+    rank: int, world: int, contender: Contender, data: Dataset, encoder: Path, lengths: tuple[int, int], *rest: Any
+) -> tuple[list[float], float]:
+    """A rank's seconds of its steps, and its share of the peak while the other rank measures its own."""
+    fastest = peak()
+    contender.seconds.clear()
+    contender.train(data, encoder, lengths, *rest, log=1000)
+    return contender.seconds, fastest
+
+
 @pytest.mark.parametrize("name", list(SETS))
 def test_loss_curves_are_equal_without_dropout(name: str, encoders: dict[Any, Path], tmp_path: Path) -> None:
     data, (lengths, _) = read(name), SETS[name]
