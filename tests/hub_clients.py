@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import __version__, constants
+from packaging.version import Version
 
 from piccolo_st.instructions import set_prompts
 from piccolo_st.model_card import PiccoloModelCardData
@@ -19,6 +20,7 @@ from tests.hub_server import HubServer, User
 
 TOKEN = "hf_TheSecretTokenOfAliceWhichNobodyMaySee"
 REPO = "sensenova/piccolo-tiny-zh"
+HUB_VERSION = Version(__version__)  # of the client
 
 
 @pytest.fixture

@@ -90,7 +90,9 @@ class HubServer:
         self.lock = threading.RLock()
         handler = type("Handler", (_Handler,), {"hub": self})
         self._servers = [ThreadingHTTPServer(("127.0.0.1", p), handler) for p in (port, 0)]
-        self.url, self.storage_url = (f"http://127.0.0.1:{server.server_address[1]}" for server in self._servers)
+        own, storage = (server.server_address[1] for server in self._servers)
+        # Under another name, as the Hub's is: huggingface_hub before 2.1 tells hosts apart by it and not by the port.
+        self.url, self.storage_url = f"http://127.0.0.1:{own}", f"http://localhost:{storage}"
 
     def __enter__(self) -> HubServer:
         for server in self._servers:

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.version import Version
 
 from piccolo_st import report
 from piccolo_st.hub import ReleaseError, release
-from tests.hub_clients import REPO, TOKEN
+from tests.hub_clients import HUB_VERSION, REPO, TOKEN
 from tests.hub_server import Call, HubServer
 
 pytest_plugins = ["tests.hub_clients"]
@@ -175,7 +176,8 @@ def test_every_request_of_a_release_may_fail(
 
 def test_a_passing_fault_is_retried_in_the_same_command(hub: HubServer, small_model: Path, quick: list[float]) -> None:
     """What huggingface_hub retries itself does not even stop the first command."""
-    for route in ("tree", "preupload", "lfs_batch", "lfs_upload", "lfs_verify"):
+    listing = ("tree",) if HUB_VERSION >= Version("2.1") else ()  # it was not retried before
+    for route in (*listing, "preupload", "lfs_batch", "lfs_upload", "lfs_verify"):
         hub.repos.clear()
         hub.faults = []
         hub.fail(route, status=503, times=2)

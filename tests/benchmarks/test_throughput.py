@@ -211,9 +211,7 @@ def test_steps(name: str, batch: int, steps: int, dropout: float, encoders: dict
 
 
 @pytest.mark.parametrize(("name", "batch", "steps"), [("simclue", 32, 10), ("cmrc", 8, 6)])
-def test_steps_of_two_processes(
-    name: str, batch: int, steps: int, encoders: dict[Any, Path], tmp_path: Path
-) -> None:
+def test_steps_of_two_processes(name: str, batch: int, steps: int, encoders: dict[Any, Path], tmp_path: Path) -> None:
     """A process of one thread to each of two cores under DDP, in place of one process of two threads."""
     data, lengths, encoder = read(name), SETS[name][0], encoders[name, DROPOUT[0]]
     contenders = [Contender("sentence-transformers", ours=False), Contender("piccolo_st", ours=True)]
