@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
@@ -123,6 +123,9 @@ class EvaluationArguments:
         _at_least_one("evaluation.batch_size", self.batch_size)
 
 
+_OLD_NAME = "activation_checkpointing" not in {item.name for item in fields(SentenceTransformerTrainingArguments)}
+
+
 @dataclass
 class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
     """SentenceTransformerTrainingArguments with the defaults of Piccolo fine-tuning; only what changes is listed.
@@ -169,6 +172,13 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
     packing: bool = field(
         default=True, metadata={"help": "On a CPU, run rows without padding, where that changes nothing else."}
     )
+    # The parent's own since transformers 5.23; before it, which is what Python 3.10 has, gradient_checkpointing.
+    activation_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Compute activations again in the backward pass, to save memory."}
+    )
+    activation_checkpointing_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "For activation_checkpointing; empty: the non-reentrant kind."}
+    )
     report_to: str | None = field(default="none", metadata={"help": "Trackers: none, tensorboard, trackio, wandb."})
     cpu_threads: int | None = field(
         default=None, metadata={"help": "torch threads of a process on CPU; empty: the cores shared among processes."}
@@ -178,9 +188,17 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
         _check_deepspeed(self)
         super().__post_init__()  # type: ignore[no-untyped-call]
         _at_least_one("train.max_non_finite_steps", self.max_non_finite_steps)
+        if _OLD_NAME:
+            self.activation_checkpointing = bool(self.activation_checkpointing or self.gradient_checkpointing)
+            self.activation_checkpointing_kwargs = (
+                self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs
+            )
         if self.activation_checkpointing and self.activation_checkpointing_kwargs is None:
             # The reentrant kind runs a backward inside the backward, which DDP and ZeRO stage 2 do not survive.
             self.activation_checkpointing_kwargs = {"use_reentrant": False}
+        if _OLD_NAME:
+            self.gradient_checkpointing = self.activation_checkpointing
+            self.gradient_checkpointing_kwargs = self.activation_checkpointing_kwargs
         if self.device.type == "cpu":
             self._share_cores()
             self.dataloader_pin_memory = False  # there is no device to pin for, and torch would warn at every epoch

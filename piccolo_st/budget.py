@@ -202,7 +202,7 @@ def budget(config: RunConfig, shape: EncoderShape) -> Budget:
         covered = min(covered, loss.mini_batch_size * longest)
     # Under autocast most saved numbers are half as well, LayerNorm's inputs are not.
     kept_width = 2 if train.fp16 or train.bf16 else _FLOAT
-    checkpointing = bool(train.activation_checkpointing or train.gradient_checkpointing)
+    checkpointing = bool(train.activation_checkpointing)
     dimension = shape.dimension or shape.hidden_size
     own = rows * texts * dimension * _FLOAT
 

@@ -172,7 +172,7 @@ def plot_spread(groups: Mapping[str, Sequence[float]], path: Path, title: str = 
         axes.plot(groups[name], [place] * len(groups[name]), "o", color="#1f4e79", markersize=4)
     values = [value for group in groups.values() for value in group]
     axes.set_xlim(max(0.0, min(values) - 5), max(values) + 2)
-    axes.set_title(title, fontsize=10)
+    figure.suptitle(title, fontsize=10)  # over the labels too, which may leave the axes little room
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120)
     return path
