@@ -78,6 +78,9 @@ class Fault:
         return str(self.status) if self.how == "status" else self.how
 
 
+LOOPBACK = "127.0.0.1,localhost"  # never asked for through a proxy
+
+
 class HubServer:
     """The server; a context manager. ``users`` maps tokens to users; without any, repositories are read-only."""
 
@@ -124,7 +127,7 @@ class HubServer:
         removed = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "HF_HUB_CACHE")
         env = {key: value for key, value in os.environ.items() if key not in removed}
         env |= {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-        env |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+        env |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": LOOPBACK, "no_proxy": LOOPBACK}
         return env | ({"HF_TOKEN": token} if token else {})
 
 
