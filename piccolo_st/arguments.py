@@ -188,8 +188,8 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
         _check_deepspeed(self)
         super().__post_init__()  # type: ignore[no-untyped-call]
         _at_least_one("train.max_non_finite_steps", self.max_non_finite_steps)
-        if _OLD_NAME:
-            self.activation_checkpointing = bool(self.activation_checkpointing or self.gradient_checkpointing)
+        if _OLD_NAME:  # either name sets both, as the parent has it since
+            self.activation_checkpointing = self.activation_checkpointing or self.gradient_checkpointing
             self.activation_checkpointing_kwargs = (
                 self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs
             )

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from sentence_transformers import SentenceTransformerTrainingArguments
 from transformers import TrainerCallback
 
+from piccolo_st.arguments import PiccoloTrainingArguments
 from piccolo_st.checkpoint import CheckpointError
 from piccolo_st.errors import InputError
 from piccolo_st.guards import (
@@ -75,6 +77,26 @@ def test_checkpointing_is_not_reentrant_unless_asked_for(encoder_dir: Path, tmp_
     assert trainer.args.activation_checkpointing_kwargs == {"use_reentrant": False}
     trainer.train()
     assert trainer.model[0].model.encoder.layer[0].gradient_checkpointing
+
+
+@pytest.mark.parametrize("name", ["activation_checkpointing", "gradient_checkpointing"])
+def test_checkpointing_where_transformers_calls_it_gradient_checkpointing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before 5.23, whose own fields know nothing of each other: both hold the same, whichever was set."""
+    stock = SentenceTransformerTrainingArguments.__post_init__
+    fields = [f"{kind}_checkpointing{part}" for kind in ("activation", "gradient") for part in ("", "_kwargs")]
+
+    def old(self: Any) -> None:
+        given = {field: getattr(self, field) for field in fields}
+        stock(self)
+        vars(self).update(given)
+
+    monkeypatch.setattr("piccolo_st.arguments._OLD_NAME", True)
+    monkeypatch.setattr(SentenceTransformerTrainingArguments, "__post_init__", old)
+    args = PiccoloTrainingArguments(str(tmp_path), use_cpu=True, **{name: True})
+    assert args.gradient_checkpointing and args.activation_checkpointing
+    assert args.gradient_checkpointing_kwargs == args.activation_checkpointing_kwargs == {"use_reentrant": False}
 
 
 # Not finite.
