@@ -5,7 +5,7 @@
                                                      negative (the list of contradictions of that premise)
     classes        text, label                    -> query, positive (another text of the class), negative (a list of
                                                      texts of other classes); with ``negatives: 0``, query, positive and
-                                                     label: the loss takes the batch's texts of other labels
+                                                     label: the loss compares all texts of the batch
 
 ``nli`` and ``classes`` look at the whole dataset at once, which they hold in memory.
 """

@@ -49,7 +49,7 @@ class PresetSpec:
             classes), ``scored_pairs`` (sentence1, sentence2, score -> positives at or above ``threshold``).
         threshold: the least score, after scaling to 0..1, that makes a pair a positive (``scored_pairs``).
         negatives: how many texts of other classes are drawn for a row; the same one twice counts once; 0 keeps the
-            label instead, and the loss takes the batch's texts of other labels (``classes``).
+            label instead, and the loss compares all texts of the batch by it (``classes``).
         neutral_as_negative: whether neutral hypotheses count as negatives beside contradictions (``nli``).
         seed: which texts of the same and of other classes are drawn (``classes``).
     """

@@ -5,10 +5,12 @@ false_negatives.py  which candidates are no negatives of which row
 contrast.py         tensors in, loss and gradients out: the exact contrastive loss, tile by tile
 batch.py            what the ranks must know of a batch beside its embeddings
 piccolo.py          PiccoloLoss: embeds, gathers, masks, calls contrast
+classes.py          OtherClassesLoss: labelled texts, each of the class a positive
 hybrid.py           task type -> loss with its weight
 """
 
-from piccolo_st.losses.hybrid import OtherClassesLoss, OwnNegativesLoss, ScoredPairsLoss, build_losses, scale_dimension
+from piccolo_st.losses.classes import OtherClassesLoss
+from piccolo_st.losses.hybrid import OwnNegativesLoss, ScoredPairsLoss, build_losses, scale_dimension
 from piccolo_st.losses.piccolo import PiccoloLoss
 
 __all__ = ["OtherClassesLoss", "OwnNegativesLoss", "PiccoloLoss", "ScoredPairsLoss", "build_losses", "scale_dimension"]

@@ -52,7 +52,7 @@ _LEAST_ROWS = 64
 # Scores further below the maximum, those that were left out among them, count as this far below. Their share, e^-60 =
 # 1e-26, is under the resolution of the dtype; exponentials that underflow make exp and the matrix products after it up
 # to 40 times slower.
-_FLOOR = {torch.float32: -60.0, torch.float64: -600.0}
+EXP_FLOOR = {torch.float32: -60.0, torch.float64: -600.0}
 
 
 class Contrast(NamedTuple):
@@ -239,12 +239,14 @@ def _layout(directions: Sequence[str], rows: int, negatives: int) -> _Layout:
     return _Layout(anchors, width, tuple(blocks), tuple(unused), first)
 
 
-def _tiles(task: _Task, row_bytes: int, device: torch.device) -> list[tuple[int, int]]:
-    """Ranges of rows of nearly equal size."""
+def tile_ranges(
+    start: int, stop: int, row_bytes: int, device: torch.device, tile_rows: int | None = None
+) -> list[tuple[int, int]]:
+    """Ranges of rows of nearly equal size, in each ``tile_rows`` at most, or as many as the device's buffer holds."""
     tile_bytes = _TILE_BYTES_CPU if device.type == "cpu" else _TILE_BYTES_ELSEWHERE
-    most = task.tile_rows or max(_LEAST_ROWS, tile_bytes // row_bytes)
-    count = -(-(task.stop - task.start) // most)
-    return list(pairwise(task.start + (task.stop - task.start) * tile // count for tile in range(count + 1)))
+    most = tile_rows or max(_LEAST_ROWS, tile_bytes // row_bytes)
+    count = -(-(stop - start) // most)
+    return list(pairwise(start + (stop - start) * tile // count for tile in range(count + 1)))
 
 
 class _Contrast(torch.autograd.Function):
@@ -268,7 +270,7 @@ def _loss_and_gradients(task: _Task, vectors: list[Tensor]) -> tuple[Tensor, Ten
     queries = vectors[0]
     layout = _layout(task.directions, len(queries), len(vectors[2]))
     row_size = layout.anchors * layout.width
-    tiles = _tiles(task, row_size * queries.element_size(), queries.device)
+    tiles = tile_ranges(task.start, task.stop, row_size * queries.element_size(), queries.device, task.tile_rows)
     buffer = queries.new_empty(max(stop - start for start, stop in tiles) * row_size)
     gradients = [torch.zeros_like(x) for x in vectors] if task.differentiable else []
     loss, masked = queries.new_zeros(()), torch.zeros((), dtype=torch.int64, device=queries.device)
@@ -287,7 +289,7 @@ def _loss_and_gradients(task: _Task, vectors: list[Tensor]) -> tuple[Tensor, Ten
             masked += _mask_margin(task, tile, positive, own)
 
         maximum = tile.amax(dim=(1, 2), keepdim=True)  # (3)
-        tile.sub_(maximum).clamp_min_(_FLOOR[tile.dtype]).exp_()
+        tile.sub_(maximum).clamp_min_(EXP_FLOOR[tile.dtype]).exp_()
         own_share = torch.stack([tile[index] for index in own]).sum(dim=0)
         for index in own:
             tile[index] = 0

@@ -4,8 +4,8 @@
     sts, pair             ST's CoSENTLoss on the labels of all ranks, temperature 0.05, weight 0.04
     classification,       softmax over each row's own positive and negatives, none of the batch's: texts of one class
     clustering            would stand against each other; temperature 0.05, weight 0.2
-      with labels         PiccoloLoss against the batch's texts of other labels, at temperature 0.05, weight 1; not in
-                          Piccolo2. What a row stands against is the batch, and never its own class
+      with labels         OtherClassesLoss: each text of the batch's own class is a positive, those of other classes
+                          are the negatives; temperature 0.05, weight 1; not in Piccolo2
 
 Around any of them ST's MatryoshkaLoss, if dimensions are given. ``build_losses`` returns the dict of losses, by name
 of dataset, that ST's trainer takes; the weight and temperature of a dataset can be set by its own options. Every loss
@@ -32,6 +32,7 @@ from piccolo_st.configuration import nearest
 from piccolo_st.distributed import gather_rows
 from piccolo_st.errors import InputError
 from piccolo_st.losses.batch import agree_on_columns, local_owners
+from piccolo_st.losses.classes import OtherClassesLoss
 from piccolo_st.losses.contrast import check_temperature, unit
 from piccolo_st.losses.piccolo import PiccoloLoss, chunk_tokens_for
 
@@ -98,52 +99,6 @@ class OwnNegativesLoss(nn.Module):
     def citation(self) -> str:
         """BibTeX, for ST's model card."""
         return PICCOLO2_CITATION
-
-
-class OtherClassesLoss(PiccoloLoss):
-    """PiccoloLoss in which what has the row's label is no negative.
-
-    A query and a positive of one class stand against the texts of other classes on all ranks: the supervised
-    contrastive loss of Khosla et al. 2020 (arXiv 2004.11362) with one positive a row.
-
-    Inputs: (text, another text of its class) and a whole number for each row, equal where the class is.
-
-    Args:
-        model, temperature, options: as PiccoloLoss, without ``mask_duplicates``.
-
-    Raises:
-        ValueError: as PiccoloLoss.
-    """
-
-    def __init__(self, model: SentenceTransformer, temperature: float = 0.05, **options: Any) -> None:
-        super().__init__(model, temperature, **{**options, "mask_duplicates": True})
-
-    def forward(self, sentence_features: Iterable[Features], labels: Tensor | None = None) -> Tensor:
-        """The mean loss of this rank's rows, scaled so that the mean over the ranks is the mean over all rows.
-
-        Raises:
-            ValueError: not two columns that fit together, not one whole number for each row, or ranks that do not fit.
-        """
-        columns = list(sentence_features)
-        fits = (
-            len(columns) == 2
-            and labels is not None
-            and labels.shape == (row_count(columns[0]),)
-            and not labels.is_floating_point()
-        )
-        agree_on_columns(
-            columns,
-            {"the loss": type(self).__name__, "labelled pairs": fits},
-            across_ranks=self.gather_across_devices,
-        )
-        if not fits or labels is None:
-            found = "no labels" if labels is None else f"labels of shape {tuple(labels.shape)} and type {labels.dtype}"
-            raise ValueError(
-                "the loss of labelled classes needs two columns of texts and a whole number for each row, got "
-                f"{len(columns)} columns, {row_count(columns[0])} rows and {found}"
-            )
-        # To the exclusions the texts of a class are one text: query and positive of every row that has the class.
-        return super().forward([{**features, "identity": labels} for features in columns])
 
 
 class ScoredPairsLoss(CoSENTLoss):
@@ -232,10 +187,11 @@ def build_losses(
         model: the model to train.
         tasks: dataset name -> task, or (task, options). Options of retrieval are ``weight`` and those of PiccoloLoss;
             of any other task ``weight``, ``temperature`` and ``chunk_tokens``; of classification and clustering also
-            ``labelled`` (rows are pairs with a label; see OtherClassesLoss), which takes those of retrieval.
+            ``labelled`` (rows are pairs with a label), which takes those of OtherClassesLoss.
         matryoshka_dims: dimensions trained together (MRL), each at most the model's.
         matryoshka_weights: one for each of them; default 1.
-        **retrieval: options of PiccoloLoss for every retrieval dataset that does not set them itself.
+        **retrieval: options of PiccoloLoss for every retrieval dataset that does not set them itself; those of caching
+            and gathering also for labelled ones.
 
     Returns:
         dataset name -> loss, as ``loss`` of SentenceTransformerTrainer.
@@ -270,15 +226,15 @@ def _task_loss(
     if task not in TASKS:
         raise ValueError(f"the task must be one of {', '.join(TASKS)}, got {task!r}")
     if task in _CLASSES and options.pop("labelled", False):
-        kind, defaults = OtherClassesLoss, {**retrieval, **LABELLED}
+        shared = set(signature(OtherClassesLoss).parameters) & set(retrieval)
+        kind, defaults = OtherClassesLoss, {**{key: retrieval[key] for key in shared}, **LABELLED}
     elif task in _CLASSES:
         kind, defaults = OwnNegativesLoss, OWN_NEGATIVES
     elif task in _SCORED:
         kind, defaults = ScoredPairsLoss, SCORED
     else:
         kind, defaults = PiccoloLoss, {**retrieval, "weight": 1.0}
-    documented = PiccoloLoss if issubclass(kind, PiccoloLoss) else kind  # OtherClassesLoss passes its options on
-    known = ["weight", *list(signature(documented).parameters)[1:], *["labelled"] * (task in _CLASSES)]
+    known = ["weight", *list(signature(kind).parameters)[1:], *["labelled"] * (task in _CLASSES)]
     for key in options:
         if key not in known:
             raise InputError(f"unknown key {key!r}{nearest(str(key), known)}")

@@ -72,50 +72,10 @@ def test_scored_pairs_equal_st(make_model: Callable[..., Any]) -> None:
             loss(features, labels)
 
 
-@pytest.mark.parametrize("mini_batch_size", [None, 2])
-def test_other_classes_are_the_negatives(make_model: Callable[..., Any], mini_batch_size: int | None) -> None:
-    model = make_model().double()
-    texts, others, classes = [*TEXTS, "雨"], ["云", *TEXTS[::-1]], [7, 7, -3, 5, 7, -3, 7]
-    directions = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
-    q, p = (
-        torch.nn.functional.normalize(model(dict(model.preprocess(t)))["sentence_embedding"], dim=-1)
-        for t in (texts, others)
-    )
-    expected = []
-    for i, own in enumerate(classes):
-        positive = q[i] @ p[i] / 0.05
-        against = [j for j, other in enumerate(classes) if other != own]
-        logits = [positive, positive]  # in query_to_doc and, as in GTE's formula, once more in doc_to_query
-        for anchor in (q[i], p[i]):
-            logits += [anchor @ pool[j] / 0.05 for pool in (q, p) for j in against]
-        expected.append(torch.logsumexp(torch.stack(logits), 0) - positive)
-    reference = torch.stack(expected).mean()
-
-    def features() -> list[dict[str, torch.Tensor]]:
-        return [dict(model.preprocess(t)) for t in (texts, others)]
-
-    labels = torch.tensor(classes)
-    loss = OtherClassesLoss(model, directions=directions, mini_batch_size=mini_batch_size, mask_duplicates=False)
-    value = loss(features(), labels)
-    torch.testing.assert_close(value, reference, rtol=1e-12, atol=1e-12)
-    reference.backward()
-    wanted = torch.cat([one.grad.flatten() for one in model.parameters() if one.grad is not None])
-    model.zero_grad()
-    value.backward()
-    found = torch.cat([one.grad.flatten() for one in model.parameters() if one.grad is not None])
-    assert wanted.norm() > 1e-3
-    assert (found - wanted).norm() <= 1e-10 * wanted.norm()
-    plain = PiccoloLoss(model, 0.05, directions)(features())
-    assert abs(plain - reference) > 1e-3, "the labels must matter"
-    for wrong, found_text in ((None, "no labels"), (labels.float(), r"labels of shape \(7,\) and type torch.float32")):
-        with pytest.raises(ValueError, match=f"a whole number for each row, got 2 columns, 7 rows and {found_text}"):
-            loss(features(), wrong)
-
-
 def test_labelled_classes_take_the_options_of_retrieval(make_model: Callable[..., Any]) -> None:
     model = make_model()
     tasks = {"a": ("classification", {"labelled": True}), "b": ("classification", {}), "c": ("retrieval", {})}
-    losses = build_losses(model, tasks, temperature=0.01, mini_batch_size=3)
+    losses = build_losses(model, tasks, temperature=0.01, mini_batch_size=3, directions=["query_to_doc"])
     assert isinstance(losses["a"], OtherClassesLoss) and not isinstance(losses["c"], OtherClassesLoss)
     assert (losses["a"].temperature, losses["a"].mini_batch_size) == (0.05, 3)
     assert isinstance(losses["b"], WeightedLoss) and isinstance(losses["b"].loss, OwnNegativesLoss)
