@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from datasets import Dataset, DatasetDict, load_from_disk
+from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import set_seed
@@ -34,7 +34,7 @@ from piccolo_st.arguments import (
 )
 from piccolo_st.configuration import RunConfig
 from piccolo_st.data import store
-from piccolo_st.data.mining import MiningSettings, mine_negatives
+from piccolo_st.data.mining import mine_mixture
 from piccolo_st.data.mixture import DatasetSpec, Mixture, load_mixture
 from piccolo_st.data.sampler import HomogeneousBatchSampler, check_dataloader
 from piccolo_st.encoder import EncoderSettings, build_encoder, load_encoder
@@ -192,21 +192,14 @@ class TrainingRun:
             model = self.model
         elif data.mining_model not in ("lexical", "bm25", "random"):
             model = load_encoder(data.mining_model, instructions=self.config["model"].instructions)
-        mined = {}
-        for name, dataset in self.mixture.train.items():
-            spec = self.mixture.specs[name]
-            if spec.task != "retrieval" or isinstance(dataset[0]["positive"], list):
-                mined[name] = dataset
-                continue
-            settings = MiningSettings.of(data.mining, spec.mining, place=f"mining of dataset {name!r}")
-            made_of = [name, self.mixture.fingerprint, data.mining_model, dataclasses.asdict(settings)]
-            key = store.digest(["mined", *made_of])
-
-            def mine(folder: Path, dataset: Dataset = dataset, settings: MiningSettings = settings) -> None:
-                mine_negatives(dataset, model, settings, tokenizer=self.model.tokenizer).save_to_disk(str(folder))
-
-            mined[name] = load_from_disk(str(store.entry(self.output / "built", key, mine)))
-        return DatasetDict(mined)
+        return mine_mixture(
+            self.mixture,
+            model,
+            data.mining,
+            self.output / "built",
+            tokenizer=self.model.tokenizer,
+            made_of=[data.mining_model, dataclasses.asdict(self.config["model"])],
+        )
 
     # Step (2): the trainer.
 

@@ -17,24 +17,38 @@ with the model that came out, keeping the negatives of before or replacing them 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, load_from_disk
 
+from piccolo_st.data import store
 from piccolo_st.data.candidates import MiningSettings, draw, search_embeddings, search_terms
 from piccolo_st.data.lexical import Bm25, lexical_encoder
 from piccolo_st.data.specs import MixtureError
+from piccolo_st.instructions import InstructionSpec, resolve_instructions
 
-__all__ = ["Miner", "MiningSettings", "drop_false_negatives", "mine_negatives", "shard_rows", "with_negatives"]
+__all__ = [
+    "Miner",
+    "MiningSettings",
+    "drop_false_negatives",
+    "mine_mixture",
+    "mine_negatives",
+    "shard_rows",
+    "with_negatives",
+]
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
+
+    from piccolo_st.data.mixture import Mixture
 
 
 def mine_negatives(
@@ -70,6 +84,65 @@ def mine_negatives(
         for row, texts in zip(rows, miner.mine(number), strict=True):
             mined[row] = texts
     return Dataset(with_negatives(dataset.with_format("arrow")[:], mined, settings.existing))
+
+
+def mine_mixture(
+    mixture: Mixture,
+    model: SentenceTransformer | Literal["lexical", "bm25", "random"],
+    settings: Mapping[str, Any] | None,
+    folder: Path,
+    *,
+    tokenizer: Tokenizer | PreTrainedTokenizerFast | None = None,
+    made_of: Sequence[Any] = (),
+) -> DatasetDict:
+    """The training sets of a mixture, with mined negatives where the rows are (query, positive).
+
+    What has been mined before is read again. A dataset with instructions of its own is searched with those.
+
+    Args:
+        mixture: the datasets; their ``mining`` goes before the settings of all.
+        model, tokenizer: as ``mine_negatives``.
+        settings: of ``MiningSettings``.
+        folder: where the results lie, each named after all that it is made of.
+        made_of: what tells this model and tokenizer from others.
+
+    Raises:
+        InputError: an unknown setting.
+    """
+    mined = {}
+    for name, dataset in mixture.train.items():
+        spec = mixture.specs[name]
+        if spec.task != "retrieval" or isinstance(dataset[0]["positive"], list):
+            mined[name] = dataset
+            continue
+        chosen = MiningSettings.of(settings, spec.mining, place=f"mining of dataset {name!r}")
+        key = store.digest(["mined", name, mixture.fingerprint, *made_of, asdict(chosen)])
+
+        def mine(
+            target: Path,
+            dataset: Dataset = dataset,
+            chosen: MiningSettings = chosen,
+            own: InstructionSpec | None = spec.instruction,
+        ) -> None:
+            with _prompted(model, own):
+                mine_negatives(dataset, model, chosen, tokenizer=tokenizer).save_to_disk(str(target))
+
+        mined[name] = load_from_disk(str(store.entry(folder, key, mine)))
+    return DatasetDict(mined)
+
+
+@contextmanager
+def _prompted(model: SentenceTransformer | str, own: InstructionSpec | None) -> Iterator[None]:
+    """For a while, a model with a dataset's own instructions in place of its prompts for queries and documents."""
+    if isinstance(model, str) or own is None:
+        yield
+        return
+    before = model.prompts
+    model.prompts = {**before, **resolve_instructions(own).prompts}
+    try:
+        yield
+    finally:
+        model.prompts = before
 
 
 class Miner:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,12 @@ from piccolo_st.data.mining import (
     Miner,
     MiningSettings,
     drop_false_negatives,
+    mine_mixture,
     mine_negatives,
     shard_rows,
     with_negatives,
 )
+from piccolo_st.data.mixture import load_mixture
 from piccolo_st.data.specs import MixtureError
 
 # Three topics; a text's topic is its first character, and texts of one topic share two characters.
@@ -338,3 +342,38 @@ def test_bm25_finds_the_text_that_shares_rare_terms() -> None:
     corpus = ["天气很好", "天气不好", "股票大跌", "天气股票"]
     assert Bm25(corpus).search(["股票"], 4)[0][0] in {"股票大跌", "天气股票"}
     assert Bm25(corpus).search(["无关"], 4) == [[]]
+
+
+def test_a_dataset_with_its_own_instruction_is_mined_with_it(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    rows = [{"query": f"天气今明{a}{b}", "positive": f"山川河海{a}{b}"} for a in "晴雨猫狗" for b in "鱼鸟山河"]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
+    own = {"usual": None, "bare": "none", "notes": "piccolo-training-notes"}
+    datasets: dict[str, Any] = {
+        name: {"source": "rows.jsonl", "task": "retrieval", "instruction": instruction}
+        for name, instruction in own.items()
+    }
+    datasets["scores"] = {"source": "scores.jsonl", "task": "sts"}
+    (tmp_path / "scores.jsonl").write_text('{"sentence1": "天", "sentence2": "地", "score": 0.5}', "utf-8")
+    model = make_model()
+    model.prompts = {"query": "查询：", "document": "结果："}
+    seen: list[str] = []
+    model[0].register_forward_pre_hook(
+        lambda module, inputs: seen.extend(model.tokenizer.batch_decode(inputs[0]["input_ids"]))
+    )
+    prefixes = {}
+    for name in datasets:
+        seen.clear()
+        mixture = load_mixture({"root": str(tmp_path), "datasets": {name: datasets[name]}}, cache_dir=tmp_path)
+        mined = mine_mixture(mixture, model, {"num_negatives": 2}, tmp_path / "mined")
+        assert ("negative" in mined[name].column_names) == (name != "scores")
+        prefixes[name] = sorted({text.replace(" ", "")[5:8] for text in seen})
+    expected = {"usual": ["查询：", "结果："], "bare": ["天气今", "山川河"], "notes": ["查询:", "结果:"], "scores": []}
+    assert prefixes == expected
+    assert model.prompts == {"query": "查询：", "document": "结果："}
+
+    seen.clear()
+    mixture = load_mixture({"root": str(tmp_path), "datasets": {"usual": datasets["usual"]}}, cache_dir=tmp_path)
+    mine_mixture(mixture, model, {"num_negatives": 2}, tmp_path / "mined")
+    assert not seen, "what was mined is read again"
+    mine_mixture(mixture, model, {"num_negatives": 2}, tmp_path / "mined", made_of=["another model"])
+    assert seen
