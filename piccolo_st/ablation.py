@@ -119,6 +119,14 @@ class Ablation:
         }
         if not self.variants:
             raise InputError(f"{path} has no variants; give `variants` at least one")
+        by_label: dict[str, str] = {}
+        for name, variant in self.variants.items():
+            other = by_label.setdefault(variant.label.strip() or name, name)
+            if other != name:
+                raise InputError(
+                    f"the labels of {path} must differ, {name!r} and {other!r} are both {variant.label.strip()!r}; "
+                    "change one"
+                )
         self._base = content
         self.plans = {name: self._plan(name, ()) for name in self.variants}
 
