@@ -121,12 +121,10 @@ class Ablation:
             raise InputError(f"{path} has no variants; give `variants` at least one")
         by_label: dict[str, str] = {}
         for name, variant in self.variants.items():
-            other = by_label.setdefault(variant.label.strip() or name, name)
+            label = variant.label.strip() or name
+            other = by_label.setdefault(label, name)
             if other != name:
-                raise InputError(
-                    f"the labels of {path} must differ, {name!r} and {other!r} are both {variant.label.strip()!r}; "
-                    "change one"
-                )
+                raise InputError(f"labels of {path} must differ, {name!r} and {other!r} are both {label!r}; change one")
         self._base = content
         self.plans = {name: self._plan(name, ()) for name in self.variants}
 

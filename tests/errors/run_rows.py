@@ -42,7 +42,7 @@ ROWS: dict[str, list[Row]] = {
             "variant 'full' of TMP/ablation.yaml comes after itself; change `after`"),
         Row("two variants of one label", ablation({"variants": {
             "full": {"label": "all", "after": "stock"}, "half": {"label": " all", "after": "stock"}}}),
-            "the labels of TMP/ablation.yaml must differ, 'half' and 'full' are both 'all'; change one"),
+            "labels of TMP/ablation.yaml must differ, 'half' and 'full' are both 'all'; change one"),
         Row("a variant after none", ablation({"variants": {"full": {"after": "stok"}}}),
             "`after` of variant 'full' of TMP/ablation.yaml must be a variant, got 'stok'; known are full"),
         Row("an unknown --only", ablation(ABLATION, "--only", "fll"),
