@@ -71,8 +71,7 @@ def overrides(name: str, root: Path, encoder: Path) -> list[str]:
     }  # fmt: skip
     if "zh-mini" in name:
         mine["data.mixture.root"] = root
-        if name == "zh-mini":
-            mine["data.mixture.datasets.simclue.holdout"] = "{queries: 10, min_corpus: 20}"
+        mine["data.mixture.datasets.simclue.holdout"] = "{queries: 10, min_corpus: 20}"
     elif "quickstart" not in name:
         files = {"passages": ("retrieval/simclue.train.jsonl", "retrieval")}
         if name.endswith("v2"):
@@ -81,6 +80,15 @@ def overrides(name: str, root: Path, encoder: Path) -> list[str]:
         datasets = {key: {"source": str(root / file), "task": task} for key, (file, task) in files.items()}
         mine["data.mixture"] = json.dumps({"datasets": datasets})
     return [part for key, value in mine.items() for part in (f"--{key}", str(value))]
+
+
+@pytest.mark.parametrize(("first", "second"), [("pretrain-quickstart", "quickstart"), ("zh-mini-pretrain", "zh-mini")])
+def test_stage_1_trains_on_no_query_that_stage_2_holds_out(first: str, second: str) -> None:
+    held = []
+    for name in (first, second):
+        datasets = read_yaml(CONFIGS / f"{name}.yaml")["data"]["mixture"]["datasets"]
+        held.append({key: spec["holdout"] for key, spec in datasets.items() if "holdout" in spec})
+    assert held[0] == held[1] and held[0]
 
 
 @pytest.mark.parametrize("name", [*PRETRAINING, *FINETUNING])
