@@ -175,8 +175,8 @@ class _ClassLoss(torch.autograd.Function):
             anchors = texts[tile] / temperature
             scores = anchors @ texts.T  # (R, N)
             same = labels[tile, None] == labels
-            # Finite, so that nothing becomes NaN where all texts are of one class: softplus and sigmoid of it are 0.
-            against = scores.masked_fill(same, -math.inf).logsumexp(1, keepdim=True).clamp_min(-1e30)  # L, (R, 1)
+            # L, (R, 1); -inf where all texts are of one class, of which softplus and sigmoid are 0.
+            against = scores.masked_fill(same, -math.inf).logsumexp(1, keepdim=True)
             share = (scores - against).clamp_(EXP_FLOOR[texts.dtype], 0).exp_().masked_fill_(same, 0)
             same[rows, rows + tile.start] = False
             weight = same.to(texts.dtype) / (same.sum(1, keepdim=True).clamp_min(1) * divisor)
