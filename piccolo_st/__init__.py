@@ -24,7 +24,6 @@ other. Names are loaded on first use, so importing this package costs nothing.
     trainer.py        PiccoloTrainer
     hub/              checks a release, shows it, pushes it in one commit, verifies it; a Space next to it
     budget.py         memory, traffic, steps and hours of a run, from its configuration alone
-    pretraining.py    an encoder where there is none: masked language modelling on the mixture's own text
     run.py            a training run from its configuration to its checkpoint
     ablation.py       what each part of the recipe is worth, beside sentence-transformers alone (baseline.py)
 """

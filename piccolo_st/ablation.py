@@ -38,7 +38,6 @@ from piccolo_st.encoder import EncoderSettings, build_encoder
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation import held_out_evaluators
 from piccolo_st.instructions import resolve_instructions
-from piccolo_st.pretraining import distinct_texts
 from piccolo_st.run import TrainingRun
 
 MEAN = "mean"
@@ -281,7 +280,7 @@ class Ablation:
         key = store.digest(["encoder", vars(settings), mixture.fingerprint, always])
 
         def write(folder: Path) -> None:
-            build_encoder(settings, distinct_texts(mixture), folder, always)
+            build_encoder(settings, mixture.texts(), folder, always)
 
         return str(store.entry(self.output / "built", key, write))
 

@@ -272,66 +272,6 @@ class PretrainLossArguments(LossArguments):
     )
 
 
-@dataclass
-class EncoderModelArguments:
-    """What is pretrained: an encoder built from the text, or a checkpoint that goes on learning."""
-
-    name_or_path: str | None = field(
-        default=None, metadata={"help": "Hub id or directory of a BERT, RoBERTa or ERNIE; overrides `build`."}
-    )
-    build: dict[str, Any] | None = field(
-        default=None,
-        metadata={"help": "Settings of an encoder to build when name_or_path is empty; see encoder.EncoderSettings."},
-    )
-    instructions: str = field(
-        default="piccolo", metadata={"help": "Preset whose characters enter the vocabulary in any case."}
-    )
-
-
-@dataclass
-class EncoderDataArguments:
-    """The text, and how it is masked."""
-
-    mixture: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "The data mixture whose text is read: a YAML file, or the mapping itself."}
-    )
-    max_length: int = field(default=128, metadata={"help": "Tokens of a block; texts are joined and cut to it."})
-    masked: float = field(default=0.15, metadata={"help": "Share of the tokens to predict."})
-    held_out: float = field(default=0.01, metadata={"help": "Share of the blocks that the loss is measured on."})
-
-    def __post_init__(self) -> None:
-        _at_least_one("data.max_length", self.max_length)
-        for name in ("masked", "held_out"):
-            if not 0 < getattr(self, name) < 1:
-                raise ConfigError(f"data.{name} must be above 0 and below 1, got {getattr(self, name)}")
-
-
-@dataclass
-class EncoderTrainingArguments(TrainingArguments):
-    """transformers' TrainingArguments with the defaults of a short pretraining on one machine."""
-
-    output_dir: str | None = field(default="runs/encoder", metadata={"help": "Where the encoder and reports go."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "The peak learning rate of AdamW."})
-    warmup_steps: float = field(
-        default=0.05, metadata={"help": "Steps of linear warm-up; below 1, a share of all steps."}
-    )
-    report_to: str | None = field(default="none", metadata={"help": "Trackers: none, tensorboard, trackio, wandb."})
-
-    def __post_init__(self) -> None:
-        _check_deepspeed(self)
-        super().__post_init__()  # type: ignore[no-untyped-call]
-        self.remove_unused_columns = False  # the Trainer would look for the columns in MaskedPositions
-        if self.device.type == "cpu":
-            self.dataloader_pin_memory = False
-
-
-ENCODER: dict[str, type] = {
-    "model": EncoderModelArguments,
-    "data": EncoderDataArguments,
-    "train": EncoderTrainingArguments,
-}
-"""The sections of recipes/pretrain_encoder.py."""
-
 FINETUNE: dict[str, type] = {
     "model": ModelArguments,
     "data": DataArguments,

@@ -28,7 +28,7 @@ LAYERS = [
     {"model_card", "resume", "zero", "budget"},
     {"durable"},
     {"trainer", "hub"},
-    {"run", "pretraining", "baseline"},
+    {"run", "baseline"},
     {"ablation"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}

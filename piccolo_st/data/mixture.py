@@ -29,7 +29,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from datasets import Dataset, DatasetDict
 from piccolo_st.configuration import read_yaml
 from piccolo_st.data import store
 from piccolo_st.data.accounts import DatasetReport, MixtureReport
+from piccolo_st.data.duplicates import text_identities
 from piccolo_st.data.holdout import RetrievalHoldout, clean, draw, forbidden, read_beir
 from piccolo_st.data.sources import locate
 from piccolo_st.data.specs import DatasetSpec, HoldoutSpec, MixtureError, MixtureSpec, PresetSpec, build, unknown_key
@@ -78,6 +79,20 @@ class Mixture:
     specs: dict[str, DatasetSpec]
     report: MixtureReport
     fingerprint: str
+
+    def texts(self) -> Iterator[str]:
+        """Each text of the training sets once, those in lists too; 8 bytes a distinct text are kept in memory."""
+        seen: set[int] = set()
+        for dataset in self.train.values():
+            for rows in dataset.iter(10_000):
+                for values in rows.values():
+                    texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
+                    if not texts or not isinstance(texts[0], str):
+                        continue
+                    for text, identity in zip(texts, text_identities(texts).tolist(), strict=True):
+                        if identity not in seen:
+                            seen.add(identity)
+                            yield text
 
 
 def parse_mixture(config: Mapping[str, Any] | str | Path) -> tuple[dict[str, DatasetSpec], Path, str]:

@@ -53,6 +53,14 @@ def test_queries_are_held_out_with_their_answers_and_searched_among_all(tmp_path
     assert mixture.report.datasets["words"].held_out == 5
 
 
+def test_each_training_text_is_given_once_and_no_held_out_one(tmp_path: Path) -> None:
+    rows = [{**row, "negative": ["反例", f"反例{i}"]} for i, row in enumerate(ROWS)]
+    mixture = _load(tmp_path, rows, {"queries": 5, "seed": 1, "min_corpus": 40}, others=ROWS[:20])
+    texts = list(mixture.texts())
+    assert len(texts) == len(set(texts))
+    assert _keys(texts) == _trained(mixture)
+
+
 def test_the_draw_depends_on_the_seed_and_not_on_the_order(tmp_path: Path) -> None:
     def drawn(rows: list[dict[str, Any]], seed: int) -> set[str]:
         folder = tmp_path / f"{seed}-{rows[0]['query']}"

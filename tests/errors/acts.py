@@ -128,14 +128,6 @@ def finetune(*arguments: str, **options: Any) -> Act:
     return run("finetune", "TMP/run.yaml", *arguments, **options)
 
 
-def pretrain_encoder(*arguments: str, **options: Any) -> Act:
-    given = {"data": {"mixture": "TMP/mixture.yaml"}, "train": {"output_dir": "TMP/encoder", "use_cpu": True}}
-    flags = [
-        part for name, own in given.items() for key, value in own.items() for part in (f"--{name}.{key}", f"{value}")
-    ]
-    return run("pretrain_encoder", *flags, *arguments, **options)
-
-
 def ablation(content: Any, *arguments: str, without: Sequence[str] = ()) -> Act:
     return run("ablation", "TMP/ablation.yaml", *arguments, files={"ablation.yaml": content}, without=without)
 

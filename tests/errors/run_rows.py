@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from tests.errors.acts import (
-    FAQ,
-    PAIRS,
     Row,
     ablation,
     benchmark,
@@ -16,7 +14,6 @@ from tests.errors.acts import (
     found,
     jsonl,
     prepare,
-    pretrain_encoder,
     run,
     training_arguments,
 )
@@ -63,12 +60,8 @@ ROWS: dict[str, list[Row]] = {
             "plan.zero_stage must be 0 or 1, got 3"),
         Row("a plan that keeps all memory", finetune("--plan", "--plan.reserve", "1"),
             "plan.reserve must be at least 0 and below 1, got 1.0"),
-        Row("everything masked", pretrain_encoder("--data.masked", "1.5"),
-            "data.masked must be above 0 and below 1, got 1.5"),
         Row("deepspeed missing", finetune("--train.deepspeed", "x.json", without=["deepspeed"]),
             'train.deepspeed needs deepspeed; run: pip install "piccolo_st[deepspeed]"'),
-        Row("blocks of 0 tokens", pretrain_encoder("--data.max_length", "0"),
-            "data.max_length must be a whole number of at least 1, got 0"),
     ],
     "benchmarks": [
         Row("a misspelt benchmark", run("release", "MODEL", "org/name", "--fill-card", "--benchmark", "cmteb"),
@@ -168,8 +161,6 @@ ROWS: dict[str, list[Row]] = {
             "executor.kind must be one of here, local, slurm, ray, got 'slum'"),
         Row("pretrain: a misspelt key", run("pretrain", "--loss.temprature", "0.1"),
             "unknown key 'loss.temprature' in the command line; did you mean loss.temperature?"),
-        Row("pretrain_encoder: a misspelt key", pretrain_encoder("--data.max_lenght", "8"),
-            "unknown key 'data.max_lenght' in the command line; did you mean data.max_length?"),
         Row("ablation: not an override", run("ablation", "--ablation", "x"),
             "'--ablation' is not an override; write --section.field value"),
         Row("demo: a word for a number", run("demo", "MODEL", "--limit", "many"),
@@ -225,22 +216,6 @@ ROWS: dict[str, list[Row]] = {
             "ZeRO stage 2 reduces each gradient as it arrives and fails with gradient caching (of PiccoloLoss), "
             'which runs several backward passes ("Gradient computed twice for this partition"); use ZeRO stage 1',
         ),
-    ],
-    "pretraining": [
-        Row("no data", pretrain_encoder("--data.mixture", "null"),
-            "…/recipes/configs/encoder-zh-mini.yaml names no data; set data.mixture to a mixture file"),
-        Row("blocks beyond the encoder", pretrain_encoder("--data.max_length", "9999"),
-            "data.max_length must be at most the 512 positions of the encoder, got 9999"),
-        Row(
-            "too little text",
-            pretrain_encoder(
-                "--data.max_length", "500", files={"faq.jsonl": jsonl(FAQ[:1]), "pairs.jsonl": jsonl(PAIRS[:1])}
-            ),
-            "the mixture's text must fill at least 2 blocks of 500 tokens, got 0; give more",
-        ),
-        Row("no such encoder", pretrain_encoder("--model.name_or_path", "TMP/nowhere"),
-            "model.name_or_path cannot be loaded, got 'TMP/nowhere': …; give the directory of a model, or the id of "
-            "one on the Hub that this machine can reach"),
     ],
     "report": [
         Row("matplotlib missing", call("report:plot_curves", lambda w: [], "TMP/x.png", without=["matplotlib.figure"]),
