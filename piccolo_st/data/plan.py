@@ -1,7 +1,7 @@
 """Which rows of which dataset stand at which step: a pure function of (epoch, step, rank), with nothing iterated.
 
 Everything is counted in *blocks*: a block is what one optimizer step reads from one dataset over all ranks and
-micro-steps (with ``one_dataset_per_update`` off, what one micro-step reads over all ranks).
+micro-steps.
 
     (1) a *pass* over a dataset of n rows is a seeded permutation of 0..n-1, cut into blocks. A remainder is dropped
         (``drop_last``) or filled up with the first rows of the same pass; a dataset that does not fill one block is
@@ -11,14 +11,13 @@ micro-steps (with ``one_dataset_per_update`` off, what one micro-step reads over
     (3) the blocks of a dataset form one endless stream, pass after pass and epoch after epoch: an epoch that takes
         less than a pass goes on in the next epoch where it stopped;
     (4) in an epoch the datasets are interleaved, each spread evenly over it (``Interleaving``);
-    (5) ``arrange``, if given, moves the rows of ``window`` neighbouring blocks of a pass among each other;
-    (6) a block is sliced first by micro-step, then by rank. With a constant global batch the rows of a step are
+    (5) a block is sliced first by micro-step, then by rank. With a constant global batch the rows of a step are
         therefore the same for any world size, and a position can be kept as a count of samples over all ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, get_args
@@ -32,9 +31,6 @@ from piccolo_st.errors import InputError
 
 Mixing = Literal["proportional", "weights", "temperature"]
 SmallDatasets = Literal["error", "drop", "repeat"]
-
-# (dataset, int64 rows of a window: (blocks, rows of a block)) -> the same rows in another order, by them alone.
-Arrange = Callable[[int, NDArray[np.int64]], NDArray[np.int64]]
 
 
 class Step(NamedTuple):
@@ -71,11 +67,7 @@ class BatchPlan:
         batch_multiples: each dataset's batch size as a multiple of ``batch_size``, fractions allowed. Default 1.
         small_datasets: what becomes of a dataset with fewer rows than a block: an ``error``, ``drop``, or ``repeat``
             its rows until they fill one.
-        one_dataset_per_update: whether the micro-steps of an optimizer step share a dataset. With it, the rows of an
-            optimizer step depend only on world_size * batch_size * accumulation_steps.
         names: the datasets' names, for messages.
-        arrange: moves rows between the blocks of a window; see ``piccolo_st.data.duplicates``.
-        window: blocks that are arranged together.
 
     Raises:
         InputError: no datasets, an empty one, a size, weight, repeat, multiple or exponent out of range, a list of
@@ -94,10 +86,7 @@ class BatchPlan:
     repeats: Sequence[float] | None = None
     batch_multiples: Sequence[float] | None = None
     small_datasets: SmallDatasets = "error"
-    one_dataset_per_update: bool = True
     names: Sequence[str] | None = None
-    arrange: Arrange | None = None
-    window: int = 16
 
     def __post_init__(self) -> None:
         for name in ("sizes", "weights", "repeats", "batch_multiples", "names"):
@@ -122,12 +111,7 @@ class BatchPlan:
     @cached_property
     def block_rows(self) -> NDArray[np.int64]:
         """Rows of one block, by dataset: (datasets,)."""
-        return self.device_rows * self.world_size * self._block_steps
-
-    @property
-    def _block_steps(self) -> int:
-        """Micro-steps in a block."""
-        return self.accumulation_steps if self.one_dataset_per_update else 1
+        return self.device_rows * self.world_size * self.accumulation_steps
 
     @cached_property
     def _pass_blocks(self) -> NDArray[np.int64]:
@@ -177,13 +161,13 @@ class BatchPlan:
     @property
     def steps_per_dataset(self) -> NDArray[np.int64]:
         """Micro-steps an epoch takes from each dataset: (datasets,)."""
-        return self._quotas * self._block_steps
+        return self._quotas * self.accumulation_steps
 
     def steps(self, epoch: int = 0) -> int:
         """Micro-steps of an epoch: batches that each rank sees. The same in every epoch."""
-        return int(self._quotas.sum()) * self._block_steps
+        return int(self._quotas.sum()) * self.accumulation_steps
 
-    # Steps (3), (5) and (6): the rows of a step.
+    # Steps (3) and (5): the rows of a step.
 
     def step(self, epoch: int, step: int, rank: int | None = None) -> Step:
         """What ``rank``, or with None all ranks together, reads at a micro-step of an epoch.
@@ -195,20 +179,14 @@ class BatchPlan:
             raise IndexError(f"an epoch has steps 0 to {self.steps(epoch) - 1}, but step {step} is asked for")
         if rank is not None and not 0 <= rank < self.world_size:
             raise IndexError(f"there are ranks 0 to {self.world_size - 1}, but rank {rank} is asked for")
-        block, micro_step = divmod(step, self._block_steps)
+        block, micro_step = divmod(step, self.accumulation_steps)
         dataset, index = self._order(epoch, block)
         visit, index = divmod(epoch * int(self._quotas[dataset]) + index, int(self._pass_blocks[dataset]))
         device_rows = int(self.device_rows[dataset])
         start = micro_step * self.world_size * device_rows + (rank or 0) * device_rows
         stop = start + (device_rows if rank is not None else self.world_size * device_rows)
-        if self.arrange is not None:
-            return Step(dataset, visit, self._arranged(dataset, visit, index)[start:stop])
         before = index * int(self.block_rows[dataset])
         return Step(dataset, visit, self._pass_rows(dataset, visit, before + start, before + stop))
-
-    def dataset_of(self, epoch: int, step: int) -> int:
-        """The dataset that every rank reads from at a micro-step of an epoch."""
-        return self._order(epoch, step // self._block_steps)[0]
 
     def _pass_rows(self, dataset: int, visit: int, start: int, stop: int) -> NDArray[np.int64]:
         """Rows ``start`` to ``stop`` of a pass over a dataset, which begins again where the dataset ends."""
@@ -217,27 +195,9 @@ class BatchPlan:
             positions %= self.sizes[dataset]
         return permutation(self.sizes[dataset], mix(self.seed, 0, dataset, visit))(positions)
 
-    def _arranged(self, dataset: int, visit: int, block: int) -> NDArray[np.int64]:
-        """The rows of a block of a pass, its window arranged."""
-        window, offset = divmod(block, self.window)
-        key, found = self._windows.get(dataset, (None, None))
-        if key != (visit, window) or found is None:
-            size = int(self.block_rows[dataset])
-            first = window * self.window
-            last = min(first + self.window, int(self._pass_blocks[dataset]))
-            assert self.arrange is not None  # what has no arrangement has no windows
-            found = self.arrange(dataset, self._pass_rows(dataset, visit, first * size, last * size).reshape(-1, size))
-            self._windows[dataset] = (visit, window), found
-        return found[offset]
-
     @cached_property
     def _order(self) -> Interleaving:
         return Interleaving(self._quotas, self.seed)
-
-    @cached_property
-    def _windows(self) -> dict[int, tuple[tuple[int, int], NDArray[np.int64]]]:
-        """The window of each dataset that was arranged last: a shortcut, never a state."""
-        return {}
 
     # Positions that outlive a change of the world size.
 
@@ -271,9 +231,10 @@ class BatchPlan:
     def signature(self) -> dict[str, Any]:
         """All that decides the rows of an optimizer step, as JSON: equal signatures give equal runs."""
         fields = ("names", "sizes", "seed", "drop_last", "mixing", "weights", "exponent", "repeats", "batch_multiples")
-        signature = {name: getattr(self, name) for name in (*fields, "small_datasets", "one_dataset_per_update")}
-        signature["window"] = self.window if self.arrange is not None else None
-        signature["samples_per_block"] = self.samples_per_step * self._block_steps
+        signature = {name: getattr(self, name) for name in (*fields, "small_datasets")}
+        # Once settings; checkpoints written then name them.
+        signature |= {"one_dataset_per_update": True, "window": None}
+        signature["samples_per_block"] = self.samples_per_step * self.accumulation_steps
         return {key: list(value) if isinstance(value, tuple) else value for key, value in signature.items()}
 
 
@@ -283,7 +244,7 @@ def _check(plan: BatchPlan) -> None:
     for index, size in enumerate(plan.sizes):
         if not 1 <= size <= MAX_SIZE:
             raise InputError(f"{plan.called(index)} must have 1 to 2**40 rows, got {size}; leave it out")
-    for field in ("batch_size", "world_size", "accumulation_steps", "window"):
+    for field in ("batch_size", "world_size", "accumulation_steps"):
         if getattr(plan, field) < 1:
             raise InputError(f"{field} must be at least 1, got {getattr(plan, field)}")
     for field, allowed in (("mixing", Mixing), ("small_datasets", SmallDatasets)):

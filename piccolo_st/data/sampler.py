@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from sentence_transformers.base.sampler import DefaultBatchSampler, MultiDatasetDefaultBatchSampler
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, RandomSampler
 
-from piccolo_st.data.duplicates import DuplicateAvoidance, dataset_identities
 from piccolo_st.data.plan import BatchPlan, Step
 from piccolo_st.distributed import get_rank, get_world_size
 from piccolo_st.errors import InputError
@@ -140,11 +139,9 @@ class HomogeneousBatchSampler(MultiDatasetDefaultBatchSampler):
         drop_last: see BatchPlan. Default: that of ``batch_samplers``.
         valid_label_columns: not used; the trainer passes it.
         world_size: number of ranks. Default: that of torch.distributed.
-        avoid_duplicates: whether rows that share a text, in the first two columns of text, are kept out of one batch
-            of all ranks. Hashes every text once at the start, and keeps 16 bytes a row; see data/duplicates.py.
         options: of BatchPlan: ``accumulation_steps`` (the run's ``gradient_accumulation_steps``, of which a trainer
             does not tell its sampler), ``mixing``, ``weights``, ``exponent``, ``repeats``, ``batch_multiples``,
-            ``small_datasets``, ``one_dataset_per_update``, ``names``, ``window``.
+            ``small_datasets``, ``names``.
 
     Attributes:
         plan: the BatchPlan.
@@ -167,7 +164,6 @@ class HomogeneousBatchSampler(MultiDatasetDefaultBatchSampler):
         drop_last: bool | None = None,
         valid_label_columns: Sequence[str] | None = None,
         world_size: int | None = None,
-        avoid_duplicates: bool = False,
         **options: Any,
     ) -> None:
         concatenation = dataset if isinstance(dataset, ConcatDataset) else ConcatDataset([_sized(dataset)])
@@ -186,12 +182,10 @@ class HomogeneousBatchSampler(MultiDatasetDefaultBatchSampler):
             world_size=get_world_size() if world_size is None else world_size,
             seed=seed or 0,
             drop_last=_common(batch_samplers, "drop_last") if drop_last is None else drop_last,
-            arrange=_duplicate_avoidance(concatenation.datasets) if avoid_duplicates else None,
             **options,
         )
         self._report()
         self.offsets = [0, *concatenation.cumulative_sizes[:-1]]
-        self._start = 0
         self._told = False
         self._carrier: Any = _EpochCarrier(concatenation)
         super().__init__(concatenation, batch_samplers=list(batch_samplers), generator=generator, seed=seed or 0)
@@ -212,16 +206,15 @@ class HomogeneousBatchSampler(MultiDatasetDefaultBatchSampler):
         return self.plan.steps() * self.plan.world_size
 
     def __iter__(self) -> Iterator[BatchIndices]:  # type: ignore[override]  # rows of one step
-        """The batches of the current epoch, from the position that was set, or else from its beginning."""
+        """The batches of the current epoch."""
         if get_world_size() > 1 and not self._told and not hasattr(self._carrier, "set_epoch"):
             raise RuntimeError(
                 "no epoch has reached the batch sampler, so this rank would read the rows of epoch 0, whichever epoch "
                 "the run is in. transformers tells it only while accelerator_config['use_seedable_sampler'] is True, "
                 "its default; with another loop, call set_epoch(epoch) of the sampler before each epoch"
             )
-        start, self._start = self._start, 0
         epoch, ranks = self.epoch, range(self.plan.world_size)
-        for step in range(start, self.plan.steps(epoch)):
+        for step in range(self.plan.steps(epoch)):
             for rank in ranks:
                 yield BatchIndices(self, epoch, step, rank)
 
@@ -229,22 +222,6 @@ class HomogeneousBatchSampler(MultiDatasetDefaultBatchSampler):
         """Say which epoch is iterated next."""
         self._told = True
         self.epoch = epoch
-
-    def set_position(self, epoch: int, step: int) -> None:
-        """Let the next iteration begin at a step of an epoch; later ones begin at their first step again.
-
-        For training loops of one's own. transformers' Trainer counts off the batches before its position itself.
-
-        Raises:
-            InputError: the epoch or step does not exist.
-        """
-        if epoch < 0 or not 0 <= step <= self.plan.steps(epoch):
-            raise InputError(
-                f"a position needs an epoch of 0 or more and a step from 0 to {self.plan.steps(epoch)}, got epoch "
-                f"{epoch}, step {step}"
-            )
-        self.set_epoch(epoch)
-        self._start = step
 
     @property
     def sampler(self) -> Any:
@@ -316,13 +293,6 @@ def _sized(dataset: Any) -> Any:
             "use a datasets.Dataset, which stays on disk as well"
         )
     return dataset
-
-
-def _duplicate_avoidance(datasets: Sequence[Any]) -> DuplicateAvoidance:
-    for dataset in datasets:
-        if not hasattr(dataset, "features"):
-            raise InputError(f"avoid_duplicates needs a datasets.Dataset, got {type(dataset).__name__}")
-    return DuplicateAvoidance([dataset_identities(dataset) for dataset in datasets])
 
 
 def _common(batch_samplers: Sequence[Any], field: str) -> Any:

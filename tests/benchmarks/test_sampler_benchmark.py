@@ -21,7 +21,7 @@ import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
 from datasets import Dataset, disable_progress_bars, load_from_disk
-from sentence_transformers.base.sampler import DefaultBatchSampler, NoDuplicatesBatchSampler, ProportionalBatchSampler
+from sentence_transformers.base.sampler import DefaultBatchSampler, ProportionalBatchSampler
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch.utils.data import ConcatDataset, RandomSampler
 
@@ -48,14 +48,10 @@ def _concatenation(rows: int) -> ConcatDataset:
     return ConcatDataset([Sized(rows)])
 
 
-def _stock(dataset: ConcatDataset, batch_size: int, kind: Any = None) -> ProportionalBatchSampler:
+def _stock(dataset: ConcatDataset, batch_size: int) -> ProportionalBatchSampler:
     generator = torch.Generator().manual_seed(0)
     samplers = [
-        kind(part, batch_size, True, generator=generator, seed=0)
-        if kind
-        else DefaultBatchSampler(
-            RandomSampler(part, generator=generator), batch_size, True, generator=generator, seed=0
-        )
+        DefaultBatchSampler(RandomSampler(part, generator=generator), batch_size, True, generator=generator, seed=0)
         for part in dataset.datasets
     ]
     return ProportionalBatchSampler(dataset, batch_samplers=samplers, generator=generator, seed=0)
@@ -101,16 +97,11 @@ def _first_and_next(make: Callable[..., Any], rows: int) -> tuple[float, float, 
     return first, added, (time.perf_counter() - start) / count
 
 
-def _start_at(make: Callable[..., Any], rows: int, batch_size: int, step: int, how: str) -> float:
+def _start_at(make: Callable[..., Any], rows: int, batch_size: int, step: int) -> float:
     """Seconds from nothing to the first batch at a step."""
     dataset, start = _concatenation(rows), time.perf_counter()
     sampler = make(dataset, batch_size)
-    if how == "position":
-        sampler.set_position(0, step)
-        batches: Iterable[Any] = sampler
-    else:  # as transformers' Trainer resumes
-        batches = SkipBatchSampler(sampler, step)
-    list(next(iter(batches)))
+    list(next(iter(SkipBatchSampler(sampler, step))))  # as transformers' Trainer resumes
     return time.perf_counter() - start
 
 
@@ -146,12 +137,8 @@ def test_first_batch_and_steady_state(capsys: pytest.CaptureFixture[str]) -> Non
 def test_start_inside_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     rows, batch_size = STOCK_LIMIT, 64
     table = []
-    for name, make, how in (
-        ("ST Proportional, walked by the Trainer", _stock, "walk"),
-        ("Homogeneous, walked by the Trainer", _ours, "walk"),
-        ("Homogeneous, set_position", _ours, "position"),
-    ):
-        seconds = [_apart(_start_at, make, rows, batch_size, step, how) for step in (0, POSITION)]
+    for name, make in (("ST Proportional", _stock), ("Homogeneous", _ours)):
+        seconds = [_apart(_start_at, make, rows, batch_size, step) for step in (0, POSITION)]
         table.append((name, *(f"{value * 1e3:.1f} ms" for value in seconds)))
     with capsys.disabled():
         _print(
@@ -191,43 +178,6 @@ def test_alignment_of_the_ranks(capsys: pytest.CaptureFixture[str]) -> None:
             "Steps at which all ranks read from one dataset, of ten",
             ("ranks", "ST Proportional", "Homogeneous"),
             table,
-        )
-
-
-def test_duplicates_over_all_ranks(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each query in five rows, as where several passages answer it."""
-    rows, batch_size = 40_000, 64
-    queries = [f"query {row // 5}" for row in range(rows)]
-    dataset = ConcatDataset([Dataset.from_dict({"query": queries, "positive": [f"passage {i}" for i in range(rows)]})])
-
-    def repeated(batches: list[list[int]], world: int) -> str:
-        steps = [list(itertools.chain(*batches[i : i + world])) for i in range(0, len(batches) // world * world, world)]
-        return f"{sum(len(s) - len({queries[i] for i in s}) for s in steps) / sum(map(len, steps)):.2%}"
-
-    table = []
-    for world in (1, 8, 32):
-        cells = []
-        for make in (
-            lambda: _stock(dataset, batch_size),
-            lambda: _stock(dataset, batch_size, NoDuplicatesBatchSampler),
-            lambda: _ours(dataset, batch_size, world_size=world),  # noqa: B023
-            lambda: _ours(dataset, batch_size, world_size=world, avoid_duplicates=True),  # noqa: B023
-        ):
-            cells.append(repeated([list(batch) for batch in make()], world))
-        table.append((world, *cells))
-    start = time.perf_counter()
-    sampler = _ours(dataset, BATCH, avoid_duplicates=True)
-    hashing, start = time.perf_counter() - start, time.perf_counter()
-    count = sum(1 for batch in sampler if list(batch))
-    with capsys.disabled():
-        _print(
-            f"Rows whose query stands in the step already, {batch_size} rows a rank, each query in 5 of {rows:,} rows",
-            ("ranks", "ST", "ST NO_DUPLICATES", "Homogeneous", "avoid_duplicates"),
-            table,
-        )
-        print(
-            f"  avoid_duplicates: {hashing * 1e6 / rows:.2f} us a row at the start, "
-            f"{(time.perf_counter() - start) / count * 1e3:.2f} ms a batch of {BATCH}"
         )
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from piccolo_st.data.interleaving import CELL
+from piccolo_st.data.interleaving import CELL, Interleaving
 from piccolo_st.data.plan import BatchPlan
 from piccolo_st.errors import InputError
 
@@ -40,14 +40,12 @@ def _sequence(plan: BatchPlan, epoch: int) -> list[tuple[int, tuple[int, ...]]]:
 # What an epoch visits
 
 
-@given(sizes=sizes, shape=shape, epoch=st.integers(0, 5), drop_last=st.booleans(), same=st.booleans())
+@given(sizes=sizes, shape=shape, epoch=st.integers(0, 5), drop_last=st.booleans())
 def test_an_epoch_visits_each_row_as_often_as_promised(
-    sizes: list[int], shape: dict[str, int], epoch: int, drop_last: bool, same: bool
+    sizes: list[int], shape: dict[str, int], epoch: int, drop_last: bool
 ) -> None:
-    plan = BatchPlan(
-        sizes, **shape, drop_last=drop_last, small_datasets="repeat", one_dataset_per_update=same, seed=epoch
-    )
-    block = shape["batch_size"] * shape["world_size"] * (shape["accumulation_steps"] if same else 1)
+    plan = BatchPlan(sizes, **shape, drop_last=drop_last, small_datasets="repeat", seed=epoch)
+    block = shape["batch_size"] * shape["world_size"] * shape["accumulation_steps"]
     for size, counts in zip(sizes, _visits(plan, epoch), strict=True):
         total = max(size // block, 1) * block if drop_last else -(-size // block) * block
         assert sum(counts.values()) == total
@@ -136,7 +134,7 @@ def test_ranks_share_the_dataset_and_no_row(sizes: list[int], shape: dict[str, i
     for step in range(min(plan.steps(), 40)):
         whole = plan.step(epoch, step)
         parts = [plan.step(epoch, step, rank) for rank in range(plan.world_size)]
-        assert {part.dataset for part in parts} == {whole.dataset} == {plan.dataset_of(epoch, step)}
+        assert {part.dataset for part in parts} == {whole.dataset}
         assert np.array_equal(np.concatenate([part.rows for part in parts]), whole.rows)
         if sizes[whole.dataset] >= int(plan.block_rows[whole.dataset]):
             assert len(set(whole.rows.tolist())) == len(whole.rows)
@@ -177,12 +175,6 @@ def test_micro_steps_give_the_same_rows_as_one_large_step(sizes: list[int], epoc
             len({dataset for dataset, _ in steps[i : i + accumulation]}) == 1
             for i in range(0, len(steps), accumulation)
         )
-
-
-def test_micro_steps_of_one_update_may_come_from_several_datasets() -> None:
-    plan = BatchPlan([200, 200], 4, accumulation_steps=4, one_dataset_per_update=False)
-    updates = [{plan.dataset_of(0, 4 * update + i) for i in range(4)} for update in range(plan.steps() // 4)]
-    assert {0, 1} in updates
 
 
 @given(sizes=sizes, shape=shape, epoch=st.integers(0, 3), data=st.data())
@@ -241,8 +233,8 @@ def test_steps_are_the_same_in_any_order_of_asking() -> None:
     epoch=st.integers(0, 3),
 )
 def test_datasets_are_spread_evenly_over_the_epoch(counts: list[int], epoch: int) -> None:
-    plan = BatchPlan(counts, 1)
-    order = [plan.dataset_of(epoch, step) for step in range(plan.steps())]
+    order_of = Interleaving(np.array(counts), 0)
+    order = [order_of(epoch, block)[0] for block in range(sum(counts))]
     assert Counter(order) == {dataset: count for dataset, count in enumerate(counts) if count}
     for dataset, count in enumerate(counts):
         done = np.cumsum(np.array(order) == dataset)
@@ -252,9 +244,9 @@ def test_datasets_are_spread_evenly_over_the_epoch(counts: list[int], epoch: int
 
 
 def test_rare_datasets_do_not_all_come_at_the_same_place() -> None:
-    plan = BatchPlan([100_000] + [1] * 40, 1)
-    places = {plan.dataset_of(0, step): step for step in range(plan.steps())}
-    rare = np.array([places[dataset] for dataset in range(1, 41)]) / plan.steps()
+    order_of = Interleaving(np.array([100_000] + [1] * 40), 0)
+    places = {order_of(0, block)[0]: block for block in range(100_040)}
+    rare = np.array([places[dataset] for dataset in range(1, 41)]) / 100_040
     assert rare.min() < 0.2 and rare.max() > 0.8 and 0.3 < rare.mean() < 0.7
 
 
@@ -283,7 +275,6 @@ def test_a_signature_is_json_and_holds_what_decides_the_rows() -> None:
     for change in (
         {"sizes": [100, 201]}, {"batch_size": 5}, {"seed": 1}, {"drop_last": False}, {"names": ["a", "c"]},
         {"mixing": "temperature"}, {"repeats": [1, 2]}, {"batch_multiples": [1, 2]}, {"small_datasets": "drop"},
-        {"one_dataset_per_update": False},
     ):  # fmt: skip
         assert BatchPlan(**{**options, **change}).signature() != signature
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import pickle
 import tracemalloc
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -128,24 +126,6 @@ def test_batches_are_not_computed_before_they_are_looked_at(monkeypatch: pytest.
     assert asked == []
     assert len(batches[7]) == 4 and asked == []
     assert len(list(batches[7])) == 4 and asked == [7]
-
-
-def test_a_position_starts_there_once() -> None:
-    sampler = HomogeneousBatchSampler(_concatenation(40, 25), batch_size=5, world_size=2, drop_last=True)
-    sampler.set_epoch(2)
-    whole = _lists(sampler)
-    sampler.set_position(2, 3)
-    assert _lists(sampler) == whole[6:]
-    assert _lists(sampler) == whole
-    sampler.set_position(2, sampler.plan.steps())
-    assert _lists(sampler) == []
-
-
-@pytest.mark.parametrize(("epoch", "step"), [(-1, 0), (0, -1), (0, 9)])
-def test_a_position_that_does_not_exist_is_refused(epoch: int, step: int) -> None:
-    sampler = HomogeneousBatchSampler(_concatenation(40), batch_size=5)
-    with pytest.raises(InputError, match=f"a step from 0 to 8, got epoch {epoch}, step {step}"):
-        sampler.set_position(epoch, step)
 
 
 def test_different_batch_sizes_are_announced_to_accelerate() -> None:
@@ -298,25 +278,3 @@ def test_a_batch_sampler_that_would_be_ignored_is_refused() -> None:
     dataset = ConcatDataset([Dataset.from_dict({"a": ["x", "y"]})])
     with pytest.raises(InputError, match=r"would ignore the NoDuplicatesBatchSampler of args.batch_sampler"):
         HomogeneousBatchSampler(dataset, [NoDuplicatesBatchSampler(dataset.datasets[0], 2, True)])
-
-
-# Duplicates
-
-
-def test_avoid_duplicates_reaches_the_plan() -> None:
-    texts = [f"text {i // 4}" for i in range(64)]  # every query four times
-    dataset = ConcatDataset([Dataset.from_dict({"query": texts, "positive": [f"p{i}" for i in range(64)]})])
-
-    def repeated(sampler: HomogeneousBatchSampler) -> int:
-        steps = [sampler.plan.step(0, step).rows.tolist() for step in range(sampler.plan.steps())]
-        assert sorted(itertools.chain.from_iterable(steps)) == list(range(64))
-        return sum(len(rows) - len({texts[row] for row in rows}) for rows in steps)
-
-    make = partial(HomogeneousBatchSampler, dataset, batch_size=4, world_size=2)
-    assert repeated(make()) > 0
-    assert repeated(make(avoid_duplicates=True)) == 0
-
-
-def test_avoid_duplicates_needs_texts() -> None:
-    with pytest.raises(InputError, match=r"avoid_duplicates needs a datasets.Dataset, got Sized"):
-        HomogeneousBatchSampler(_concatenation(60), batch_size=4, avoid_duplicates=True)

@@ -63,15 +63,6 @@ ROWS: dict[str, list[Row]] = {
         Row("shingles of nothing", prepare("dedup", "--dedup.shingle", "0"),
             "shingle of dedup must be at least 1, got 0"),
     ],
-    "data.duplicates": [
-        Row(
-            "a column that is not there",
-            call("data.duplicates:dataset_identities", dataset(query=["猫"]), lambda w: ["qurey"]),
-            "avoiding duplicates needs columns of text in the dataset, got ['qurey']; its columns are query",
-        ),
-        Row("no text at all", call("data.duplicates:dataset_identities", dataset(number=[1])),
-            "avoiding duplicates needs columns of text in the dataset, got none; its columns are number"),
-    ],
     "data.filtering": [
         Row("a share above 1", prepare("filter", "--filter.min_han", "30"),
             "min_han of filter must be a share from 0 to 1, got 30.0"),
@@ -266,16 +257,9 @@ ROWS: dict[str, list[Row]] = {
     "data.sampler": [
         Row("no batch size", batch(batch_size=None),
             "HomogeneousBatchSampler needs batch_samplers, as a trainer passes them, or batch_size"),
-        Row("a position behind the epoch", lambda world: batch()(world).set_position(0, 99),
-            "a position needs an epoch of 0 or more and a step from 0 to 13, got epoch 0, step 99"),
         Row("a stream", call("data.sampler:HomogeneousBatchSampler", lambda w: iter([]), batch_size=4),
             "HomogeneousBatchSampler reads rows by their number, which a list_iterator does not allow; use a "
             "datasets.Dataset, which stays on disk as well"),
-        Row(
-            "duplicates avoided in a list",
-            call("data.sampler:HomogeneousBatchSampler", lambda w: [1, 2], batch_size=1, avoid_duplicates=True),
-            "avoid_duplicates needs a datasets.Dataset, got list",
-        ),
         Row(
             "a sampler of one's own",
             call("data.sampler:HomogeneousBatchSampler", lambda w: [1, 2], own_samplers),
