@@ -48,6 +48,10 @@ class ModelArguments:
     )
     query_length: int = field(default=64, metadata={"help": "Longest query in tokens, instruction included."})
     document_length: int = field(default=512, metadata={"help": "Longest passage in tokens, instruction included."})
+    positions: int | None = field(
+        default=None,
+        metadata={"help": "Tokens the encoder must take; a BERT or RoBERTa of fewer is extended; empty: its own."},
+    )
     dimension: int | None = field(
         default=None, metadata={"help": "Width of the embeddings, through a linear layer; empty: the encoder's."}
     )

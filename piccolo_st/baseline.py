@@ -35,6 +35,7 @@ def train_stock(config: RunConfig, concatenated: bool = False) -> tuple[Mixture,
         instructions="none",
         query_length=model_arguments.query_length,
         document_length=model_arguments.document_length,
+        positions=model_arguments.positions,
     )
     model.max_seq_length = model_arguments.document_length  # what the stock collator cuts at
     rows: Dataset | DatasetDict

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from piccolo_st.arguments import PlanArguments
@@ -250,6 +250,11 @@ def encoder_shape(config: RunConfig) -> EncoderShape:
     Raises:
         InputError: none of them can be read.
     """
+    shape = _given_shape(config)
+    return replace(shape, positions=max(shape.positions, config["model"].positions or 0))
+
+
+def _given_shape(config: RunConfig) -> EncoderShape:
     model, plan = config["model"], config["plan"]
     if plan.encoder:
         return EncoderShape.of(plan.encoder, model.dimension)

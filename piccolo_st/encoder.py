@@ -19,6 +19,7 @@ from piccolo_st.errors import InputError, reason
 from piccolo_st.instructions import resolve_instructions, set_prompts
 from piccolo_st.lengths import set_lengths
 from piccolo_st.pooling import set_instruction_pooling
+from piccolo_st.positions import extend_positions, usable_positions
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -168,6 +169,7 @@ def load_encoder(
     include_instruction: bool = True,
     query_length: int = 64,
     document_length: int = 512,
+    positions: int | None = None,
 ) -> SentenceTransformer:
     """Load a checkpoint and give it Piccolo's prompts, pooling and lengths.
 
@@ -179,9 +181,11 @@ def load_encoder(
         include_instruction: whether the instruction's tokens are pooled.
         query_length: longest query, in tokens, instruction included.
         document_length: longest passage, in tokens, instruction included.
+        positions: tokens that the encoder has positions for afterwards; fewer of them are extended
+            (``extend_positions``). Default: as many as it has.
 
     Raises:
-        InputError: the directory holds no model, or the Hub does not give it.
+        InputError: the directory holds no model, the Hub does not give it, or its positions cannot be extended.
     """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -204,6 +208,9 @@ def load_encoder(
             f"model.name_or_path cannot be loaded, got {name_or_path!r}: {reason(error)}; give the directory of a "
             "model, or the id of one on the Hub that this machine can reach"
         ) from error
+    first: Any = model[0]
+    if positions is not None and positions > (usable_positions(first.auto_model) or positions):
+        extend_positions(model, positions)
     set_prompts(model, instructions)
     if any(resolve_instructions(instructions).prompts.values()):
         set_instruction_pooling(model, instructions, include_instruction)

@@ -59,7 +59,7 @@ def set_lengths(
         if limit is not None and length > limit:
             raise InputError(
                 f"{name}={length} is more than the {limit} tokens that {type(transformer.auto_model).__name__} has "
-                "positions for; lower it, or extend them with piccolo_st.positions.extend_positions"
+                "positions for; lower it, or give it more with model.positions (extend_positions)"
             )
         for text in texts:
             needed = len(tokenizer(text, padding=False, truncation=False)["input_ids"]) + 1

@@ -64,16 +64,15 @@ def extend_positions(
         method: how the new rows are made; see above.
 
     Raises:
-        TypeError: the encoder has no table of absolute positions.
-        InputError: ``length`` is not above what the encoder has, or more than "hierarchical" can tell apart, or the
-            method is unknown.
+        InputError: the encoder has no table of absolute positions, ``length`` is not above what it has or more than
+            "hierarchical" can tell apart, or the method is unknown.
     """
     encoder: Any = model[0].auto_model
     table, padding_rows = _position_table(encoder)
     if table is None:
-        raise TypeError(
+        raise InputError(
             f"{type(encoder).__name__} has no embeddings.position_embeddings table to extend; only encoders of the "
-            "BERT and RoBERTa families have one"
+            "BERT and RoBERTa families have one; take one of them, or leave its positions as they are"
         )
     old = table.num_embeddings - padding_rows
     if length <= old:

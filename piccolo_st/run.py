@@ -161,6 +161,7 @@ class TrainingRun:
                 include_instruction=arguments.include_instruction,
                 query_length=arguments.query_length,
                 document_length=arguments.document_length,
+                positions=arguments.positions,
             )
             if arguments.dimension is not None:
                 scale_dimension(model, arguments.dimension)

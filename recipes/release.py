@@ -2,6 +2,7 @@
 
     python recipes/release.py MODEL_DIR ORG/NAME                            # checks and a dry run; nothing is sent
     python recipes/release.py MODEL_DIR ORG/NAME --fill-card --run-dir RUN  # finish the card first (changes README.md)
+    python recipes/release.py MODEL_DIR ORG/NAME --onnx                     # with onnx/model.onnx, written and compared
     python recipes/release.py MODEL_DIR ORG/NAME --results results/org__name/REVISION --compare ROWS.yaml
     python recipes/release.py MODEL_DIR ORG/NAME --push --tag v1.0          # private; one commit, verified, tagged
     python recipes/release.py MODEL_DIR ORG/NAME --push --public
@@ -21,6 +22,7 @@ from piccolo_st.configuration import OptionParser, run_recipe
 from piccolo_st.demo.corpus import read_corpus, thin_out
 from piccolo_st.hub import release, release_space
 from piccolo_st.model_card import prepare_card, read_rows
+from piccolo_st.onnx_export import export_onnx
 
 
 def parser() -> OptionParser:
@@ -40,6 +42,7 @@ def parser() -> OptionParser:
     options.add_argument("--exclude", nargs="+", default=[], help="patterns of files to leave out")
     options.add_argument("--delete", nargs="+", default=[], help="patterns of remote files to delete")
     options.add_argument("--foreign-results", action="store_true", help="publish results that name no model")
+    options.add_argument("--onnx", action="store_true", help="write onnx/model.onnx first, compared with torch")
     space = options.add_argument_group("a page to search with the model, as a Space; recipes/demo.py shows it first")
     space.add_argument("--space", nargs="?", const="", help="release it too; its org/name, by default the model's")
     space.add_argument("--corpus", help="its texts: text file or BEIR folder; the quickstart's definitions by default")
@@ -77,6 +80,8 @@ def main(arguments: Sequence[str]) -> None:
             run_dir=options.run_dir,
             metadata=metadata,
         )
+    if options.onnx:
+        export_onnx(options.model_dir)
     texts = thin_out(read_corpus(options.corpus), options.limit) if options.space is not None else []
     release(
         options.model_dir,

@@ -71,6 +71,17 @@ def test_a_bare_encoder_gets_prompts_pooling_and_lengths(built: Path) -> None:
     assert model.encode_query(["今天"]).shape == (1, 16)
 
 
+def test_an_encoder_with_fewer_positions_is_extended_and_another_left_alone(built: Path) -> None:
+    own = load_encoder(str(built), query_length=16, document_length=48)[
+        0
+    ].auto_model.embeddings.position_embeddings.num_embeddings
+    model = load_encoder(str(built), query_length=16, document_length=own + 8, positions=own + 8)
+    assert model[0].auto_model.embeddings.position_embeddings.num_embeddings == own + 8
+    assert model[0].document_length == own + 8 == model.max_seq_length
+    enough = load_encoder(str(built), query_length=16, document_length=own, positions=own - 8)
+    assert enough[0].auto_model.embeddings.position_embeddings.num_embeddings == own
+
+
 def test_no_instructions_leaves_stock_pooling(built: Path) -> None:
     model = load_encoder(str(built), instructions="none", query_length=16, document_length=48)
     assert type(model[1]).__name__ == "Pooling" and model.prompts["query"] == ""

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ from piccolo_st.model_card import (
     render_card,
     scores,
     stage_facts,
-    write_results,
 )
 from piccolo_st.model_card.__main__ import main
 from piccolo_st.model_card.results import _REPOSITORIES, eval_results, from_model_index, from_mteb
@@ -78,7 +78,7 @@ def test_the_large_row_is_computed(tmp_path: Path) -> None:
     changed = [r for r in results if r.dataset_name != "MTEB STSB"]
     stsb = next(r for r in results if r.dataset_name == "MTEB STSB")
     better = {**stsb.metrics, "cos_sim_spearman": stsb.metrics["cos_sim_spearman"] + 8.0}
-    write_results([*changed, TaskResult(**{**stsb.__dict__, "metrics": better})], tmp_path / "results.jsonl")
+    write_lines([*changed, TaskResult(**{**stsb.__dict__, "metrics": better})], tmp_path / "results.jsonl")
     (tmp_path / "card.yaml").write_text((LARGE / "card.yaml").read_text().replace("../", f"{CARDS}/"))
     row = next(line for line in card_from_folder(tmp_path).splitlines() if line.startswith("| **[sensenova"))
     assert "**64.33**" in row and "59.02" in row
@@ -211,10 +211,15 @@ results_strategy = st.lists(
 )
 
 
+def write_lines(results: Iterable[TaskResult], path: Path) -> None:
+    lines = [json.dumps({**asdict(result), "metrics": dict(result.metrics)}) for result in results]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
 @given(results_strategy)
 def test_results_survive_files_and_cards(tmp_path_factory: pytest.TempPathFactory, results: list[TaskResult]) -> None:
     path = tmp_path_factory.mktemp("results") / "results.jsonl"
-    write_results(results, path)
+    write_lines(results, path)
     assert read_results(path) == results
     index = eval_results_to_model_index("m", eval_results(results))
     assert from_model_index(index) == results

@@ -12,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel, RobertaConfig, RobertaModel
 
+from piccolo_st.errors import InputError
 from piccolo_st.lengths import set_lengths
 from piccolo_st.portable import load_portable, save_portable
 from piccolo_st.positions import extend_positions, usable_positions
@@ -130,5 +131,5 @@ def test_only_absolute_positions_can_be_extended(make_model: ModelMaker) -> None
     model = make_model()
     model[0].model = DistilBertModel(DistilBertConfig(n_layers=1, dim=32, n_heads=2, hidden_dim=8))
     model[0].model.embeddings.position_embeddings = None
-    with pytest.raises(TypeError, match=r"DistilBertModel has no embeddings.position_embeddings table to extend"):
+    with pytest.raises(InputError, match=r"DistilBertModel has no embeddings.position_embeddings table to extend"):
         extend_positions(model, 600)

@@ -14,7 +14,6 @@ text that is kept is the text that came, without the whitespace around it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -228,11 +227,3 @@ def _row_excerpt(chunk: Chunk, roles: Roles, row: int) -> str:
     else:
         record = {role: chunk.records[row].get(name) for role, name in roles.columns.items()}
     return excerpt(" | ".join(f"{role}={value!r}" for role, value in record.items()), 240)
-
-
-def rejected_by_reason(rejects: Sequence[Reject]) -> dict[str, int]:
-    """How many rejects each reason has, commonest first."""
-    counts: dict[str, int] = {}
-    for reject in rejects:
-        counts[reject.reason] = counts.get(reject.reason, 0) + 1
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

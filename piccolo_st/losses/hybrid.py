@@ -178,7 +178,6 @@ def build_losses(
     tasks: Mapping[str, str | tuple[str, Mapping[str, Any]]],
     *,
     matryoshka_dims: Sequence[int] | None = None,
-    matryoshka_weights: Sequence[float] | None = None,
     **retrieval: Any,
 ) -> dict[str, nn.Module]:
     """One loss for each dataset, by its task.
@@ -189,7 +188,6 @@ def build_losses(
             of any other task ``weight``, ``temperature`` and ``chunk_tokens``; of classification and clustering also
             ``labelled`` (rows are pairs with a label), which takes those of OtherClassesLoss.
         matryoshka_dims: dimensions trained together (MRL), each at most the model's.
-        matryoshka_weights: one for each of them; default 1.
         **retrieval: options of PiccoloLoss for every retrieval dataset that does not set them itself; those of caching
             and gathering also for labelled ones.
 
@@ -208,7 +206,7 @@ def build_losses(
         try:
             loss, weight = _task_loss(model, task, dict(options), retrieval)
             if matryoshka_dims:
-                loss = MatryoshkaLoss(model, loss, list(matryoshka_dims), matryoshka_weights)
+                loss = MatryoshkaLoss(model, loss, list(matryoshka_dims))
         except InputError as error:  # of the dataset alone; values may as well come from the options of all of them
             raise InputError(f"loss of dataset {name!r}: {error}") from None
         except (ValueError, TypeError) as error:

@@ -11,7 +11,7 @@
 
 from piccolo_st.model_card.card import PiccoloModelCardData, render_card, stage_facts
 from piccolo_st.model_card.folder import add_results, card_from_folder, prepare_card, read_rows
-from piccolo_st.model_card.results import TaskResult, eval_result_files, read_results, scores, write_results
+from piccolo_st.model_card.results import TaskResult, eval_result_files, read_results, scores
 
 __all__ = [
     "PiccoloModelCardData",
@@ -25,5 +25,4 @@ __all__ = [
     "render_card",
     "scores",
     "stage_facts",
-    "write_results",
 ]

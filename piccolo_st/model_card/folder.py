@@ -1,8 +1,9 @@
 """Cards of folders: written from data files, or renewed with the results of an evaluation.
 
 A folder of data files (model_cards/NAME) holds ``card.yaml``, whose keys are the fields of PiccoloModelCardData
-(``comparison`` names a YAML file of rows), and where results are known ``results.jsonl``. ``card_from_folder`` makes
-the README.md from them and from nothing else, so data and card cannot drift apart unnoticed.
+(``comparison`` names a YAML file of rows), and where results are known ``results.jsonl`` or a folder ``results`` of
+mteb's files. ``card_from_folder`` makes the README.md from them and from nothing else, so data and card cannot drift
+apart unnoticed.
 
 A model directory already has a README.md, written when the model was saved and perhaps edited since. ``add_results``
 puts results into its metadata and its evaluation part and leaves the rest as it is; ``prepare_card`` does that and
@@ -83,8 +84,9 @@ def card_from_folder(folder: str | Path) -> str:
         rows = read_rows(folder / values["comparison"])
         values["comparison"] = [row for row in rows if row.model != content.get("model_id")]
         values["reported"] = next((row for row in rows if row.model == content.get("model_id")), None)
-    if (folder / "results.jsonl").exists():
-        values["results"] = read_results(folder / "results.jsonl")
+    for name in ("results", "results.jsonl"):
+        if (folder / name).exists():
+            values["results"] = read_results(folder / name)
     return render_card(PiccoloModelCardData(**values))
 
 

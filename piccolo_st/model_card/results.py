@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +132,6 @@ def read_results(path: str | Path, benchmark: Benchmark = C_MTEB_35) -> list[Tas
     if path.suffix == ".md":
         return from_model_index(ModelCard.load(path).data.to_dict().get("model-index") or [])
     raise InputError(f"results must be a folder of mteb's JSON files, a .jsonl file or a card (.md), got {path}")
-
-
-def write_results(results: Iterable[TaskResult], path: str | Path) -> None:
-    """Write results to a ``.jsonl`` file that :func:`read_results` reads back unchanged."""
-    lines = [json.dumps({**asdict(result), "metrics": dict(result.metrics)}, ensure_ascii=False) for result in results]
-    Path(path).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
 def from_mteb(file: Mapping[str, Any], benchmark: Benchmark = C_MTEB_35) -> list[TaskResult]:

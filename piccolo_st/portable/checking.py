@@ -254,7 +254,7 @@ def _strict_config(checkpoint: _Checkpoint) -> Problems:
 
 def _onnx_file(checkpoint: _Checkpoint) -> Problems:
     if not (checkpoint.path / "onnx" / "model.onnx").exists():
-        yield "onnx/model.onnx is missing: piccolo_st.onnx_export.export_onnx writes it"
+        yield "onnx/model.onnx is missing: recipes/release.py --onnx writes it"
 
 
 Check: TypeAlias = Callable[[_Checkpoint], Problems]

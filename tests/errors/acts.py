@@ -202,6 +202,12 @@ def cut_on_the_left(world: World) -> Any:
     return loaded
 
 
+def without_positions(world: World) -> Any:
+    loaded = model(world)
+    loaded[0].auto_model.embeddings.position_embeddings = None  # as an encoder with rotary ones
+    return loaded
+
+
 def broken_weights(world: World) -> str:
     """A saved model whose embeddings are NaN."""
     loaded = model(world)

@@ -25,6 +25,7 @@ from tests.errors.acts import (
     tokenizer,
     two_encoders,
     without_pooling,
+    without_positions,
 )
 
 STS = {"name": "Own", "type": "STS", "data": "pairs.jsonl"}
@@ -274,8 +275,8 @@ ROWS: dict[str, list[Row]] = {
             "query_length=3 is too short for the instruction '查询：': with the special tokens and one token of text "
             "it takes 6 tokens; raise query_length or shorten the instruction"),
         Row("a passage too long", finetune("--model.document_length", "9999"),
-            "document_length=9999 is more than the 512 tokens that BertModel has positions for; lower it, or extend "
-            "them with piccolo_st.positions.extend_positions"),
+            "document_length=9999 is more than the 512 tokens that BertModel has positions for; lower it, or give "
+            "it more with model.positions (extend_positions)"),
         Row("a tokenizer that cuts on the left", call("lengths:set_lengths", cut_on_the_left),
             "the tokenizer cuts on the left, which cuts the instruction first; set model.tokenizer.truncation_side = "
             '"right"'),
@@ -380,6 +381,8 @@ ROWS: dict[str, list[Row]] = {
             "a result must be as mteb 2.x writes it, got {'mteb_version': '1.0'}; evaluate the task again"),
     ],
     "onnx_export": [
+        Row("onnxscript missing for a release", run("release", "MODEL", "org/name", "--onnx", without=["onnxscript"]),
+            'exporting to ONNX needs onnx, onnxscript and onnxruntime; run: pip install "piccolo_st[onnx]"'),
         Row("onnxscript missing", call("onnx_export:export_onnx", "TMP", without=["onnxscript"]),
             'exporting to ONNX needs onnx, onnxscript and onnxruntime; run: pip install "piccolo_st[onnx]"'),
         Row("no checkpoint", call("onnx_export:export_onnx", "TMP"),
@@ -415,6 +418,9 @@ ROWS: dict[str, list[Row]] = {
             "'lasttoken'], each at most once, as older versions join them, got ['mean', 'cls']"),
     ],
     "positions": [
+        Row("no table of positions", call("positions:extend_positions", without_positions, 600),
+            "BertModel has no embeddings.position_embeddings table to extend; only encoders of the BERT and "
+            "RoBERTa families have one; take one of them, or leave its positions as they are"),
         Row("fewer positions", call("positions:extend_positions", model, 100),
             "the length must be above the 512 positions that the encoder has, got 100"),
         Row("more than the method tells apart", call("positions:extend_positions", model, 10**6),
