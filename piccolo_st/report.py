@@ -50,12 +50,13 @@ def _cell(value: Any) -> str:
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A plain text table, columns padded to the display width (a Chinese character takes two places).
 
-    Numbers stand right, everything else left; floats get two decimals.
+    Columns of numbers, some cells perhaps empty, stand right, everything else left; floats get two decimals.
     """
     columns = range(len(header))
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(_width(row[column]) for row in [list(header), *cells]) for column in columns]
-    numeric = [bool(rows) and all(isinstance(row[column], (int, float)) for row in rows) for column in columns]
+    filled = [[row[column] for row in rows if row[column] != ""] for column in columns]
+    numeric = [bool(own) and all(isinstance(value, (int, float)) for value in own) for own in filled]
 
     def line(row: Sequence[str]) -> str:
         padded = [

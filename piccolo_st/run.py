@@ -74,16 +74,15 @@ class TrainingRun:
         self.trainer = self._wire()
 
     def describe(self) -> str:
-        """What will run: datasets, sizes, steps, batch, precision and processes."""
+        """What will run: steps, batch, precision and processes; of each dataset, what became of its rows."""
         arguments, data = self.trainer.args, self.config["data"]
         plan = check_dataloader(self.trainer.get_train_dataloader()).plan
-        rows = []
-        for index, (name, dataset) in enumerate(self.train_dataset.items()):
-            spec = self.mixture.specs[name]
-            rows.append(
-                [name, spec.task, len(dataset), _negatives(dataset), int(plan.steps_per_dataset[index]),
-                 int(plan.device_rows[index]) * plan.world_size]
-            )  # fmt: skip
+        names = list(self.train_dataset)
+        further: dict[str, dict[str, Any]] = {
+            "negatives": {name: _negatives(dataset) for name, dataset in self.train_dataset.items()},
+            "steps an epoch": dict(zip(names, map(int, plan.steps_per_dataset), strict=True)),
+            "samples a step": {name: int(n) * plan.world_size for name, n in zip(names, plan.device_rows, strict=True)},
+        }
         steps = plan.steps() // arguments.gradient_accumulation_steps
         total = arguments.max_steps if arguments.max_steps > 0 else int(steps * arguments.num_train_epochs)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
@@ -102,8 +101,7 @@ class TrainingRun:
         ]
         if plan.skipped:
             lines.append(f"skipped    {', '.join(plan.skipped)}: smaller than one batch over all processes")
-        header = ["dataset", "task", "rows", "negatives", "steps an epoch", "samples a step"]
-        return "\n".join([*lines, "", report.table(header, rows)])
+        return "\n".join([*lines, "", self.mixture.report.text(further)])
 
     def train(self) -> None:
         """Train, then write the model, the record and the picture."""

@@ -4,8 +4,8 @@
 (2) the corpus is every distinct positive of the dataset, of held-out and training rows alike; relevant are all
     positives of the query, which several queries may share;
 (3) from the training rows of every dataset goes each that has a held-out query's text or a held-out positive's
-    text in any column; in a list only that item goes. Texts are compared by their key: without case, width,
-    whitespace and punctuation.
+    text in any column; in a list only that item goes, and all that goes is counted. Texts are compared by their key:
+    without case, width, whitespace and punctuation.
 """
 
 from __future__ import annotations
@@ -127,17 +127,32 @@ def forbidden(holdouts: dict[str, RetrievalHoldout]) -> Forbidden:
     )
 
 
-def clean(name: str, tables: Iterable[pa.Table], keys: Forbidden) -> Iterator[pa.Table]:
-    """The training rows of dataset ``name`` that hold no forbidden text; lists lose only such items."""
+QUERY, POSITIVE, ITEM = "of a held-out query", "with a positive of a held-out query", "a positive of a held-out query"
+
+
+def clean(
+    name: str, tables: Iterable[pa.Table], keys: Forbidden, lost: dict[str, dict[str, int]]
+) -> Iterator[pa.Table]:
+    """The training rows of dataset ``name`` that hold no forbidden text; lists lose only such items.
+
+    What goes is counted in ``lost``: reason -> rows under ``held_out``, reason -> items under ``removed``.
+    """
+
+    def count(kind: str, reason: str, number: int) -> None:
+        if number:
+            lost[kind][reason] = lost[kind].get(reason, 0) + number
+
     for table in tables:
         bad = np.zeros(table.num_rows, dtype=bool)
+        asked = np.zeros(table.num_rows, dtype=bool)
+        gone: dict[str, np.ndarray] = {}
         for index, column in enumerate(table.schema.names):
             kind = table.schema.field(column).type
             if pa.types.is_string(kind):
                 found = text_key(table[column])
                 bad |= pc.is_in(found, keys.anywhere).to_numpy(False)
                 if column == "query" and name in keys.queries:
-                    bad |= pc.is_in(found, keys.queries[name]).to_numpy(False)
+                    asked = pc.is_in(found, keys.queries[name]).to_numpy(False)
             elif pa.types.is_list(kind):
                 lists = table[column].combine_chunks()
                 texts, owners = flatten(lists)
@@ -145,11 +160,17 @@ def clean(name: str, tables: Iterable[pa.Table], keys: Forbidden) -> Iterator[pa
                 if good.all():
                     continue
                 counts = np.bincount(owners[good], minlength=table.num_rows)
+                gone[column] = np.bincount(owners[~good], minlength=table.num_rows)
                 if column == "positive":
                     bad |= counts == 0
                 offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
                 lists = pa.ListArray.from_arrays(offsets, texts.filter(pa.array(good)))
                 table = table.set_column(index, column, lists)
+        count("held_out", QUERY, int(asked.sum()))
+        count("held_out", POSITIVE, int((bad & ~asked).sum()))
+        bad |= asked
+        for column, items in gone.items():
+            count("removed", f"{column}: {ITEM}", int(items[~bad].sum()))
         yield table.filter(pa.array(~bad)) if bad.any() else table
 
 

@@ -60,6 +60,9 @@ __all__ = [
 ]
 
 
+NOTHING_LOST: dict[str, dict[str, int]] = {"held_out": {}, "removed": {}}
+
+
 @dataclass(frozen=True)
 class Mixture:
     """Datasets to train on, datasets to evaluate on, and where they come from.
@@ -208,10 +211,10 @@ def load_mixture(config: Mapping[str, Any] | str | Path, *, cache_dir: str | Pat
     for name, dataset in training.items():
         if specs[name].holdout is not None:
             holdouts[name] = draw(specs[name], dataset)
-    held_rows = _hold_out(training, {n: h for n, h in holdouts.items() if specs[n].use == "train"}, keys, specs, cache)
+    lost = _hold_out(training, {n: h for n, h in holdouts.items() if specs[n].use == "train"}, keys, specs, cache)
     reports = {
         name: DatasetReport.of(
-            spec, store.read_report(folders[name]), folders[name] / "rejects.jsonl", held_rows.get(name, 0)
+            spec, store.read_report(folders[name]), folders[name] / "rejects.jsonl", lost.get(name, NOTHING_LOST)
         )
         for name, spec in specs.items()
     }
@@ -235,8 +238,8 @@ def _hold_out(
     keys: dict[str, str],
     specs: dict[str, DatasetSpec],
     cache: Path,
-) -> dict[str, int]:
-    """Take the held-out texts out of every training set; returns how many rows each lost."""
+) -> dict[str, dict[str, dict[str, int]]]:
+    """Take the held-out texts out of every training set; returns what each lost, as ``clean`` counts it."""
     if not holdouts:
         return {}
     drawn = [[name, keys[name], dataclasses.asdict(specs[name].holdout)] for name in holdouts]  # type: ignore[arg-type]
@@ -249,12 +252,13 @@ def _hold_out(
 
         def write(folder: Path, dataset: Dataset = dataset, name: str = name) -> None:
             tables = (pa.Table.from_batches(t.to_batches()) for t in dataset.with_format("arrow").iter(100_000))
-            rows = store.write_arrow(folder / "data.arrow", clean(name, tables, forbidden(holdouts)))
-            (folder / "report.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
+            gone: dict[str, dict[str, int]] = {"held_out": {}, "removed": {}}
+            store.write_arrow(folder / "data.arrow", clean(name, tables, forbidden(holdouts), gone))
+            (folder / "report.json").write_text(json.dumps(gone, ensure_ascii=False, indent=1), encoding="utf-8")
 
         store.entry(cache, key, write)
         training[name] = store.open_arrow(known / "data.arrow")
-        lost[name] = len(dataset) - len(training[name])
+        lost[name] = store.read_report(known)
         if not len(training[name]):
             raise MixtureError(f"dataset {name!r} has no row left without the held-out texts; lower `holdout.queries`")
     return lost

@@ -25,6 +25,7 @@ import xxhash
 from datasets import Dataset
 from filelock import FileLock
 
+from piccolo_st.data.accounts import score_note
 from piccolo_st.data.duplicates import text_identities
 from piccolo_st.data.presets import apply_preset
 from piccolo_st.data.roles import find_columns
@@ -33,7 +34,7 @@ from piccolo_st.data.specs import DatasetSpec, MixtureError
 from piccolo_st.data.validation import Checked, check_chunk
 
 # Raise when the rows that come out of the same input change.
-LAYOUT = 4
+LAYOUT = 5
 
 # Settings that do not change the rows of a dataset, only what is done with them.
 _NOT_ROWS = (
@@ -146,7 +147,7 @@ def prepare(spec: DatasetSpec, root: Path, cache: Path) -> tuple[Path, str]:
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """The numbers of an entry, as ``accounts.DatasetReport`` takes them."""
+    """The numbers of an entry."""
     return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
@@ -159,6 +160,8 @@ def _write_entry(spec: DatasetSpec, location: Location, folder: Path) -> None:
         "added": 0,
         "kept": 0,
         "unused_columns": [],
+        "scores": None,
+        "misfits": 0,
     }
     with open(folder / "rejects.jsonl", "w", encoding="utf-8") as rejects:
         tables: Iterator[pa.Table] = (
@@ -205,6 +208,10 @@ def _log(file: Any, checked: Checked, report: dict[str, Any]) -> bool:
             line = {"action": "row " + kind if kind == "rejected" else "item " + kind, **dataclasses.asdict(reject)}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             report[kind][reject.reason] = report[kind].get(reject.reason, 0) + 1
+    report["misfits"] += checked.misfits
+    if checked.scores is not None:
+        known = report["scores"] or checked.scores
+        report["scores"] = [min(known[0], checked.scores[0]), max(known[1], checked.scores[1])]
     return checked.table.num_columns > 0
 
 
@@ -276,7 +283,8 @@ def enforce(spec: DatasetSpec, folder: Path, policy: str) -> None:
     if rejected > spec.max_rejected * report["rows"]:
         raise MixtureError(
             f"{rejected} of the {report['rows']} rows of dataset {spec.name!r} are faulty ({found}), more than "
-            f"max_rejected={spec.max_rejected:g}; look at {folder / 'rejects.jsonl'}, and check `columns` and `task`"
+            f"max_rejected={spec.max_rejected:g}; look at {folder / 'rejects.jsonl'}, and check "
+            + (f"its scale: {note}" if (note := score_note(spec, report)) else "`columns` and `task`")
         )
     if report["kept"] == 0:
         raise MixtureError(f"dataset {spec.name!r} has no row left of {report['rows']}: {found or report['left_out']}")

@@ -47,12 +47,16 @@ class Checked:
         rows: (n,) int64, their row numbers.
         rejects: rows left out, one each.
         removed: items left out of lists whose rows were kept.
+        scores: the lowest and the highest score of the chunk, before scaling; None without a score.
+        misfits: scores out of ``score_range``, or of a pair and neither end of it.
     """
 
     table: pa.Table
     rows: np.ndarray
     rejects: list[Reject]
     removed: list[Reject]
+    scores: tuple[float, float] | None = None
+    misfits: int = 0
 
 
 def text_faults(texts: pa.Array, spec: DatasetSpec) -> tuple[pa.Array, np.ndarray]:
@@ -101,9 +105,12 @@ def check_chunk(spec: DatasetSpec, roles: Roles, chunk: Chunk) -> Checked:
             if other in columns and name not in roles.lists and other not in roles.lists:
                 equal = pc.fill_null(pc.equal(columns[name], columns[other]), False).to_numpy(False)
                 _add(reasons, np.where(equal, reason, np.array(None)).astype(object), name)
+    scores, misfits = None, 0
     if "label" in columns:
+        scores = _span(columns["label"])
         columns["label"], faults = _check_label(spec, columns)
         _add(reasons, faults, "label")
+        misfits = int(np.isin(faults, _misfits(spec)).sum())
 
     good = np.array([reason is None for reason in reasons], dtype=bool)
     rejects = [
@@ -112,7 +119,7 @@ def check_chunk(spec: DatasetSpec, roles: Roles, chunk: Chunk) -> Checked:
     ]
     notes = [Reject(chunk.file, int(chunk.rows[row]), reason, text) for row, reason, text in removed if good[row]]
     kept = pa.table(columns).filter(pa.array(good))
-    return Checked(kept, chunk.rows[good], [*chunk.rejects, *rejects], notes)
+    return Checked(kept, chunk.rows[good], [*chunk.rejects, *rejects], notes, scores, misfits)
 
 
 _EQUALITIES = (
@@ -197,6 +204,21 @@ def _in_own_list(texts: pa.Array, owners: np.ndarray, lists: pa.ListArray) -> np
     return np.isin(keys[: len(texts)], keys[len(texts) :])
 
 
+def _span(labels: pa.Array) -> tuple[float, float] | None:
+    """The lowest and highest finite score; None where labels are no scores, or none is finite."""
+    if not pa.types.is_floating(labels.type):
+        return None
+    values = labels.to_numpy(False)
+    values = values[np.isfinite(values)]
+    return (float(values.min()), float(values.max())) if len(values) else None
+
+
+def _misfits(spec: DatasetSpec) -> tuple[str, str]:
+    """The reasons against a score that does not fit ``score_range``: out of it, and of a pair neither end of it."""
+    low, high = spec.score_range
+    return f"out of range {low:g}..{high:g}", f"not {low:g} or {high:g}"
+
+
 def _check_label(spec: DatasetSpec, columns: dict[str, pa.Array]) -> tuple[pa.Array, np.ndarray]:
     """The labels, scores scaled to 0..1 as float32, and None or the reason against each."""
     labels = columns["label"]
@@ -213,9 +235,10 @@ def _check_label(spec: DatasetSpec, columns: dict[str, pa.Array]) -> tuple[pa.Ar
     null = labels.is_null().to_numpy(False)
     _set(faults, ~np.isfinite(values) & ~null, "not finite")
     with np.errstate(invalid="ignore"):
-        _set(faults, (values < low) | (values > high), f"out of range {low:g}..{high:g}")
+        outside, between = _misfits(spec)
+        _set(faults, (values < low) | (values > high), outside)
         if spec.task == "pair":
-            _set(faults, (values != low) & (values != high), f"not {low:g} or {high:g}")
+            _set(faults, (values != low) & (values != high), between)
         equal = pc.fill_null(pc.equal(columns["sentence1"], columns["sentence2"]), False).to_numpy(False)
         _set(faults, equal & (values < (low + high) / 2), "in the lower half for equal sentences")
     return pa.array((values - low) / (high - low), type=pa.float32(), mask=null), faults

@@ -265,11 +265,11 @@ def test_the_report_adds_up_and_prints(folder: Path) -> None:
     _write(folder / "bad.jsonl", [{"query": "问", "positive": "答"}, {"query": "", "positive": "答"}])
     mixture = _load(folder, {"bad": {"source": "bad.jsonl", "task": "retrieval"}, **MIXTURE})
     for report in mixture.report.datasets.values():
-        gone = sum(report.rejected.values()) + sum(report.left_out.values()) + report.held_out
-        assert report.rows == report.kept + gone - report.added
+        gone = sum(sum(part.values()) for part in (report.rejected, report.left_out, report.held_out))
+        assert report.rows + report.added == report.kept + gone
         assert report.kept == len(mixture.train[report.name])
     text = str(mixture.report)
-    assert "bad: 1 rejected: query: empty" in text
+    assert "bad: 1 row rejected: query: empty" in text
     assert "classification" in text
 
 

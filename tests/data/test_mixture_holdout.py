@@ -50,7 +50,7 @@ def test_queries_are_held_out_with_their_answers_and_searched_among_all(tmp_path
         assert holdout.corpus[document] == text.replace("词", "解释")
     held = set(holdout.queries.values())
     assert list(mixture.train["words"]) == [row for row in ROWS if row["query"] not in held]
-    assert mixture.report.datasets["words"].held_out == 5
+    assert mixture.report.datasets["words"].held_out == {"of a held-out query": 5}
 
 
 def test_each_training_text_is_given_once_and_no_held_out_one(tmp_path: Path) -> None:
@@ -104,7 +104,9 @@ def test_held_out_texts_leave_the_other_datasets_too_whatever_their_spelling(tmp
         {"query": "别的二", "positive": "坏", "negative": ["对照"]},
         {"query": "别的三", "positive": "中", "negative": []},
     ]
-    assert mixture.report.datasets["other"].held_out == 2
+    report = mixture.report.datasets["other"]
+    assert report.held_out == {"with a positive of a held-out query": 2}
+    assert report.removed == {"negative: a positive of a held-out query": 2}
 
 
 def test_a_smaller_corpus_holds_the_answers_and_a_draw_of_the_rest(tmp_path: Path) -> None:

@@ -279,7 +279,7 @@ def test_check_reports_faults_lengths_and_duplicates(folder: Path, encoder_dir: 
     assert sum(query["histogram"]) == 60
     rejects = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
     assert [(r["dataset"], r["row"], r["reason"]) for r in rejects] == [("pairs", 61, "query: empty")]
-    assert "pairs: 1 rejected: query: empty" in said
+    assert "pairs: 1 row rejected: query: empty" in said
     assert (out / "lengths.png").stat().st_size > 10_000
     assert said.rstrip().endswith(f"report, rejected rows and histograms: {out}")
 

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -138,9 +137,9 @@ def _tokenizer(name_or_path: str) -> Any:
 def _finish(step: Checking, _: int) -> None:
     mixture, folder = step.job.mixture, step.job.folder
     measured = {n: json.loads((folder / "work" / f"{n}.json").read_text(encoding="utf-8")) for n in mixture.specs}
-    accounts = {name: dataclasses.asdict(report) for name, report in mixture.report.datasets.items()}
+    accounts = mixture.report.as_dict()
     report = {"step": "check", "mixture": mixture.fingerprint, "accounts": accounts, "measured": measured}
-    (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1, default=str), encoding="utf-8")
+    (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
     unit = "tokens" if step.settings.tokenizer else "characters + 2"
     text = f"{mixture.report}\n\nLengths in {unit}\n{length_table(measured)}\n"
     (folder / "report.txt").write_text(text, encoding="utf-8")
