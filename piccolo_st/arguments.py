@@ -11,6 +11,7 @@ import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 from transformers import TrainingArguments
 
+from piccolo_st.encoder import check_dtype
 from piccolo_st.errors import ConfigError, MissingPackage
 
 DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
@@ -55,6 +56,12 @@ class ModelArguments:
     dimension: int | None = field(
         default=None, metadata={"help": "Width of the embeddings, through a linear layer; empty: the encoder's."}
     )
+    dtype: str = field(
+        default="float32", metadata={"help": "Of the weights trained and saved: float32, bfloat16, float16, stored."}
+    )
+
+    def __post_init__(self) -> None:
+        check_dtype(self.dtype)
 
 
 @dataclass

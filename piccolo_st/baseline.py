@@ -31,11 +31,13 @@ def train_stock(config: RunConfig, concatenated: bool = False) -> tuple[Mixture,
     set_seed(arguments.seed)
     model = load_encoder(
         model_arguments.name_or_path,
+        revision=model_arguments.revision,
         pooling=model_arguments.pooling,
         instructions="none",
         query_length=model_arguments.query_length,
         document_length=model_arguments.document_length,
         positions=model_arguments.positions,
+        dtype=model_arguments.dtype,
     )
     model.max_seq_length = model_arguments.document_length  # what the stock collator cuts at
     rows: Dataset | DatasetDict

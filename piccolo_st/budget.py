@@ -2,9 +2,11 @@
 
 P parameters of an encoder with L layers of width h and feed-forward width f, on W processes, b bytes a number:
 
-    weights         b P          half under DeepSpeed with fp16 or bf16, float32 otherwise (autocast keeps float32)
+    weights         b P          half under DeepSpeed with fp16 or bf16, else of model.dtype (autocast keeps them so;
+                                 what is "stored" is not looked at, and counted as float32)
     gradients       b P
-    optimizer       8 P          AdamW's two moments, with half weights 4 P more for float32 masters; ZeRO-1: over W
+    optimizer       8 P          AdamW's two moments, under DeepSpeed with half weights 4 P more for float32 masters,
+                                 2 b P where model.dtype is half; ZeRO-1: over W
     activations     of the texts that one backward pass covers, T tokens (a step's, or with caching a mini-batch's):
                     one layer keeps 8 h + 2 f numbers a token: the inputs of its products and of its two LayerNorms,
                     queries, keys, values and what attention returns (fused attention keeps no scores), the feed-forward
@@ -186,7 +188,8 @@ def budget(config: RunConfig, shape: EncoderShape) -> Budget:
     model, data, loss, train, plan = (config[name] for name in ("model", "data", "loss", "train", "plan"))
     world = plan.processes
     half = plan.zero_stage > 0 and (train.fp16 or train.bf16)
-    width = 2 if half else _FLOAT
+    width = 2 if half or model.dtype in ("bfloat16", "float16") else _FLOAT
+    moment = _FLOAT if half else width
     parameters = shape.parameters
     masters = _FLOAT * parameters if half else 0
     shard = world if plan.zero_stage >= 1 else 1
@@ -226,7 +229,7 @@ def budget(config: RunConfig, shape: EncoderShape) -> Budget:
         parameters=parameters,
         weights=width * parameters,
         gradients=width * parameters,
-        optimizer=(2 * _FLOAT * parameters + masters) // shard,
+        optimizer=(2 * moment * parameters + masters) // shard,
         activations=shape.kept(covered, kept_width, checkpointing),
         embeddings=2 * own * world,
         gradients_sent=round(2 * (world - 1) / world * width * parameters),

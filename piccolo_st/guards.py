@@ -20,7 +20,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,18 +62,23 @@ class TrainingStopped(SystemExit):
 # (1)
 
 
-def check_supported(args: Any, zero_stage: int | None, cached_losses: list[str]) -> None:
-    """Refuse what is known to fail.
+def check_supported(
+    args: Any, zero_stage: int | None, cached_losses: list[str], dtypes: Collection[torch.dtype] = ()
+) -> None:
+    """Refuse what is known to fail, and warn of weights in half precision, whose small steps are lost.
 
     Args:
         args: the training arguments.
         zero_stage: of DeepSpeed, or None without it.
         cached_losses: names of losses that cache gradients.
+        dtypes: of the weights that are trained.
 
     Raises:
         InputError: ZeRO stage 2 with gradient caching or reentrant checkpointing; checkpoints on each node; a
-            DeepSpeed configuration that would be ignored.
+            DeepSpeed configuration that would be ignored; weights in half precision under an fp16 loss scale, or under
+            DeepSpeed in float32.
     """
+    _check_weights(args, zero_stage, dtypes)
     if args.deepspeed and zero_stage is None:
         raise InputError(
             f"train.deepspeed must be unset where use_cpu (or ACCELERATE_USE_CPU) is on, got {args.deepspeed!r}; "
@@ -93,6 +98,30 @@ def check_supported(args: Any, zero_stage: int | None, cached_losses: list[str])
         raise InputError(
             f"ZeRO stage 2 reduces each gradient as it arrives and fails with {cause}, which runs several backward "
             f'passes ("Gradient computed twice for this partition"); use {remedy}'
+        )
+
+
+def _check_weights(args: Any, zero_stage: int | None, dtypes: Collection[torch.dtype]) -> None:
+    half = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes if dtype in (torch.float16, torch.bfloat16))
+    if not half or (zero_stage is not None and (args.fp16 or args.bf16)):  # there DeepSpeed keeps float32 masters
+        return
+    remedy = (
+        "load the model with model.dtype float32 (your own model: model.float() before the trainer), and set "
+        "train.bf16 or train.fp16 to compute in half precision"
+    )
+    if zero_stage is not None or (args.fp16 and "float16" in half):
+        rule = (
+            "DeepSpeed in float32 trains float32 weights alone"
+            if zero_stage is not None
+            else 'train.fp16 scales the loss, and float16 weights fail there ("Attempting to unscale FP16 gradients")'
+        )
+        raise InputError(f"{rule}, got weights in {', '.join(half)}; {remedy}")
+    if get_rank() == 0:
+        logger.warning(
+            "the weights that are trained are %s: a step that is small beside a weight is rounded away, at a learning "
+            "rate of 2e-5 most of them; %s",
+            ", ".join(half),
+            remedy,
         )
 
 

@@ -37,7 +37,7 @@ from piccolo_st.data import store
 from piccolo_st.data.mining import mine_mixture
 from piccolo_st.data.mixture import DatasetSpec, Mixture, load_mixture
 from piccolo_st.data.sampler import HomogeneousBatchSampler, check_dataloader
-from piccolo_st.encoder import EncoderSettings, build_encoder, load_encoder
+from piccolo_st.encoder import EncoderSettings, build_encoder, load_encoder, weights_in_words
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation import RetrievalEvaluator, content_hash, held_out_evaluators
 from piccolo_st.instructions import dataset_prompts, dataset_tasks, resolve_instructions
@@ -92,6 +92,7 @@ class TrainingRun:
         effective = plan.world_size * data.batch_size * arguments.gradient_accumulation_steps
         lines = [
             f"model      {self.config['model'].name_or_path or 'built from the data'}, {parameters:,} parameters",
+            f"weights    {weights_in_words(self.model, self.config['model'].revision)}",
             f"steps      {total:,} of {effective:,} samples ({data.batch_size} x {plan.world_size} processes x "
             f"{arguments.gradient_accumulation_steps} accumulated), {steps:,} an epoch",
             f"compute    {arguments.device.type}, {precision}, {engine}, {plan.world_size} process(es)",
@@ -160,6 +161,7 @@ class TrainingRun:
                 query_length=arguments.query_length,
                 document_length=arguments.document_length,
                 positions=arguments.positions,
+                dtype=arguments.dtype,
             )
             if arguments.dimension is not None:
                 scale_dimension(model, arguments.dimension)
@@ -190,7 +192,7 @@ class TrainingRun:
         if data.mining_model == "self":
             model = self.model
         elif data.mining_model not in ("lexical", "bm25", "random"):
-            model = load_encoder(data.mining_model, instructions=self.config["model"].instructions)
+            model = load_encoder(data.mining_model, instructions=self.config["model"].instructions, dtype="stored")
         return mine_mixture(
             self.mixture,
             model,

@@ -94,7 +94,8 @@ class PiccoloTrainer(DurableTrainer):
             TrainingStopped: SIGTERM or SIGINT arrived; a checkpoint was saved. It is a SystemExit with code 75.
         """
         cached = sorted({type(one).__name__ for one in self._loss_modules() if _caches_gradients(one)})
-        check_supported(self.args, self.zero_stage, cached)
+        dtypes = {weight.dtype for weight in self.model.parameters() if weight.requires_grad}
+        check_supported(self.args, self.zero_stage, cached, dtypes)
         self._stopping = False
         with self.signals, lost_rank(lambda: self.state.global_step):
             output = super().train(*args, **kwargs)

@@ -156,6 +156,8 @@ def test_zero_and_half_precision(tmp_path: Path, encoder: Path) -> None:
     assert full.optimizer == 8 * full.parameters and full.weights == 4 * full.parameters
     assert half.optimizer == 12 * full.parameters // 2 and half.weights == half.gradients == 2 * full.parameters
     assert half.gradients_sent == full.gradients_sent / 2 and half.embeddings_sent == full.embeddings_sent
+    kept = planned(tmp_path, encoder, "--model.dtype", "bfloat16")
+    assert kept.optimizer == 4 * full.parameters and kept.weights == kept.gradients == 2 * full.parameters
 
 
 def test_steps_and_hours(tmp_path: Path, encoder: Path) -> None:

@@ -44,6 +44,8 @@ def arguments(**values: Any) -> SimpleNamespace:
             "activation_checkpointing": False,
             "activation_checkpointing_kwargs": None,
             "deepspeed": None,
+            "fp16": False,
+            "bf16": False,
             **values,
         }
     )
@@ -70,6 +72,29 @@ def test_what_works_is_not_refused() -> None:
     check_supported(arguments(), 1, ["PiccoloLoss"])
     check_supported(arguments(activation_checkpointing=True), 2, [])
     check_supported(arguments(deepspeed="zero1.json"), 1, [])
+    check_supported(arguments(fp16=True), None, [], {torch.float32})
+    check_supported(arguments(deepspeed="zero1.json"), 1, [], {torch.float32})
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_deepspeed_keeps_float32_masters_of_weights_in_half_precision(
+    stage: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_supported(arguments(deepspeed="zero1.json", bf16=True), stage, [], {torch.bfloat16})
+    check_supported(arguments(deepspeed="zero1.json", fp16=True), stage, [], {torch.float16})
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("args", "stage", "dtype", "rule"),
+    [
+        ({"fp16": True}, None, torch.float16, 'scales the loss, .*"Attempting to unscale FP16 gradients".*float16'),
+        ({"deepspeed": "zero1.json"}, 1, torch.bfloat16, "DeepSpeed in float32 trains float32 weights.*bfloat16"),
+    ],
+)
+def test_weights_in_half_precision_where_they_fail(args: Any, stage: int | None, dtype: Any, rule: str) -> None:
+    with pytest.raises(InputError, match=rf"{rule}; load the model with model.dtype float32 .*model.float\(\)"):
+        check_supported(arguments(**args), stage, [], {torch.float32, dtype})
 
 
 def test_checkpointing_is_not_reentrant_unless_asked_for(encoder_dir: Path, tmp_path: Path) -> None:
