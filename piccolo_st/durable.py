@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from sentence_transformers import SentenceTransformerTrainer
@@ -27,7 +26,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerState, set_seed
 from transformers.trainer_utils import TrainOutput
 
-from piccolo_st import checkpoint, resume, zero
+from piccolo_st import checkpoint, disk, resume, zero
 from piccolo_st._version import __version__
 from piccolo_st.checkpoint import Checkpoint, CheckpointError
 from piccolo_st.data.permutation import mix
@@ -35,6 +34,7 @@ from piccolo_st.data.plan import BatchPlan
 from piccolo_st.data.sampler import HomogeneousBatchSampler, check_dataloader
 from piccolo_st.distributed import agree, fail_together, get_rank, on_first_rank
 from piccolo_st.errors import InputError
+from piccolo_st.portable import bare_encoders, problems, unsavable
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +84,7 @@ class DurableTrainer(SentenceTransformerTrainer):
         wanted = resume_from_checkpoint
         if wanted is None:
             wanted = getattr(self.args, "resume", "never")
+        self._check_savable()
         steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
         self._signature = resume.signature(
             self.args,
@@ -104,6 +105,17 @@ class DurableTrainer(SentenceTransformerTrainer):
             return super().train(str(found.path), *args, **kwargs)
         finally:
             self.args.eval_on_start = on_start
+
+    def _check_savable(self) -> None:
+        """Refuse a model that no checkpoint could hold; say it of one whose checkpoints will not be portable."""
+        model: Any = self.model
+        if faults := on_first_rank(lambda: unsavable(model)):
+            raise InputError(f"a checkpoint of this model would not hold it: {'; '.join(faults)}")
+        if (limits := problems(model)) and self.is_world_process_zero():
+            logger.warning(
+                "checkpoints and the final model have sentence-transformers' own layout, which is not portable: %s",
+                "; ".join(limits),
+            )
 
     def _compare_ranks(self) -> None:
         """Compare data, code and configuration before a rank could wait in vain for another."""
@@ -198,6 +210,11 @@ class DurableTrainer(SentenceTransformerTrainer):
         self._position = (self._position[0], self._position[1] + 1)
         return loss
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with bare_encoders(cast(Any, self.model)):
+            super()._load_from_checkpoint(resume_from_checkpoint)
+        resume.load_loss(self.loss, Path(resume_from_checkpoint))
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None or self._resumed is None:
             super()._load_rng_state(checkpoint)
@@ -247,18 +264,18 @@ class DurableTrainer(SentenceTransformerTrainer):
         try:
             folder = on_first_rank(lambda: checkpoint.begin(output_dir, step))
         except Exception as error:
-            raise self._cannot_write(output_dir, step, error) from error
+            raise disk.cannot_write(output_dir, step, error) from error
         failure = self._write_parts(folder, model, trial)
         if failure is not None and self.is_deepspeed_enabled:
             # The others may wait for this rank inside DeepSpeed, and learn of its end from the broken connection.
-            raise self._cannot_write(output_dir, step, failure) from failure
+            raise disk.cannot_write(output_dir, step, failure) from failure
         try:
             fail_together(failure)
             on_first_rank(lambda: self._finish(folder))
         except Exception as error:
             if self.is_world_process_zero():
                 checkpoint.discard(folder)
-            raise self._cannot_write(output_dir, step, error) from error
+            raise disk.cannot_write(output_dir, step, error) from error
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(output_dir / folder.name))
 
@@ -267,6 +284,8 @@ class DurableTrainer(SentenceTransformerTrainer):
         self._writing = folder.parent
         try:
             super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                resume.save_loss(self.loss, folder)
         except Exception as error:
             return error
         finally:
@@ -315,15 +334,4 @@ class DurableTrainer(SentenceTransformerTrainer):
             return None
         return int(
             self.accelerator.state.deepspeed_plugin.hf_ds_config.config.get("zero_optimization", {}).get("stage", 0)
-        )
-
-    def _cannot_write(self, output_dir: Path, step: int, error: Exception) -> CheckpointError:
-        known = checkpoint.checkpoints(output_dir)
-        free = ""
-        with contextlib.suppress(OSError):
-            free = f" ({shutil.disk_usage(output_dir).free / 1e9:.1f} GB are free)"
-        return CheckpointError(
-            f"checkpoint-{step} could not be written to {output_dir}{free}: {type(error).__name__}: {error}; "
-            + (f"the one before, {known[-1].name}, is as it was" if known else "there is none before it")
-            + "; make room or choose a directory that can be written to, and start the run again"
         )

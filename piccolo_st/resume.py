@@ -16,10 +16,14 @@ import logging
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, DatasetDict
+from safetensors.torch import load_file, save_file
+from sentence_transformers.base.model import BaseModel
+from torch import nn
 
 from piccolo_st.checkpoint import Checkpoint, CheckpointError
 
@@ -45,6 +49,8 @@ _DECISIVE = (
     "weight_decay",
 )
 _SAMPLED_ROWS = 256
+
+_LOSS = "loss.safetensors"
 
 #: The engine of one process and of DistributedDataParallel, whose checkpoints are the same.
 PLAIN = "torch"
@@ -176,7 +182,7 @@ def decide(
 
 def expected_parts(world_size: int, engine: str, step: int, scaler: bool) -> list[str]:
     """The files without which a run cannot go on, as patterns inside a checkpoint."""
-    parts = ["modules.json", "config.json", "trainer_state.json"]
+    parts = ["modules.json", "trainer_state.json"]
     parts += ["rng_state.pth"] if world_size == 1 else [f"rng_state_{rank}.pth" for rank in range(world_size)]
     if engine.startswith("DeepSpeed"):
         shards = f"global_step{step}"
@@ -196,6 +202,45 @@ def complete_for(found: Checkpoint, parts: list[str]) -> None:
     missing = [part for part in parts if not any(found.path.glob(part))]
     if missing:
         raise CheckpointError(f"the checkpoint {found.path} is not whole: {', '.join(missing)} is missing")
+
+
+def save_loss(losses: nn.Module | Mapping[str, nn.Module], folder: Path) -> None:
+    """Write the weights that the losses train beside the model, such as a classifier's, if they have any."""
+    if weights := _loss_weights(losses):
+        save_file({name: weight.detach().cpu().clone() for name, weight in weights.items()}, folder / _LOSS)
+
+
+def load_loss(losses: nn.Module | Mapping[str, nn.Module], folder: Path) -> None:
+    """Put back what ``save_loss`` wrote.
+
+    Raises:
+        CheckpointError: the losses have other weights than those written, or of other shapes.
+    """
+    weights = _loss_weights(losses)
+    if not (folder / _LOSS).exists() and weights:  # as version 0.1.0 left it
+        logger.warning("%s does not hold the losses' own weights, which begin anew: %s", folder, ", ".join(weights))
+        return
+    written = load_file(folder / _LOSS) if (folder / _LOSS).exists() else {}
+    shapes, known = ({name: tuple(one.shape) for name, one in found.items()} for found in (written, weights))
+    if shapes != known:
+        raise CheckpointError(
+            f"{folder} holds the weights {shapes or 'none'} of losses, and the losses of this run have "
+            f"{known or 'none'}; go on with the losses it had"
+        )
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(written[name])
+
+
+def _loss_weights(losses: nn.Module | Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """Trained weights of the losses, save those of models in them: the trained one, and guides, which stay."""
+    found: dict[str, nn.Parameter] = {}
+    for name, loss in (losses if isinstance(losses, Mapping) else {"loss": losses}).items():
+        of_models = {id(one) for part in loss.modules() if isinstance(part, BaseModel) for one in part.parameters()}
+        for part, one in loss.named_parameters():
+            if one.requires_grad and id(one) not in of_models:
+                found[f"{name}.{part}"] = one
+    return found
 
 
 @contextmanager

@@ -44,7 +44,7 @@ from piccolo_st.guards import (
     poison,
 )
 from piccolo_st.packing import use_packing
-from piccolo_st.portable import save_portable
+from piccolo_st.portable import problems, save_native, save_portable
 from piccolo_st.watching import Meter, alignment_and_uniformity, embed
 
 logger = logging.getLogger(__name__)
@@ -212,7 +212,8 @@ class PiccoloTrainer(DurableTrainer):
         folder = output_dir if output_dir is not None else self.args.output_dir
         logger.info("Saving model checkpoint to %s", folder)
         # A card takes longer to write than a small model, and nobody reads that of a checkpoint unless it is pushed.
-        save_portable(self.model, str(folder), create_model_card=self._writing is None or self.args.push_to_hub)
+        save = save_native if problems(self.model) else save_portable
+        save(self.model, str(folder), create_model_card=self._writing is None or self.args.push_to_hub)
 
 
 def _caches_gradients(loss: nn.Module) -> bool:

@@ -365,7 +365,8 @@ def test_a_disk_that_refuses_ends_the_run_and_leaves_the_checkpoint_before(
                 monkeypatch.setattr(place, _fails(OSError(code, os.strerror(code))))
 
     trainer.add_callback(Break())
-    message = rf"checkpoint-8 could not be written .*{os.strerror(code)}.*the one before, checkpoint-4, is as it was"
+    remedy = {28: "make room or choose another", 5: "choose a train.output_dir that can be written to"}[code]
+    message = rf"checkpoint-8 could not .*{os.strerror(code)}.*the one before, checkpoint-4, is as it was; {remedy}"
     with pytest.raises(CheckpointError, match=message):
         trainer.train()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]

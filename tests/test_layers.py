@@ -25,7 +25,7 @@ LAYERS = [
     {"losses", "pooling", "data"},
     {"portable", "onnx_export", "encoder", "demo"},
     {"checkpoint", "evaluation", "arguments", "guards", "watching"},
-    {"model_card", "resume", "zero", "budget"},
+    {"model_card", "resume", "zero", "budget", "disk"},
     {"durable"},
     {"trainer", "hub"},
     {"run", "baseline"},

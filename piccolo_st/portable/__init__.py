@@ -1,6 +1,17 @@
 """Checkpoints that load in whatever their users run: save, load and check them."""
 
 from piccolo_st.portable.checking import CONSUMERS, ConsumerReport, check_portable
-from piccolo_st.portable.saving import load_portable, save_portable
+from piccolo_st.portable.limits import bare_encoders, problems, unsavable
+from piccolo_st.portable.saving import load_portable, save_native, save_portable
 
-__all__ = ["CONSUMERS", "ConsumerReport", "check_portable", "load_portable", "save_portable"]
+__all__ = [
+    "CONSUMERS",
+    "ConsumerReport",
+    "bare_encoders",
+    "check_portable",
+    "load_portable",
+    "problems",
+    "save_native",
+    "save_portable",
+    "unsavable",
+]

@@ -39,10 +39,12 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from piccolo_st.errors import InputError
 from piccolo_st.pooling import InstructionPooling
 from piccolo_st.portable.layout import POOLING_FLAGS
+from piccolo_st.portable.limits import pooling_modes, problems
 from piccolo_st.positions import usable_positions
 
 STATE_KEY = "piccolo_st"
 LENGTHS = ("query_length", "document_length")
+_LAST = ("modules.json", "config.json")
 # What a folder of an older model may hold and the new one does not: other forms of the weights, and module folders.
 _STALE = ("model*.safetensors*", "pytorch_model*.bin*", "onnx", "openvino", "[0-9]_[A-Z]*")
 
@@ -72,40 +74,77 @@ def save_portable(
         UserWarning: instructions are excluded from pooling. Stock Pooling excludes them only where they are given as
             prompts; rows with a prefix typed by hand, and text-embeddings-inference and vLLM, pool them.
     """
-    _check_expressible(model)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as name:
-        fresh = Path(name)
+    if found := problems(model):
+        raise InputError("; ".join(found))
+    _warn_of_excluded_instructions(model)
+    with _replacing(Path(path)) as fresh:
         with _own_storage(model):
             model.save_pretrained(str(fresh), create_model_card=create_model_card)
-        if not (fresh / "tokenizer.json").exists():
-            raise InputError(
-                f"{type(model.tokenizer).__name__} has no tokenizer.json, which text-embeddings-inference and "
-                "transformers.js read; use a tokenizer of the tokenizers library"
-            )
         _write_modules(model, fresh)
         _edit_json(fresh / "config_sentence_transformers.json", lambda config: _keep_state(model, config))
         _edit_json(fresh / "tokenizer.json", lambda config: config.update(truncation=None, padding=None))
         _edit_json(fresh / "tokenizer_config.json", _in_words_of_transformers_4)
         if dtype is not None:
             _cast(fresh, dtype)
-        for file in fresh.rglob("*.safetensors"):  # safetensors lets nobody but their owner read them
-            file.chmod((fresh / "config.json").stat().st_mode)
         spelled = str(dtype or model.dtype).removeprefix("torch.")
         # transformers 5 writes and reads "dtype"; transformers 4 and servers read "torch_dtype".
         _edit_json(fresh / "config.json", lambda config: config.update(dtype=spelled, torch_dtype=spelled))
+
+
+def save_native(model: SentenceTransformer, path: str | Path, create_model_card: bool = True) -> None:
+    """Save ``model`` to the folder ``path`` in sentence-transformers' own layout, for what ``save_portable`` refuses.
+
+    The rest is as there: the model does not change, an older model in ``path`` is replaced, InstructionPooling becomes
+    stock Pooling that ``load_portable`` puts back.
+
+    Args:
+        model: any that ``model.save_pretrained`` saves.
+        path: created if needed.
+        create_model_card: write ST's README.md as well.
+    """
+    with _replacing(Path(path)) as fresh:
+        with _own_storage(model), _stock_pooling(model) as state:
+            model.save_pretrained(str(fresh), create_model_card=create_model_card)
+        if state:
+            _edit_json(fresh / "config_sentence_transformers.json", lambda config: config.update({STATE_KEY: state}))
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A folder beside ``path``; when the block ends without an error, its files move over what is in ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as name:
+        fresh = Path(name)
+        yield fresh
+        for file in fresh.rglob("*.safetensors"):  # safetensors lets nobody but their owner read them
+            file.chmod((fresh / "modules.json").stat().st_mode)
         _move(fresh, path)
 
 
 @contextmanager
-def _own_storage(model: SentenceTransformer) -> Iterator[None]:
-    """Weights behind the encoder in storage of their own while they are saved.
+def _stock_pooling(model: SentenceTransformer) -> Iterator[dict[str, Any]]:
+    """Inside, InstructionPooling is stock Pooling, which ST loads without further code; yields what that leaves out."""
+    own = {place: module for place, module in enumerate(model) if isinstance(module, InstructionPooling)}
+    state: dict[str, Any] = {}
+    for place, module in own.items():
+        state["pooling"] = module.get_config_dict()
+        model[place] = Pooling(module.embedding_dimension, module.pooling_mode, include_prompt=module.include_prompt)
+    try:
+        yield state
+    finally:
+        for place, module in own.items():
+            model[place] = module
 
-    DeepSpeed keeps all weights in one buffer. transformers copes with that, but Dense saves through safetensors, which
-    refuses a part of a buffer.
+
+@contextmanager
+def _own_storage(model: SentenceTransformer) -> Iterator[None]:
+    """Weights outside the encoders in storage of their own while they are saved.
+
+    DeepSpeed keeps all weights in one buffer. transformers copes with that, but other modules save through safetensors,
+    which refuses a part of a buffer.
     """
-    weights = [weight for module in list(model)[1:] for weight in module.parameters()]
+    encoders = {id(weight) for one in model.modules() if isinstance(one, Transformer) for weight in one.parameters()}
+    weights = [weight for weight in model.parameters() if id(weight) not in encoders]
     kept = [(weight, weight.data) for weight in weights if weight.untyped_storage().nbytes() > weight.nbytes]
     for weight, data in kept:
         weight.data = data.clone()
@@ -137,62 +176,14 @@ def load_portable(path: str | Path, **kwargs: Any) -> SentenceTransformer:
     return model
 
 
-def _check_expressible(model: SentenceTransformer) -> None:
-    """Raise for what the layout of ST 3 cannot express; warn where it says less."""
-    first, *rest = model
-    if type(first) is not Transformer or any(
-        type(module) not in (Pooling, InstructionPooling, Dense, Normalize) for module in rest
-    ):
-        raise InputError(
-            "a portable checkpoint must be a Transformer, then Pooling, Dense and Normalize modules, got "
-            f"{[type(module).__name__ for module in model]}; save such a model with model.save_pretrained"
-        )
-    text_only = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
-    for name, needed in (
-        ("transformer_task", "feature-extraction"),
-        ("modality_config", text_only),
-        ("module_output_name", "token_embeddings"),
-        ("processing_kwargs", {}),
-        ("query_expansion", None),
-    ):
-        if (value := getattr(model[0], name)) != needed:
-            raise InputError(
-                f"a portable checkpoint needs a Transformer with {name}={needed!r}, got {value!r}, which older "
-                "versions and other servers would ignore"
-            )
-    for module in list(model)[1:]:
-        if isinstance(module, Pooling):
-            _check_pooling(module)
-        elif (
-            module.module_input_name != "sentence_embedding"
-            or module.module_output_name != "sentence_embedding"
-            or getattr(module, "use_residual", False)
-        ):
-            raise InputError(
-                f"a portable checkpoint needs modules that replace the sentence_embedding, got {module}".replace(
-                    "\n", " "
-                )
-            )
-
-
-def _check_pooling(module: Pooling) -> None:
-    modes = _modes(module)
-    if modes != [mode for mode in POOLING_FLAGS if mode in modes]:
-        raise InputError(
-            f"the pooling modes must be in the order {list(POOLING_FLAGS)}, each at most once, as older versions join "
-            f"them, got {modes}"
-        )
-    if not module.include_prompt:
+def _warn_of_excluded_instructions(model: SentenceTransformer) -> None:
+    if not all(module.include_prompt for module in model if isinstance(module, Pooling)):
         warnings.warn(
             "this model excludes instructions from pooling. The saved stock Pooling does so for instructions given as "
             "a prompt (encode_query, encode(prompt_name=...)); it pools a prefix typed by hand, and "
             "text-embeddings-inference, vLLM and plain transformers pool every instruction",
-            stacklevel=4,
+            stacklevel=3,
         )
-
-
-def _modes(module: Pooling) -> list[str]:
-    return [module.pooling_mode] if isinstance(module.pooling_mode, str) else list(module.pooling_mode)
 
 
 def _write_modules(model: SentenceTransformer, folder: Path) -> None:
@@ -218,7 +209,7 @@ def _write_modules(model: SentenceTransformer, folder: Path) -> None:
 
 
 def _pooling_config(module: Pooling) -> dict[str, Any]:
-    modes = _modes(module)
+    modes = pooling_modes(module)
     config: dict[str, Any] = {"word_embedding_dimension": module.embedding_dimension}
     # Older vLLM takes the first key that is true for the pooling type, so the flags come before include_prompt.
     config |= {flag: mode in modes for mode, flag in POOLING_FLAGS.items()}
@@ -264,14 +255,16 @@ def _cast(folder: Path, dtype: torch.dtype) -> None:
 
 
 def _move(fresh: Path, path: Path) -> None:
-    """Move a complete model from ``fresh`` over what is in ``path``, config.json last: without it nothing loads."""
+    """Move a complete model from ``fresh`` over what is in ``path``, two files last without which nothing loads."""
     path.mkdir(exist_ok=True)
-    for name in ("config.json", "modules.json"):
+    for name in _LAST:
         (path / name).unlink(missing_ok=True)
     for pattern in _STALE:
         for stale in path.glob(pattern):
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-    for item in sorted(fresh.iterdir(), key=lambda item: item.name == "config.json"):
+    for item in sorted(fresh.iterdir(), key=lambda item: _LAST.index(item.name) if item.name in _LAST else -1):
+        if item.is_dir():
+            shutil.rmtree(path / item.name, ignore_errors=True)
         item.replace(path / item.name)
 
 
