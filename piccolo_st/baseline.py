@@ -12,6 +12,7 @@ from transformers import set_seed
 from piccolo_st.configuration import RunConfig
 from piccolo_st.data.mixture import Mixture, load_mixture
 from piccolo_st.encoder import load_encoder
+from piccolo_st.ownership import own
 
 
 def train_stock(config: RunConfig, concatenated: bool = False) -> tuple[Mixture, SentenceTransformer]:
@@ -54,7 +55,8 @@ def train_stock(config: RunConfig, concatenated: bool = False) -> tuple[Mixture,
         train_dataset=rows,
         loss=MultipleNegativesRankingLoss(model),
     )
-    trainer.train()
+    with own(arguments.output_dir):
+        trainer.train()
     return mixture, model
 
 

@@ -34,6 +34,7 @@ from piccolo_st.data.plan import BatchPlan
 from piccolo_st.data.sampler import HomogeneousBatchSampler, check_dataloader
 from piccolo_st.distributed import agree, fail_together, get_rank, on_first_rank
 from piccolo_st.errors import InputError
+from piccolo_st.ownership import own
 from piccolo_st.portable import bare_encoders, problems, unsavable
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,12 @@ class DurableTrainer(SentenceTransformerTrainer):
 
         Raises:
             CheckpointError: the checkpoint to go on from is broken, missing or of another run.
+            InputError: another process writes to the output directory, or no checkpoint could hold the model.
         """
+        with own(str(self.args.output_dir)):
+            return self._train(resume_from_checkpoint, *args, **kwargs)
+
+    def _train(self, resume_from_checkpoint: str | bool | None, *args: Any, **kwargs: Any) -> TrainOutput:
         wanted = resume_from_checkpoint
         if wanted is None:
             wanted = getattr(self.args, "resume", "never")

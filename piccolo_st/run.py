@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +41,7 @@ from piccolo_st.errors import InputError
 from piccolo_st.evaluation import RetrievalEvaluator, content_hash, held_out_evaluators
 from piccolo_st.instructions import dataset_prompts, dataset_tasks, resolve_instructions
 from piccolo_st.losses import build_losses, scale_dimension
+from piccolo_st.ownership import own
 from piccolo_st.trainer import PiccoloTrainer
 
 
@@ -66,7 +66,8 @@ class TrainingRun:
             InputError: a model, dataset, setting or output directory that cannot be used.
         """
         self.config = config
-        self.output = _writable(Path(config["train"].output_dir))
+        self.output = Path(config["train"].output_dir)
+        self._owned = own(self.output)
         with PartialState().main_process_first():
             self.mixture = _load_mixture(config)
             self.model = self._load_model()
@@ -105,7 +106,11 @@ class TrainingRun:
         return "\n".join([*lines, "", self.mixture.report.text(further)])
 
     def train(self) -> None:
-        """Train, then write the model, the record and the picture."""
+        """Train, then write the model, the record and the picture, and give the output directory up."""
+        with self._owned:
+            self._train()
+
+    def _train(self) -> None:
         start = time.perf_counter()
         self.trainer.train()
         seconds = time.perf_counter() - start
@@ -300,23 +305,6 @@ def _load_mixture(config: RunConfig) -> Mixture:
     if mixture is None:
         raise InputError(f"{config.path} names no data; set data.mixture to a mixture file or write the mapping there")
     return load_mixture(mixture)
-
-
-def _writable(folder: Path) -> Path:
-    """The directory, made if it was not there.
-
-    Raises:
-        InputError: it cannot be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"train.output_dir {folder} cannot be made: {error.strerror}; name another directory"
-        ) from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"train.output_dir {folder} cannot be written to; name another directory")
-    return folder
 
 
 def _negatives(dataset: Dataset) -> str:

@@ -132,6 +132,22 @@ def ablation(content: Any, *arguments: str, without: Sequence[str] = ()) -> Act:
     return run("ablation", "TMP/ablation.yaml", *arguments, files={"ablation.yaml": content}, without=without)
 
 
+def owned(act: Act) -> Act:
+    """The act, while somebody else has the output directory."""
+
+    def refused(world: World) -> Any:
+        from filelock import FileLock
+
+        from piccolo_st import ownership
+
+        world.patch.setattr(ownership, "PATIENCE", 0.1)
+        world.write("run/.owner.json", json.dumps({"process": 123, "host": "h", "since": "2026-11-26 12:03"}))
+        with FileLock(world.tmp / "run" / ".owner.lock"):
+            return act(world)
+
+    return refused
+
+
 def faq(*fields: str, rows: Any = None, files: Mapping[str, Any] | None = None, without: Sequence[str] = ()) -> Act:
     """The fine-tuning run with its dataset 'faq' changed: ``"field=value"``, and other rows."""
     planted = {

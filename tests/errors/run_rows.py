@@ -13,6 +13,7 @@ from tests.errors.acts import (
     finetune,
     found,
     jsonl,
+    owned,
     prepare,
     run,
     training_arguments,
@@ -217,6 +218,13 @@ ROWS: dict[str, list[Row]] = {
             'which runs several backward passes ("Gradient computed twice for this partition"); use ZeRO stage 1',
         ),
     ],
+    "ownership": [
+        Row("a directory that another run writes to", owned(finetune()),
+            "TMP/run is being written to by process 123 on host h since 2026-11-26 12:03; wait for it, stop it, or "
+            "choose another train.output_dir"),
+        Row("an output under a file", finetune("--train.output_dir", "TMP/faq.jsonl/run"),
+            "train.output_dir TMP/faq.jsonl/run cannot be written to: Not a directory; name another directory"),
+    ],
     "report": [
         Row("matplotlib missing", call("report:plot_curves", lambda w: [], "TMP/x.png", without=["matplotlib.figure"]),
             'a picture needs matplotlib; run: pip install "piccolo_st[quickstart]"'),
@@ -243,8 +251,6 @@ ROWS: dict[str, list[Row]] = {
     "run": [
         Row("no data", finetune("--data.mixture", "null"),
             "TMP/run.yaml names no data; set data.mixture to a mixture file or write the mapping there"),
-        Row("an output under a file", finetune("--train.output_dir", "TMP/faq.jsonl/run"),
-            "train.output_dir TMP/faq.jsonl/run cannot be made: Not a directory; name another directory"),
         Row("a temperature of 0", finetune("--loss.temperature", "0"),
             "section 'loss': loss of dataset 'faq': temperature must be a positive number, got 0.0"),
         Row("an unknown direction", finetune("--loss.directions", "[query_to_nowhere]"),
