@@ -401,6 +401,25 @@ def test_a_rank_that_cannot_write_ends_all_of_them(encoder_dir: Path, tmp_path: 
 
 def test_a_directory_that_cannot_be_written_to(encoder_dir: Path, tmp_path: Path, monkeypatch: Any) -> None:
     trainer = make_trainer(encoder_dir, tmp_path, ALONE)
+    mkdir = Path.mkdir
     monkeypatch.setattr(Path, "mkdir", _fails(OSError(30, os.strerror(30))))
+    with pytest.raises(InputError, match=r"output_dir .* cannot be written to: Read-only file system; name another"):
+        trainer.train()
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    monkeypatch.setattr("piccolo_st.checkpoint.begin", _fails(OSError(30, os.strerror(30))))  # since then
     with pytest.raises(CheckpointError, match=r"checkpoint-4 could not .*Read-only file system.*there is none before"):
+        trainer.train()
+
+
+def test_a_save_that_fails_by_no_fault_of_the_disk_does_not_ask_for_room(
+    encoder_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(encoder_dir, tmp_path, ALONE)
+    monkeypatch.setattr("piccolo_st.trainer.save_portable", _fails(KeyError("weight")))
+    with pytest.raises(CheckpointError, match=r"KeyError: 'weight'; .*the disk is not to blame: mend what") as raised:
+        trainer.train()
+    assert "room" not in str(raised.value)
+    monkeypatch.setattr("piccolo_st.trainer.save_portable", _fails(RuntimeError("file write failed")))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=4096))
+    with pytest.raises(CheckpointError, match=r"0\.0 GB are free\): RuntimeError: file write failed; .*make room"):
         trainer.train()

@@ -22,7 +22,6 @@ from piccolo_st.errors import InputError
 from piccolo_st.ownership import own
 from tests.ranks import run_ranks
 from tests.resume_cases import Case, make_trainer, weights_hash
-from tests.test_recipes import config, launch  # noqa: F401  # a fixture
 
 ALONE = Case(batch_size=4)
 
@@ -214,19 +213,3 @@ def test_a_refusal_reaches_every_rank(encoder_dir: Path, tmp_path: Path) -> None
     with forked(lambda: own(tmp_path)) as pid:
         texts = run_ranks(_refused_rank, 2, str(encoder_dir), str(tmp_path), timeout=60)
     assert len(set(texts)) == 1 and f"is being written to by process {pid}" in texts[0]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [(), ("--config_file", "recipes/accelerate/cpu_zero1.yaml")], ids=["1", "2"])
-def test_a_launched_run_is_refused_on_every_rank(config: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
-    """Before it mines or builds anything; then, once the first is killed, it trains to its end."""
-    if options:
-        pytest.importorskip("deepspeed")
-    with forked(lambda: own(tmp_path / "run")) as pid:
-        ran = launch(*options, "recipes/finetune.py", str(config), timeout=120)
-        assert ran.returncode != 0
-        assert ran.stderr.count(f"error: {tmp_path / 'run'} is being written to by process {pid} on host") == 1
-        assert {path.name for path in (tmp_path / "run").iterdir()} == {".owner.lock", ".owner.json"}
-    ran = launch(*options, "recipes/finetune.py", str(config))
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    assert not list((tmp_path / "run").glob(".*"))

@@ -17,6 +17,8 @@ from sentence_transformers import SentenceTransformer
 
 from piccolo_st.configuration import run_recipe
 from piccolo_st.evaluation import content_hash
+from piccolo_st.ownership import own
+from tests.test_ownership import forked
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
@@ -190,7 +192,7 @@ BAD_INPUT = [
     (["--data.mixing", "weights"], "must have a weight where data.mixing is 'weights', got none for 'faq'"),
     (["--data.mixture.datasets.faq.weight", "2"], "has the weight 2, which data.mixing 'proportional' does not read"),
     (["--data.batch_size", "0"], "data.batch_size must be a whole number of at least 1, got 0"),
-    (["--train.output_dir", "/proc/no/such"], "train.output_dir /proc/no/such cannot be made"),
+    (["--train.output_dir", "/proc/no/such"], "train.output_dir /proc/no/such cannot be written to"),
 ]
 
 
@@ -236,3 +238,19 @@ def test_two_processes_under_zero1_do_the_same_job(config: Path, tmp_path: Path)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert "DeepSpeed, 2 process(es)" in ran.stdout and "held-out search" in ran.stdout
     assert (tmp_path / "run" / "model" / "modules.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--config_file", "recipes/accelerate/cpu_zero1.yaml")], ids=["1", "2"])
+def test_a_launched_run_is_refused_on_every_rank(config: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Before it mines or builds anything; then, once the first is killed, it trains to its end."""
+    if options:
+        pytest.importorskip("deepspeed")
+    with forked(lambda: own(tmp_path / "run")) as pid:
+        ran = launch(*options, "recipes/finetune.py", str(config), timeout=120)
+        assert ran.returncode != 0
+        assert ran.stderr.count(f"error: {tmp_path / 'run'} is being written to by process {pid} on host") == 1
+        assert {path.name for path in (tmp_path / "run").iterdir()} == {".owner.lock", ".owner.json"}
+    ran = launch(*options, "recipes/finetune.py", str(config))
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert not list((tmp_path / "run").glob(".*"))
