@@ -30,12 +30,12 @@ from sentence_transformers import SentenceTransformer
 from piccolo_st import report
 from piccolo_st.arguments import FINETUNE, PRETRAIN
 from piccolo_st.baseline import train_stock
-from piccolo_st.configuration import RunConfig, merge, nearest, parse_run, read_yaml
+from piccolo_st.configuration import RunConfig, merge, parse_run, read_yaml
 from piccolo_st.data import store
 from piccolo_st.data.mixture import Mixture, load_mixture
 from piccolo_st.data.specs import build
 from piccolo_st.encoder import EncoderSettings, build_encoder
-from piccolo_st.errors import InputError
+from piccolo_st.errors import InputError, nearest
 from piccolo_st.evaluation import held_out_evaluators
 from piccolo_st.instructions import resolve_instructions
 from piccolo_st.run import TrainingRun

@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 from piccolo_st.encoder import check_dtype
 from piccolo_st.errors import ConfigError, MissingPackage
+from piccolo_st.instructions import PRESETS, Instructions
 
 DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 
@@ -41,8 +42,9 @@ class ModelArguments:
         metadata={"help": "Settings of an encoder to build when name_or_path is empty; see encoder.EncoderSettings."},
     )
     pooling: str = field(default="mean", metadata={"help": "Pooling of a model that brings none: mean, cls, ..."})
-    instructions: str = field(
-        default="piccolo", metadata={"help": "Instruction preset: piccolo, piccolo-training-notes, none."}
+    instructions: Instructions = field(
+        default=PRESETS["piccolo"],
+        metadata={"help": f"A preset ({', '.join(PRESETS)}), or your own: {{query: ..., document: ...}}."},
     )
     include_instruction: bool = field(
         default=True, metadata={"help": "Whether the instruction's own tokens are pooled."}

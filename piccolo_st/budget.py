@@ -28,8 +28,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from piccolo_st.arguments import PlanArguments
+from piccolo_st.arguments import DataArguments, ModelArguments, PlanArguments
 from piccolo_st.configuration import RunConfig
+from piccolo_st.data.mixture import parse_mixture
 from piccolo_st.errors import InputError, reason
 from piccolo_st.report import table
 
@@ -183,7 +184,8 @@ def budget(config: RunConfig, shape: EncoderShape) -> Budget:
         shape: of the encoder.
 
     Raises:
-        InputError: neither ``train.max_steps`` nor ``plan.rows`` says how long the run is.
+        InputError: neither ``train.max_steps`` nor ``plan.rows`` says how long the run is, or the mixture cannot be
+            used.
     """
     model, data, loss, train, plan = (config[name] for name in ("model", "data", "loss", "train", "plan"))
     world = plan.processes
@@ -194,11 +196,12 @@ def budget(config: RunConfig, shape: EncoderShape) -> Budget:
     masters = _FLOAT * parameters if half else 0
     shard = world if plan.zero_stage >= 1 else 1
 
-    tokens = _tokens(plan.query_tokens or model.query_length, plan.document_tokens or model.document_length, plan)
+    query, document = _longest(model, data)
+    tokens = _tokens(plan.query_tokens or query, plan.document_tokens or document, plan)
     rows, texts = data.batch_size, 2 + plan.negatives
     covered = rows * tokens
     caching = loss.mini_batch_size is not None or loss.mini_batch_num_tokens is not None
-    longest = max(model.query_length, model.document_length)
+    longest = max(query, document)
     if loss.mini_batch_num_tokens is not None:
         covered = min(covered, max(loss.mini_batch_num_tokens, longest))
     elif loss.mini_batch_size is not None:
@@ -240,6 +243,14 @@ def budget(config: RunConfig, shape: EncoderShape) -> Budget:
         hours=None if seconds is None else seconds * steps / 3600,
         assumption=assumption,
     )
+
+
+def _longest(model: ModelArguments, data: DataArguments) -> tuple[int, int]:
+    """The longest query and document of any dataset, in tokens; the mixture is parsed, its data are not read."""
+    specs = parse_mixture(data.mixture)[0].values() if data.mixture else ()
+    own = [(spec.query_length, spec.document_length) for spec in specs if spec.use == "train"] or [(None, None)]
+    queries, documents = zip(*own, strict=True)
+    return max(n or model.query_length for n in queries), max(n or model.document_length for n in documents)
 
 
 def _tokens(query: int, document: int, plan: PlanArguments) -> int:

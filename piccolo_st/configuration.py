@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import inspect
 import os
 import re
@@ -27,7 +26,7 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
-from piccolo_st.errors import ConfigError, InputError, reason
+from piccolo_st.errors import ConfigError, InputError, nearest, reason
 
 Section = TypeVar("Section")
 
@@ -104,10 +103,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def nearest(key: str, known: Sequence[str]) -> str:
-    """``; did you mean X?`` for the known key most like ``key``, or the list of known ones when none is like it."""
-    match = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    return f"; did you mean {match[0]}?" if match else f"; known are {', '.join(sorted(known))}"
+def read_value(text: str, place: str) -> Any:
+    """What a word of the command line means as YAML; ``place`` is its option, for the ConfigError if it is none."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{place} must be YAML, got {text!r}: {reason(error)}") from None
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
@@ -121,10 +122,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         key, sign, text = argument[2:].partition("=")
         if not sign:
             text = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
-        try:
-            overrides[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--{key} must be YAML, got {text!r}: {reason(error)}") from None
+        overrides[key] = read_value(text, f"--{key}")
     return overrides
 
 
@@ -168,12 +166,17 @@ def _check_keys(merged: Mapping[str, Any], sections: Mapping[str, type], source:
 
 
 def build_section(name: str, cls: type[Section], values: Mapping[str, Any]) -> Section:
-    """One section's dataclass from plain values; scalars and lists of scalars are converted by HfArgumentParser."""
+    """One section's dataclass from plain values; scalars and lists of scalars are converted by HfArgumentParser.
+
+    A class with a method ``from_plain(value, place)`` reads the values of its fields itself.
+    """
     hints = get_type_hints(cls)
     tokens: list[str] = []
     plain: dict[str, Any] = {}
     for key, value in values.items():
-        if value is None or isinstance(value, Mapping):
+        if from_plain := getattr(hints[key], "from_plain", None):
+            plain[key] = from_plain(value, f"{name}.{key}")
+        elif value is None or isinstance(value, Mapping):
             if isinstance(value, Mapping) and "dict" not in str(hints[key]):
                 raise ConfigError(f"{name}.{key} must be of type {_type_name(hints[key])}, got a mapping")
             plain[key] = value

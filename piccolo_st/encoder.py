@@ -15,10 +15,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from piccolo_st.configuration import nearest
 from piccolo_st.data.specs import build
-from piccolo_st.errors import ConfigError, InputError, reason
-from piccolo_st.instructions import resolve_instructions, set_prompts
+from piccolo_st.errors import ConfigError, InputError, nearest, reason
+from piccolo_st.instructions import Instructions, InstructionSpec, resolve_instructions, set_prompts
 from piccolo_st.lengths import set_lengths
 from piccolo_st.pooling import set_instruction_pooling
 from piccolo_st.positions import extend_positions, usable_positions
@@ -179,7 +178,8 @@ def load_encoder(
     *,
     revision: str | None = None,
     pooling: str = "mean",
-    instructions: str = "piccolo",
+    instructions: InstructionSpec = "piccolo",
+    other_instructions: Iterable[Instructions] = (),
     include_instruction: bool = True,
     query_length: int = 64,
     document_length: int = 512,
@@ -192,7 +192,8 @@ def load_encoder(
         name_or_path: a Hub id or a directory, of a sentence-transformers model or of a bare transformers encoder.
         revision: branch, tag or commit of a Hub model.
         pooling: pooling mode of a bare encoder; a sentence-transformers model keeps its own.
-        instructions: preset of the prompts.
+        instructions: the prompts, a preset's name or instructions of your own.
+        other_instructions: what texts may begin with beside them, of single datasets.
         include_instruction: whether the instruction's tokens are pooled.
         query_length: longest query, in tokens, instruction included.
         document_length: longest passage, in tokens, instruction included.
@@ -231,9 +232,11 @@ def load_encoder(
     first: Any = model[0]
     if positions is not None and positions > (usable_positions(first.auto_model) or positions):
         extend_positions(model, positions)
-    set_prompts(model, instructions)
-    if any(resolve_instructions(instructions).prompts.values()):
-        set_instruction_pooling(model, instructions, include_instruction)
+    own = resolve_instructions(instructions)
+    set_prompts(model, own)
+    texts = {text for one in (own, *other_instructions) for text in one.prompts.values() if text}
+    if texts:
+        set_instruction_pooling(model, sorted(texts), include_instruction)
     set_lengths(model, query_length, document_length)
     return model
 

@@ -1,6 +1,9 @@
-"""The root of the errors that bad input causes."""
+"""The root of the errors that bad input causes, and words for their messages."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
 
 
 class InputError(ValueError):
@@ -34,3 +37,9 @@ def reason(error: BaseException) -> str:
         return f"{getattr(error, 'problem', error)}, line {mark.line + 1}, column {mark.column + 1}"
     lines = str(error).strip().splitlines()
     return lines[0].strip().rstrip(".:") if lines else type(error).__name__
+
+
+def nearest(key: str, known: Sequence[str]) -> str:
+    """``; did you mean X?`` for the known key most like ``key``, or the list of known ones when none is like it."""
+    match = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    return f"; did you mean {match[0]}?" if match else f"; known are {', '.join(sorted(known))}"

@@ -10,25 +10,36 @@ sentence-transformers reads:
    ``column_tasks`` and ``dataset_tasks`` are its ``args.router_mapping``, which picks the length limit of a column.
 3. ``instruction_token_ids`` is the row prefix by which a pooling layer recognises an instruction.
 
-Nothing here imports torch.
+What a column is called decides what it is: ``column_role`` knows the names, and nothing else does. Nothing here imports
+torch.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from piccolo_st.errors import InputError
+from piccolo_st.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from transformers import PreTrainedTokenizerBase
 
 Task: TypeAlias = Literal["query", "document"]
+
+COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "query": ("query", "anchor", "question"),
+        "positive": ("positive", "positives", "pos", "text_pos", "answer"),
+        "negative": ("negative", "negatives", "neg", "text_neg"),
+        "label": ("label", "labels", "score", "scores", "similarity_score"),
+    }
+)
+"""The names a column of each role goes by, in the order in which they are looked for; or negative_1, negative_2, ..."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,17 @@ class Instructions:
         """The same as ST prompts: ``{"query": ..., "document": ...}``."""
         return {"query": self.query, "document": self.document}
 
+    @classmethod
+    def from_plain(cls, value: object, place: str) -> Instructions:
+        """What a configuration file says at ``place``; a string that is no preset, or anything else, is an InputError.
+
+        The readers of configurations call this for every field that is annotated with a class that has it.
+        """
+        try:
+            return resolve_instructions(value, place)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise InputError(str(error)) from None
+
 
 PRESETS: Mapping[str, Instructions] = MappingProxyType(
     {
@@ -61,17 +83,14 @@ PRESETS: Mapping[str, Instructions] = MappingProxyType(
 
 InstructionSpec: TypeAlias = str | Instructions | Mapping[str, str]
 
-_QUERY_COLUMNS = frozenset({"query", "anchor"})
-_DOCUMENT_COLUMN = re.compile(r"positives?|negatives?|negative_\d+")
-_NOT_TEXT = frozenset({"label", "labels", "score", "scores", "dataset_name"})
 
-
-def resolve_instructions(spec: InstructionSpec) -> Instructions:
+def resolve_instructions(spec: InstructionSpec, place: str = "instructions") -> Instructions:
     """Return the instructions that ``spec`` means.
 
     Args:
         spec: the name of a preset, ``Instructions``, or a mapping with the keys "query" and "document" ("passage" is
             another name of the latter; a missing key means no instruction).
+        place: what ``spec`` is called in messages.
 
     Raises:
         InputError: the name is no preset, or the mapping has other keys.
@@ -79,22 +98,23 @@ def resolve_instructions(spec: InstructionSpec) -> Instructions:
     """
     if isinstance(spec, Instructions):
         return spec
-    if isinstance(spec, str):
-        if spec not in PRESETS:
-            raise InputError(
-                f"unknown instruction preset {spec!r}; the presets are {', '.join(map(repr, PRESETS))}; "
-                'for instructions of your own write {"query": "...", "document": "..."}'
-            )
+    if isinstance(spec, str) and spec in PRESETS:
         return PRESETS[spec]
+    rule = (
+        f"{place} must be a preset ({', '.join(PRESETS)}) or instructions of your own, "
+        '{query: "...", document: "..."}'
+    )
+    if isinstance(spec, str):
+        raise InputError(f"{rule}, got {spec!r}{nearest(spec, list(PRESETS))}")
     if not isinstance(spec, Mapping):
-        raise TypeError(f"instructions must be a preset's name, Instructions or a mapping, got {spec!r}")
-    unknown = sorted(set(spec) - {"query", "document", "passage"})
-    if unknown or {"document", "passage"} <= set(spec):
-        raise InputError(
-            'instructions of your own must have the keys "query" and "document" (or "passage" in its place), '
-            f"got {list(spec)}"
-        )
-    return Instructions(spec.get("query", ""), spec.get("document", spec.get("passage", "")))
+        raise TypeError(f"{rule}, got {spec!r}" + "; for no instructions write none" * (not spec))
+    if not set(spec) <= {"query", "document", "passage"} or {"document", "passage"} <= set(spec):
+        raise InputError(f"{rule} (or passage in the place of document), got the keys {list(spec)}")
+    texts = {"query": spec.get("query", ""), "document": spec.get("document", spec.get("passage", ""))}
+    for task, text in texts.items():
+        if not isinstance(text, str):
+            raise TypeError(f"the {task} of {place} must be a string, got {text!r}; write '' for none")
+    return Instructions(**texts)
 
 
 def set_prompts(
@@ -120,23 +140,39 @@ def set_prompts(
     model.default_prompt_name = None
 
 
-def column_tasks(columns: Iterable[str]) -> dict[str, Task]:
-    """Return the task of each column, as ST's ``router_mapping`` of one dataset.
+def column_role(column: str) -> str | None:
+    """What a column of this name holds: query, positive, negative or label; None: the name does not say."""
+    if re.fullmatch(r"negative_\d+", column):
+        return "negative"
+    return next((role for role, names in COLUMNS.items() if column in names), None)
 
-    ``query`` and ``anchor`` are queries; ``positive``, ``negative``, ``negative_1`` and so on, ``positives`` and
-    ``negatives`` are documents. Columns of similarity or classification data (``sentence1``, ``text``) have no task.
+
+def column_task(column: str, columns: Collection[str]) -> Task | None:
+    """Whether a column holds queries or documents; None for similarity or classification data.
+
+    Args:
+        column: its name.
+        columns: all of the dataset: ``text`` is a query where documents stand beside it, and no other query.
+    """
+    role = column_role(column)
+    if role in ("positive", "negative"):
+        return "document"
+    beside = {column_role(other) for other in columns}
+    if role == "query" or (column == "text" and "query" not in beside and beside & {"positive", "negative"}):
+        return "query"
+    return None
+
+
+def column_tasks(columns: Iterable[str]) -> dict[str, Task]:
+    """Return the task of each column that has one, as ST's ``router_mapping`` of one dataset.
 
     Raises:
         InputError: only some of the text columns have a task. Such a dataset would train with an instruction on one
             side alone, unnoticed.
     """
-    names = [column for column in columns if column not in _NOT_TEXT]
-    tasks: dict[str, Task] = {}
-    for column in names:
-        if column in _QUERY_COLUMNS:
-            tasks[column] = "query"
-        elif _DOCUMENT_COLUMN.fullmatch(column):
-            tasks[column] = "document"
+    names = [column for column in columns if column_role(column) != "label" and column != "dataset_name"]
+    found = {column: column_task(column, names) for column in names}
+    tasks = {column: task for column, task in found.items() if task is not None}
     if tasks and (unknown := [column for column in names if column not in tasks]):
         raise InputError(
             f"columns {unknown} are neither queries nor documents, while {list(tasks)} are; a retrieval dataset has "
@@ -187,14 +223,11 @@ def dataset_prompts(
     prompts = {}
     for dataset, names in columns.items():
         prompts[dataset] = column_prompts(names, per_dataset.get(dataset, instructions))
-        if (
-            dataset in per_dataset
-            and not prompts[dataset]
-            and any(resolve_instructions(per_dataset[dataset]).prompts.values())
-        ):
+        own = resolve_instructions(per_dataset.get(dataset, "none")).prompts
+        if any(own.values()) and not prompts[dataset]:
             raise InputError(
-                f"the instructions {per_dataset[dataset]!r} of dataset {dataset!r} need a column of queries or "
-                f"documents, got {list(names)}; rename them, or set its instructions to 'none'"
+                f"the instructions {own} of dataset {dataset!r} need a column of queries or documents, got "
+                f"{list(names)}; rename them, or set its instructions to 'none'"
             )
     return prompts
 

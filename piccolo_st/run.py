@@ -33,13 +33,14 @@ from piccolo_st.arguments import (
 )
 from piccolo_st.configuration import RunConfig
 from piccolo_st.data import store
+from piccolo_st.data.limits import check_dataset, dataset_limits
 from piccolo_st.data.mining import mine_mixture
 from piccolo_st.data.mixture import DatasetSpec, Mixture, load_mixture
 from piccolo_st.data.sampler import HomogeneousBatchSampler, check_dataloader
 from piccolo_st.encoder import EncoderSettings, build_encoder, load_encoder, weights_in_words
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation import RetrievalEvaluator, content_hash, held_out_evaluators
-from piccolo_st.instructions import dataset_prompts, dataset_tasks, resolve_instructions
+from piccolo_st.instructions import Instructions, dataset_prompts, dataset_tasks
 from piccolo_st.losses import build_losses, scale_dimension
 from piccolo_st.ownership import own
 from piccolo_st.trainer import PiccoloTrainer
@@ -162,6 +163,7 @@ class TrainingRun:
                 revision=arguments.revision,
                 pooling=arguments.pooling,
                 instructions=arguments.instructions,
+                other_instructions=self._instructions(),
                 include_instruction=arguments.include_instruction,
                 query_length=arguments.query_length,
                 document_length=arguments.document_length,
@@ -170,13 +172,19 @@ class TrainingRun:
             )
             if arguments.dimension is not None:
                 scale_dimension(model, arguments.dimension)
+            for spec in self.mixture.specs.values():
+                check_dataset(model, spec)
             return model
+
+    def _instructions(self) -> list[Instructions]:
+        """Of the run, and of the datasets that have their own."""
+        own = [spec.instruction for spec in self.mixture.specs.values() if spec.instruction is not None]
+        return [self.config["model"].instructions, *own]
 
     def _build_encoder(self, settings: EncoderSettings) -> Path:
         """The directory of the built encoder, built the first time this run sees these settings and texts."""
-        name = self.config["model"].instructions
-        key = store.digest(["encoder", dataclasses.asdict(settings), self.mixture.fingerprint, name])
-        always = list(resolve_instructions(name).prompts.values())
+        always = sorted(text for one in self._instructions() for text in one.prompts.values())
+        key = store.digest(["encoder", dataclasses.asdict(settings), self.mixture.fingerprint, always])
         return store.entry(
             self.output / "built", key, lambda folder: build_encoder(settings, self._texts(), folder, always)
         )
@@ -197,7 +205,14 @@ class TrainingRun:
         if data.mining_model == "self":
             model = self.model
         elif data.mining_model not in ("lexical", "bm25", "random"):
-            model = load_encoder(data.mining_model, instructions=self.config["model"].instructions, dtype="stored")
+            own: ModelArguments = self.config["model"]
+            model = load_encoder(
+                data.mining_model,
+                instructions=own.instructions,
+                query_length=own.query_length,
+                document_length=own.document_length,
+                dtype="stored",
+            )
         return mine_mixture(
             self.mixture,
             model,
@@ -214,7 +229,7 @@ class TrainingRun:
         arguments: PiccoloTrainingArguments = self.config["train"]
         columns = self.train_dataset.column_names
         specs = [self.mixture.specs[name] for name in self.train_dataset]
-        own = {spec.name: spec.instruction for spec in specs if spec.instruction}
+        own = {spec.name: spec.instruction for spec in specs if spec.instruction is not None}
         arguments.per_device_train_batch_size = data.batch_size
         arguments.prompts = dataset_prompts(columns, self.config["model"].instructions, own)
         router_mapping: Any = dataset_tasks(columns)
@@ -240,6 +255,7 @@ class TrainingRun:
         collator: Any = trainer.data_collator
         collator.num_negatives = data.num_negatives
         collator.seed = arguments.seed
+        collator.max_length = dataset_limits(specs)
         # What a checkpoint must agree with beside what the trainer sees. The batch size is there as that of all ranks.
         sections = {name: dataclasses.asdict(self.config[name]) for name in ("model", "data", "loss")}
         sections["data"] |= {"mixture": self.mixture.fingerprint, "batch_size": None}

@@ -25,10 +25,11 @@ import datasets
 
 from piccolo_st import evaluation  # its names are loaded where they are used, some of them with mteb
 from piccolo_st.benchmarks import C_MTEB_35, Averages, Benchmark
-from piccolo_st.configuration import ConfigError, OptionParser, nearest, read_yaml, run_recipe
-from piccolo_st.errors import InputError
+from piccolo_st.configuration import ConfigError, OptionParser, read_value, read_yaml, run_recipe
+from piccolo_st.errors import InputError, nearest
 from piccolo_st.evaluation.loading import process_state
 from piccolo_st.evaluation.results import Column, Evaluation, score_table
+from piccolo_st.instructions import Instructions
 from piccolo_st.model_card.folder import read_rows
 from piccolo_st.model_card.results import read_results, scores
 
@@ -44,7 +45,10 @@ def parser() -> OptionParser:
     options.add_argument("--truncate_dim", default="", help="dimensions to score, such as 256,512,1024")
     options.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="dtype to encode in")
     options.add_argument("--device", help="cpu, cuda, cuda:1")
-    options.add_argument("--instructions", help="preset in place of the model's own prompts: piccolo, none")
+    options.add_argument(
+        "--instructions",
+        help="in place of the model's own prompts: a preset (piccolo, none), or {query: ..., document: ...}",
+    )
     options.add_argument("--tokens_per_batch", type=int, help="longest batch in tokens, padding included")
     options.add_argument("--overwrite", action="store_true", help="run every task again")
     options.add_argument(
@@ -69,6 +73,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parsed = options.parse_args(arguments)
     if (parsed.model is None) == (parsed.compare is None):
         raise ConfigError("name a model to evaluate, or two folders of results with --compare")
+    if (given := parsed.instructions) is not None:
+        given = read_value(given, "--instructions") if isinstance(given, str) else given
+        parsed.instructions = Instructions.from_plain(given, "--instructions")
     return parsed
 
 

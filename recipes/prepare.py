@@ -14,9 +14,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from piccolo_st.configuration import nearest, parse_run, read_yaml, run_recipe
+from piccolo_st.configuration import parse_run, read_yaml, run_recipe
 from piccolo_st.data.prepare.steps import SECTIONS, STEPS, run_step
-from piccolo_st.errors import ConfigError
+from piccolo_st.errors import ConfigError, nearest
 
 CONFIG = Path(__file__).parent / "configs" / "prepare.yaml"
 

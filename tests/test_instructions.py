@@ -65,12 +65,19 @@ def test_resolve_instructions(spec: Any, expected: Instructions) -> None:
         (
             "picollo",
             ValueError,
-            r"unknown instruction preset 'picollo'; the presets are 'piccolo', 'piccolo-training-no",
+            r"must be a preset \(piccolo, piccolo-training-notes, none\) or instructions of your own, "
+            r"\{query: \"\.\.\.\", document: \"\.\.\.\"\}, got 'picollo'; did you mean piccolo\?$",
         ),
-        ({"question": "问："}, ValueError, r"have the keys \"query\" and \"document\".*got \['question'\]"),
-        ({"document": "a", "passage": "b"}, ValueError, r"got \['document', 'passage'\]"),
-        ({"query": None}, TypeError, r"the query instruction must be a string, got None; write '' for none"),
-        (3, TypeError, r"a preset's name, Instructions or a mapping, got 3"),
+        (
+            "查询：",
+            ValueError,
+            r"instructions of your own, .*, got '查询：'; known are none, piccolo, piccolo-training",
+        ),
+        ({"question": "问："}, ValueError, r"\(or passage in the place of document\), got the keys \['question'\]$"),
+        ({"document": "a", "passage": "b"}, ValueError, r"got the keys \['document', 'passage'\]$"),
+        ({"query": None}, TypeError, r"the query of instructions must be a string, got None; write '' for none"),
+        (3, TypeError, r"a preset \(.*\) or instructions of your own, .*, got 3$"),
+        (None, TypeError, r"got None; for no instructions write none$"),
     ],
 )
 def test_bad_instructions_are_named(spec: Any, error: type[Exception], message: str) -> None:
@@ -114,11 +121,13 @@ def test_column_tasks_and_prompts() -> None:
         "negatives": "document",
     }
     assert column_prompts(columns, {"query": "问："}) == {"query": "问："}
+    assert column_tasks(["question", "answer"]) == {"question": "query", "answer": "document"}
+    assert column_tasks(["text", "text_pos", "text_neg"])["text"] == "query"
     for columns in (["sentence1", "sentence2", "score"], ["text", "label"], ["premise", "hypothesis", "label"]):
         assert column_tasks(columns) == {} == column_prompts(columns)
 
 
-@pytest.mark.parametrize("column", ["answer", "negative_", "negative_one", "Positive", "negative_1_id", "text"])
+@pytest.mark.parametrize("column", ["response", "negative_", "negative_one", "Positive", "negative_1_id", "text"])
 def test_a_dataset_with_an_instruction_on_one_side_only_is_refused(column: str) -> None:
     with pytest.raises(
         ValueError, match=rf"columns \['{column}'\] are neither queries nor documents, while \['query'\]"
@@ -147,7 +156,7 @@ def test_dataset_prompts_per_dataset() -> None:
     assert dataset_tasks(columns)["ques"] == {"query": "query", "positive": "document", "negative": "document"}
     with pytest.raises(ValueError, match=r"instructions of single datasets must be for ques, sts, t2, got t3"):
         dataset_prompts(columns, "piccolo", {"t3": "none"})
-    with pytest.raises(ValueError, match=r"'piccolo' of dataset 'sts' need a column of queries or documents, got \["):
+    with pytest.raises(ValueError, match=r"\} of dataset 'sts' need a column of queries or documents, got \["):
         dataset_prompts(columns, "none", {"sts": "piccolo"})
     assert dataset_prompts(columns, "none", {"sts": "none"})["sts"] == {}
 

@@ -10,8 +10,8 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
-from piccolo_st.instructions import set_prompts
-from piccolo_st.lengths import set_lengths
+from piccolo_st.instructions import Instructions, set_prompts
+from piccolo_st.lengths import check_lengths, other_lengths, set_lengths
 from piccolo_st.pooling import set_instruction_pooling
 
 ModelMaker = Callable[..., SentenceTransformer]
@@ -83,12 +83,27 @@ def test_the_instruction_has_to_fit_with_one_token_of_text(make_model: ModelMake
         set_lengths(model, 64, 5)
     with pytest.raises(ValueError, match=r"query_length=0 is too short for the instruction ''.* it takes 3 tokens"):
         set_lengths(make_model(), 0, 512)
-    long = {"query": "今天天气好" * 20 + "：", "document": "结果："}
+    long = Instructions("今天天气好" * 20 + "：", "结果：")
     with pytest.raises(
         ValueError, match=r"query_length=64 is too short for the instruction '今天天气.* takes 104 tokens"
     ):
-        set_lengths(model, 64, 512, extra_instructions=["piccolo", long])
+        check_lengths(model, 64, 512, long)
+    with pytest.raises(ValueError, match=r"query_length=5 of dataset 'faq' is too short for the instruction '查询：'"):
+        check_lengths(model, 5, None, place="dataset 'faq'")
+    check_lengths(model, None, None)
+    with pytest.raises(ValueError, match=r"query_length=6 is too short for the instruction '今天天气好"):
+        check_lengths(model, None, None, long)  # at the model's own lengths
     assert (model[0].query_length, model[0].document_length) == (6, 6)  # a refused call changes nothing
+
+
+def test_lengths_hold_for_a_while_and_come_back(make_model: ModelMaker) -> None:
+    model = piccolo(make_model)
+    set_lengths(model, 64, 512)
+    with pytest.raises(KeyError), other_lengths(model, 6):
+        assert (model.encode_query("天水") == model.encode_query("天火")).all()
+        assert (model.encode_document("天水") != model.encode_document("天火")).any()
+        raise KeyError
+    assert (model[0].query_length, model[0].document_length) == (64, 512)
 
 
 def test_what_cannot_be_cut_as_asked_is_refused(make_model: ModelMaker) -> None:

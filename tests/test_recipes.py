@@ -177,7 +177,7 @@ BAD_INPUT = [
     (["--data.bach_size", "8"], r"unknown key 'data.bach_size' in the command line; did you mean data.batch_size?"),
     (["--train.per_device_train_batch_size", "8"], "set data.batch_size instead"),
     (["--train.learning_rate", "fast"], "train.learning_rate must be of type float, got 'fast'"),
-    (["--model.instructions", "picolo"], "unknown instruction preset 'picolo'"),
+    (["--model.instructions", "picolo"], "got 'picolo'; did you mean piccolo?"),
     (["--model.name_or_path", "."], "must hold modules.json or config.json, got the directory"),
     (["--model.query_length", "3"], "query_length=3 is too short for the instruction"),
     (["--loss.temperature", "0"], "temperature"),

@@ -9,6 +9,7 @@ A mixture, from its file to rows that are checked and in the columns sentence-tr
     validation.py   what is wrong with a row
     presets.py      NLI -> triplets, labelled texts -> texts of the same and of other classes, scored pairs -> pairs
     holdout.py      queries kept for evaluation, and their texts out of training
+    limits.py       a dataset's own lengths and instruction, wherever its texts are cut
     store.py        rows read and checked once, memory-mapped afterwards; accounts.py: their numbers
 
 Better data, before a run::

@@ -35,10 +35,10 @@ from piccolo_st.data.permutation import mix, mix_array
 from piccolo_st.data.reading import ColumnBatch
 from piccolo_st.data.tokenization import FastPreprocess
 from piccolo_st.errors import InputError
+from piccolo_st.instructions import column_task
 
 logger = logging.get_logger(__name__)
 
-QUERY_COLUMNS = ("query", "anchor", "question")
 # Of the texts of a row, the columns before this position give one, those from it on as many as are asked for.
 _FIRST_NEGATIVE = 2
 
@@ -53,7 +53,8 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
         identities: whether ``{column}_identity`` is made.
 
     The other arguments are ST's; ``max_length`` may also be dataset name -> task -> tokens. A column that
-    ``router_mapping`` does not name has the task "query" if it is called query, anchor or question, else "document".
+    ``router_mapping`` does not name has the task "query" if its name says so (``instructions.column_task``), else
+    "document".
     """
 
     seed: int = 0
@@ -97,7 +98,9 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
                 f"a batch needs a column of texts, got only {label or 'no column'} in {where(0)}; give the dataset one"
             )
 
-        routes, prompts = self._resolve_router_mapping(batch), self._resolve_prompts(batch)
+        routes: dict[str, str] = {column: column_task(column, columns) or "document" for column in columns}
+        routes.update(self._resolve_router_mapping(batch))
+        prompts = self._resolve_prompts(batch)
         limits = self._resolve_max_length(name)
         sampler = _ListSampler(self, columns, row_ids, getattr(features, "visit", None), where)
         for position, (column, cells) in enumerate(columns.items()):
@@ -124,7 +127,7 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
         limits: Mapping[str, int] | int | None,
     ) -> dict[str, Any]:
         """Steps (4) and (5) for one column."""
-        task = self._get_task_for_column(column, position, routes)
+        task = routes[column]
         limit = limits.get(task) if isinstance(limits, Mapping) else limits
         tokens = self._tokenize(texts, self._get_prompt_for_column(prompts, column), task, limit)
         features = {f"{column}_{key}": value for key, value in tokens.items()}
@@ -141,10 +144,6 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
         if isinstance(limits, Mapping) and any(isinstance(value, Mapping) for value in limits.values()):
             return limits.get(dataset_name)
         return limits
-
-    def _get_task_for_column(self, column_name: str, column_position: int, router_mapping: dict[str, str]) -> str:
-        default = "query" if column_name in QUERY_COLUMNS else "document"
-        return router_mapping.get(column_name, default)
 
 
 class _ListSampler:

@@ -17,7 +17,7 @@ with the model that came out, keeping the negatives of before or replacing them 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,8 +30,8 @@ from datasets import Dataset, DatasetDict, load_from_disk
 from piccolo_st.data import store
 from piccolo_st.data.candidates import MiningSettings, draw, search_embeddings, search_terms
 from piccolo_st.data.lexical import Bm25, lexical_encoder
-from piccolo_st.data.specs import MixtureError
-from piccolo_st.instructions import InstructionSpec, resolve_instructions
+from piccolo_st.data.limits import reading
+from piccolo_st.data.specs import DatasetSpec, MixtureError
 
 __all__ = [
     "Miner",
@@ -97,7 +97,7 @@ def mine_mixture(
 ) -> DatasetDict:
     """The training sets of a mixture, with mined negatives where the rows are (query, positive).
 
-    What has been mined before is read again. A dataset with instructions of its own is searched with those.
+    What has been mined before is read again. A dataset's own instruction and lengths hold here as well.
 
     Args:
         mixture: the datasets; their ``mining`` goes before the settings of all.
@@ -119,30 +119,13 @@ def mine_mixture(
         key = store.digest(["mined", name, mixture.fingerprint, *made_of, asdict(chosen)])
 
         def mine(
-            target: Path,
-            dataset: Dataset = dataset,
-            chosen: MiningSettings = chosen,
-            own: InstructionSpec | None = spec.instruction,
+            target: Path, dataset: Dataset = dataset, chosen: MiningSettings = chosen, spec: DatasetSpec = spec
         ) -> None:
-            with _prompted(model, own):
+            with nullcontext() if isinstance(model, str) else reading(model, spec):
                 mine_negatives(dataset, model, chosen, tokenizer=tokenizer).save_to_disk(str(target))
 
         mined[name] = load_from_disk(str(store.entry(folder, key, mine)))
     return DatasetDict(mined)
-
-
-@contextmanager
-def _prompted(model: SentenceTransformer | str, own: InstructionSpec | None) -> Iterator[None]:
-    """For a while, a model with a dataset's own instructions in place of its prompts for queries and documents."""
-    if isinstance(model, str) or own is None:
-        yield
-        return
-    before = model.prompts
-    model.prompts = {**before, **resolve_instructions(own).prompts}
-    try:
-        yield
-    finally:
-        model.prompts = before
 
 
 class Miner:
@@ -154,6 +137,7 @@ class Miner:
         cache_folder: where ST keeps the embeddings of the corpus between shards; of this model and no other.
 
     Attributes:
+        encoder: the model as given.
         shards: the rows of each shard, whole queries together.
     """
 
@@ -183,6 +167,7 @@ class Miner:
             chosen = np.random.default_rng(settings.seed).choice(len(documents), settings.pool, replace=False)
             documents = [documents[index] for index in np.sort(chosen)]
         self.documents = documents
+        self.encoder = model
         self.model: SentenceTransformer | Bm25 | None
         if not isinstance(model, str):
             self.model = model

@@ -24,15 +24,14 @@ import pyarrow.compute as pc
 
 from piccolo_st.data.sources import Chunk
 from piccolo_st.data.specs import DatasetSpec, MixtureError, unknown_key
+from piccolo_st.instructions import COLUMNS
 
 # Usual column names, by role, in the order in which they are tried.
 ALIASES: dict[str, tuple[str, ...]] = {
-    "query": ("query", "anchor", "question", "text"),
-    "positive": ("positive", "positives", "pos", "text_pos", "answer"),
-    "negative": ("negative", "negatives", "neg", "text_neg"),
+    **COLUMNS,
+    "query": (*COLUMNS["query"], "text"),
     "sentence1": ("sentence1", "sentence_1", "text1", "text"),
     "sentence2": ("sentence2", "sentence_2", "text2", "text_pair", "text_pos"),
-    "label": ("label", "score", "similarity_score"),
     "text": ("text", "sentence"),
     "premise": ("premise", "sentence1"),
     "hypothesis": ("hypothesis", "sentence2"),

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from piccolo_st.configuration import nearest
-from piccolo_st.errors import InputError
+from piccolo_st.errors import InputError, nearest
+from piccolo_st.instructions import Instructions
 
 T = TypeVar("T")
 
@@ -86,11 +86,13 @@ class DatasetSpec:
         max_rows: read only so many rows, faulty ones among them.
         holdout: queries kept for evaluation.
         mining: settings for hard negatives, as ``piccolo_st.data.mining.MiningSettings`` takes them.
-        instruction: an instruction preset's name for this dataset; None: the run's.
+        instruction: what goes before this dataset's queries and documents, a preset's name or a mapping of both; None:
+            the run's.
         weight: the dataset's share where the sampler mixes by weights.
         repeats: how often an epoch visits each row.
         batch_multiple: this dataset's per-device batch as a multiple of the run's.
-        query_length, document_length: limits in tokens for this dataset; None: the run's.
+        query_length, document_length: where this dataset's queries and other texts are cut, in tokens, instruction
+            included; None: the run's.
         loss: options of the loss for this dataset.
         licence, note: for the reader and the model card.
     """
@@ -117,7 +119,7 @@ class DatasetSpec:
     max_rows: int | None = None
     holdout: HoldoutSpec | None = None
     mining: Mapping[str, Any] | None = None
-    instruction: str | None = None
+    instruction: Instructions | None = None
     weight: float | None = None
     repeats: int = 1
     batch_multiple: float = 1.0
@@ -190,6 +192,11 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
         if value not in arguments:
             raise MixtureError(f"{place} must be one of {', '.join(map(str, arguments))}, got {value!r}")
         return value
+    if from_plain := getattr(hint, "from_plain", None):
+        try:
+            return from_plain(value, place)
+        except InputError as error:
+            raise MixtureError(str(error)) from None
     if is_dataclass(hint):
         return build(hint, value, place)  # type: ignore[arg-type]
     if origin is tuple:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
 from piccolo_st.errors import InputError
-from piccolo_st.instructions import resolve_instructions
+from piccolo_st.lengths import other_lengths
 
 if TYPE_CHECKING:
     from piccolo_st.data.mixture import Mixture
@@ -28,6 +28,7 @@ class RetrievalEvaluator(InformationRetrievalEvaluator):
         relevant: query id -> ids of its relevant documents, at least one; queries without an entry are not searched.
         name: prefix of the metrics.
         batch_size: texts in one forward pass.
+        query_length, document_length: tokens at which texts are cut; None: at the model's own lengths.
         **kwargs: anything else that ``InformationRetrievalEvaluator`` takes, such as ``truncate_dim`` or ``ndcg_at_k``.
 
     Raises:
@@ -42,8 +43,11 @@ class RetrievalEvaluator(InformationRetrievalEvaluator):
         name: str = "",
         *,
         batch_size: int = 32,
+        query_length: int | None = None,
+        document_length: int | None = None,
         **kwargs: Any,
     ) -> None:
+        self.lengths = query_length, document_length
         documents = {query: set(ids) for query, ids in relevant.items()}
         for query, ids in documents.items():
             if query not in queries:
@@ -63,6 +67,11 @@ class RetrievalEvaluator(InformationRetrievalEvaluator):
             )
         super().__init__(dict(queries), dict(corpus), documents, batch_size=batch_size, name=name, **kwargs)
 
+    def __call__(self, model: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Search, and return the metrics."""
+        with other_lengths(model, *self.lengths):
+            return super().__call__(model, *args, **kwargs)
+
     def prefix_name_to_metrics(self, metrics: dict[str, float], name: str) -> dict[str, float]:
         """The metrics by their short names, with the name of the set in front."""
         if len(self.score_function_names) == 1:
@@ -75,8 +84,8 @@ class RetrievalEvaluator(InformationRetrievalEvaluator):
 def held_out_evaluators(mixture: Mixture, **options: Any) -> list[RetrievalEvaluator]:
     """One evaluator for each held-out retrieval set of a mixture, named as the set.
 
-    A dataset that is trained with instructions of its own, or with none, is searched with the same; the others with
-    the model's prompts.
+    A dataset that is trained with instructions or lengths of its own is searched with the same; the others with the
+    model's.
 
     Args:
         mixture: its ``holdouts`` and ``specs`` are read.
@@ -84,8 +93,8 @@ def held_out_evaluators(mixture: Mixture, **options: Any) -> list[RetrievalEvalu
     """
     evaluators = []
     for name, held in mixture.holdouts.items():
-        own = mixture.specs[name].instruction
-        prompts = resolve_instructions(own).prompts if own else {"query": None, "document": None}
+        spec = mixture.specs[name]
+        prompts = {"query": None, "document": None} if spec.instruction is None else spec.instruction.prompts
         evaluators.append(
             RetrievalEvaluator(
                 held.queries,
@@ -94,6 +103,8 @@ def held_out_evaluators(mixture: Mixture, **options: Any) -> list[RetrievalEvalu
                 name,
                 query_prompt=prompts["query"],
                 corpus_prompt=prompts["document"],
+                query_length=spec.query_length,
+                document_length=spec.document_length,
                 **options,
             )
         )

@@ -28,9 +28,8 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from torch import Tensor, nn
 
 from piccolo_st.batching import Features, embed_columns, row_count
-from piccolo_st.configuration import nearest
 from piccolo_st.distributed import gather_rows
-from piccolo_st.errors import InputError
+from piccolo_st.errors import InputError, nearest
 from piccolo_st.losses.batch import agree_on_columns, local_owners
 from piccolo_st.losses.classes import OtherClassesLoss
 from piccolo_st.losses.contrast import check_temperature, unit

@@ -23,8 +23,7 @@ from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 
 from piccolo_st.benchmarks import C_MTEB_35, Benchmark, average_scores, get_benchmark
-from piccolo_st.configuration import nearest
-from piccolo_st.errors import InputError, reason
+from piccolo_st.errors import InputError, nearest, reason
 from piccolo_st.evaluation.identity import content_hash
 from piccolo_st.instructions import resolve_instructions
 from piccolo_st.model_card.card import (

@@ -244,17 +244,17 @@ ROWS: dict[str, list[Row]] = {
     ],
     "instructions": [
         Row("a misspelt preset", finetune("--model.instructions", "picolo"),
-            "unknown instruction preset 'picolo'; the presets are 'piccolo', 'piccolo-training-notes', 'none'; for "
-            'instructions of your own write {"query": "...", "document": "..."}'),
+            "model.instructions must be a preset (piccolo, piccolo-training-notes, none) or instructions of your own, "
+            "{query: \"...\", document: \"...\"}, got 'picolo'; did you mean piccolo?"),
         Row("a misspelt task", call("instructions:resolve_instructions", lambda w: {"qurey": "查询："}),
-            'instructions of your own must have the keys "query" and "document" (or "passage" in its place), got '
-            "['qurey']"),
-        Row("a column of neither kind", call("instructions:column_tasks", lambda w: ["query", "answer"]),
-            "columns ['answer'] are neither queries nor documents, while ['query'] are; a retrieval dataset has the "
+            "instructions must be a preset (piccolo, piccolo-training-notes, none) or instructions of your own, "
+            "{query: \"...\", document: \"...\"} (or passage in the place of document), got the keys ['qurey']"),
+        Row("a column of neither kind", call("instructions:column_tasks", lambda w: ["query", "response"]),
+            "columns ['response'] are neither queries nor documents, while ['query'] are; a retrieval dataset has the "
             "columns query, positive and negative (or negative_1, negative_2, ...); rename or remove the others"),
         Row("an instruction for scored pairs", finetune("--data.mixture.datasets.pairs.instruction", "piccolo"),
-            "the instructions 'piccolo' of dataset 'pairs' need a column of queries or documents, got ['sentence1', "
-            "'sentence2', 'label']; rename them, or set its instructions to 'none'"),
+            "the instructions {'query': '查询：', 'document': '结果：'} of dataset 'pairs' need a column of queries or "
+            "documents, got ['sentence1', 'sentence2', 'label']; rename them, or set its instructions to 'none'"),
         Row(
             "an instruction for no dataset",
             call("instructions:dataset_prompts", lambda w: {"faq": ["query"]}, "piccolo", lambda w: {"fqa": "none"}),
@@ -268,7 +268,8 @@ ROWS: dict[str, list[Row]] = {
         Row("a number for an instruction", call("instructions:Instructions", 3),
             "the query instruction must be a string, got 3; write '' for none", code=None),
         Row("a number for a preset", call("instructions:resolve_instructions", 3),
-            "instructions must be a preset's name, Instructions or a mapping, got 3", code=None),
+            "instructions must be a preset (piccolo, piccolo-training-notes, none) or instructions of your own, "
+            '{query: "...", document: "..."}, got 3', code=None),
     ],
     "lengths": [
         Row("a query too short", finetune("--model.query_length", "3"),

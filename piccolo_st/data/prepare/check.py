@@ -25,6 +25,7 @@ from piccolo_st.data.prepare.job import Job
 from piccolo_st.data.prepare.models import load_tokenizer
 from piccolo_st.data.prepare.stages import Stage
 from piccolo_st.data.roles import flatten
+from piccolo_st.instructions import column_task
 from piccolo_st.report import empty_figure, picture, table
 
 _LONGEST = 4096  # lengths above are counted as this
@@ -107,7 +108,7 @@ def _measure(step: Checking, task: int) -> None:
         texts = flatten(values)[0] if pa.types.is_list(values.type) else values
         lengths = _lengths(step.settings.tokenizer, texts)
         if len(lengths):
-            limit = limits[0] if column in ("query", "sentence1", "sentence2", "text") else limits[1]
+            limit = limits[0] if column_task(column, sample.column_names) == "query" else limits[1]
             percentiles = np.percentile(lengths, [50, 90, 99, 100]).round().astype(int).tolist()
             measured["columns"][column] = {
                 "percentiles": percentiles,

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -17,6 +18,7 @@ import pyarrow as pa
 
 from piccolo_st.data.filtering import FilterSettings, consistent, heuristic_faults, simplified
 from piccolo_st.data.lexical import lexical_encoder
+from piccolo_st.data.limits import reading
 from piccolo_st.data.prepare.job import Job, Part, finish, read_counts, write_counts, write_part, write_rejects
 from piccolo_st.data.prepare.models import load_sentence_transformer
 from piccolo_st.data.prepare.stages import Stage
@@ -76,7 +78,7 @@ def _pool(step: Filtering, task: int) -> None:
     with pa.OSFile(str(path.with_suffix(".arrow")), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     texts = list(dict.fromkeys(table["positive"].to_pylist()))
-    np.save(path, _encode(_encoder(step, name), texts, step.settings.batch_size, query=False))
+    np.save(path, _encode(step, name, texts, query=False))
 
 
 @lru_cache(maxsize=2)
@@ -88,9 +90,11 @@ def _encoder(step: Filtering, name: str) -> SentenceTransformer:
     return lexical_encoder([*table["query"].to_pylist(), *table["positive"].to_pylist()], seed=step.settings.seed)
 
 
-def _encode(model: SentenceTransformer, texts: list[str], batch_size: int, query: bool) -> np.ndarray:
+def _encode(step: Filtering, name: str, texts: list[str], query: bool) -> np.ndarray:
+    model = _encoder(step, name)
     encode = model.encode_query if query else model.encode_document
-    return encode(texts, batch_size=batch_size, normalize_embeddings=True, convert_to_numpy=True)
+    with nullcontext() if step.settings.model == "lexical" else reading(model, step.job.mixture.specs[name]):
+        return encode(texts, batch_size=step.settings.batch_size, normalize_embeddings=True, convert_to_numpy=True)
 
 
 def _filter(step: Filtering, task: int) -> None:
@@ -101,9 +105,9 @@ def _filter(step: Filtering, task: int) -> None:
         some = table.slice(start, _ROWS)
         found = heuristic_faults(spec, some, settings)
         if part.dataset in step.pools:
-            model, pool = _encoder(step, part.dataset), np.load(step.pool_file(part.dataset))
+            pool = np.load(step.pool_file(part.dataset))
             queries, positives = (
-                _encode(model, some[column].to_pylist(), settings.batch_size, column == "query")
+                _encode(step, part.dataset, some[column].to_pylist(), column == "query")
                 for column in ("query", "positive")
             )
             lost = ~consistent(queries, positives, pool, settings.top_k or 0)

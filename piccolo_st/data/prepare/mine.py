@@ -8,6 +8,7 @@ The rows of a mined dataset come out grouped by query; the sampler draws them in
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset
 
+from piccolo_st.data.limits import reading
 from piccolo_st.data.mining import Miner, MiningSettings, shard_rows, with_negatives
 from piccolo_st.data.prepare.job import Job, Part, finish, read_counts, write_counts, write_part
 from piccolo_st.data.prepare.models import load_cross_encoder, load_sentence_transformer, load_tokenizer
@@ -112,7 +114,8 @@ def _mine(step: NegativeMining, name: str, task: int) -> None:
     given, settings = step.settings, step.of(name)
     miner = _miner(step.job, given.model, given.tokenizer, given.reranker, settings, name)
     rows = miner.shards[task]
-    mined = miner.mine(task)
+    with nullcontext() if isinstance(miner.encoder, str) else reading(miner.encoder, step.job.mixture.specs[name]):
+        mined = miner.mine(task)
     own = step.job.mixture.train[name].with_format("arrow")[rows.tolist()]
     table = with_negatives(own, mined, settings.existing)
     part = Part(name, task, 0, len(rows))
