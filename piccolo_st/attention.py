@@ -6,6 +6,9 @@
     ``dropout.py`` does;
 (3) long texts without dropout go one by one through torch's fused attention, which is faster there.
 
+What a token sees of its own text is said as flash attention is told it: by the layer's ``is_causal``, and by the
+``sliding_window`` that the layer passes along. A mask that the model made for the whole row is not read.
+
 Registered with transformers' AttentionInterface under ``ATTENTION``; ``packing.py`` makes models use it.
 """
 
@@ -28,7 +31,7 @@ from piccolo_st.dropout import draw_mask
 ATTENTION = "piccolo_packed"
 """The name of :func:`attention` in transformers' AttentionInterface."""
 
-_SHORT = 64  # tokens up to which plain matrix products are faster than torch's fused attention, which has no dropout
+SHORT = 64  # tokens up to which plain matrix products are faster than torch's fused attention, which has no dropout
 _SCORES = 1 << 18  # scores of a block for each head, at most: 1 MiB, or those of one text
 
 
@@ -47,6 +50,30 @@ class Block:
     length: int
     begin: int
     padding: Tensor | None
+
+
+@dataclass(frozen=True)
+class View:
+    """What a token sees of its own text.
+
+    Attributes:
+        window: keys this many tokens away or more are hidden; None: none are.
+        causal: whether what follows is hidden too.
+    """
+
+    window: int | None = None
+    causal: bool = False
+
+    def is_whole(self, length: int) -> bool:
+        """Whether every token of a text sees all of it."""
+        return not self.causal and (self.window is None or self.window >= length)
+
+    def hidden(self, length: int) -> Tensor:
+        """True where a query does not see a key: bool (length, length)."""
+        places = torch.arange(length)
+        ahead = places - places[:, None]  # (query, key)
+        hidden = ahead > 0 if self.causal else torch.zeros_like(ahead, dtype=torch.bool)
+        return hidden if self.window is None else hidden | (ahead.abs() >= self.window)
 
 
 class Blocks:
@@ -76,6 +103,21 @@ class Blocks:
         self._token = torch.cat(tokens)  # (padded tokens,): which token stands there; token 0 at padding
         self._padding = torch.cat(padded)
         self._indices: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._hidden: dict[tuple[int, View], Tensor] = {}
+
+    def hidden(self, block: Block, view: View) -> Tensor | None:
+        """True where a query does not see a key: bool, broadcastable to (rows, heads, length, length); None: nowhere.
+
+        Padding sees itself: a row of weights that are all zero would not be a number.
+        """
+        if view.is_whole(block.length):
+            return block.padding
+        if (block.begin, view) not in self._hidden:
+            hidden = view.hidden(block.length)
+            if block.padding is not None:
+                hidden = (hidden | block.padding) & ~torch.eye(block.length, dtype=torch.bool)
+            self._hidden[block.begin, view] = hidden
+        return self._hidden[block.begin, view]
 
     def indices(self, heads: int) -> tuple[Tensor, Tensor, Tensor]:
         """Indices between (tokens * heads) rows and the blocks' (rows, heads, length) ones.
@@ -130,7 +172,7 @@ class _BlockAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scale: float, dropout: float
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, view: View, scale: float, dropout: float
     ) -> Tensor:
         """(tokens, heads, width) each -> (tokens, heads, width)."""
         heads, width = query.shape[1:]
@@ -143,8 +185,8 @@ class _BlockAttention(torch.autograd.Function):
         for block, q, k, v, out in _by_block(blocks, heads, query, key, value, output):
             scores = _view(scratch, block, heads)
             torch.baddbmm(scores, q, k.transpose(1, 2), beta=0, alpha=scale, out=scores)
-            if block.padding is not None:
-                scores.view(block.rows, heads, block.length, -1).masked_fill_(block.padding, -torch.inf)
+            if (hidden := blocks.hidden(block, view)) is not None:
+                scores.view(block.rows, heads, block.length, -1).masked_fill_(hidden, -torch.inf)
             weights = scores.softmax(dim=-1)  # (rows * heads, length, length)
             saved.append(weights)
             if dropout:
@@ -179,7 +221,7 @@ class _BlockAttention(torch.autograd.Function):
             factor = ctx.scale * ctx.scale_up
             torch.baddbmm(dq, dscores, k, beta=0, alpha=factor, out=dq)
             torch.baddbmm(dk, dscores.transpose(1, 2), q, beta=0, alpha=factor, out=dk)
-        return (*(x.index_select(0, back).view(-1, heads, width) for x in grads), None, None, None)
+        return (*(x.index_select(0, back).view(-1, heads, width) for x in grads), None, None, None, None)
 
 
 def _scratch(blocks: Blocks, heads: int, like: Tensor, count: int) -> list[Tensor]:
@@ -218,26 +260,38 @@ def attention(
         query: (batch, heads, tokens, width); of packed texts, batch is 1.
         key: as ``query``.
         value: as ``query``.
-        attention_mask: None for packed texts.
+        attention_mask: of packed texts, not read.
         dropout: probability of dropping an attention weight.
         scaling: of the scores; None: width ** -0.5.
-        **kwargs: ``blocks``, the :class:`Blocks` of packed texts; the rest is passed on.
+        **kwargs: ``blocks``, the :class:`Blocks` of packed texts, ``sliding_window`` and ``is_causal``; the rest is
+            passed on.
 
     Returns:
         (batch, tokens, heads, width), and None in place of the weights.
+
+    Raises:
+        ValueError: packed texts and a layer that changes its scores in another way.
     """
     blocks = kwargs.pop("blocks", None)
-    if blocks is None or attention_mask is not None:
+    if blocks is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+    if more := [name for name in ("softcap", "position_bias", "s_aux") if kwargs.get(name) is not None]:
+        raise ValueError(f"packed texts have no {', '.join(more)}")
+    causal = kwargs.get("is_causal")
+    view = View(kwargs.get("sliding_window"), getattr(module, "is_causal", True) if causal is None else causal)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if dropout or max(blocks.lengths) <= _SHORT:
+    shared = query.shape[1] // key.shape[1]  # heads of queries that share one of keys
+    if shared > 1:
+        key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))
+    if dropout or max(blocks.lengths) <= SHORT:
         query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (tokens, heads, width)
-        packed = _BlockAttention.apply(query, key, value, blocks, scale, dropout)  # type: ignore[no-untyped-call]
+        packed = _BlockAttention.apply(query, key, value, blocks, view, scale, dropout)  # type: ignore[no-untyped-call]
         return packed[None], None
-    parts = [x.split(blocks.lengths, dim=2) for x in (query, key, value)]
-    outputs = [F.scaled_dot_product_attention(q, k, v, scale=scale) for q, k, v in zip(*parts, strict=True)]
+    seen = {length: None if view.is_whole(length) else ~view.hidden(length) for length in set(blocks.lengths)}
+    parts = zip(blocks.lengths, *(x.split(blocks.lengths, dim=2) for x in (query, key, value)), strict=True)
+    outputs = [F.scaled_dot_product_attention(q, k, v, seen[length], scale=scale) for length, q, k, v in parts]
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 

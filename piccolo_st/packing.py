@@ -6,17 +6,20 @@ questions. Here, in hooks around ST's Transformer:
 (1) the real tokens of all rows become one row of tokens, with positions that begin anew at each text;
 (2) the encoder's linear layers, norms and activations see real tokens only;
 (3) ``attention``, registered with transformers' AttentionInterface, takes texts of similar length together, pads them
-    for this one step, and lets each attend to itself. In training it draws the dropout of its weights as
-    ``dropout.py`` does;
+    for this one step, and lets each attend to itself, within the layer's window where it has one. In training it draws
+    the dropout of its weights as ``dropout.py`` does;
 (4) the token embeddings are put back into padded rows, so that what follows sees what it always does.
 
-``use_packing`` installs it, after it has seen that the model then gives the embeddings it gave before. Features on
-another device, or that ST has flattened itself, pass as they are. Nothing of it is saved with a model.
+``use_packing`` installs it, after it has seen that the model then gives what it gave before, for texts longer than any
+window that its layers may have, and says so where it does not. Features on another device, or that ST has flattened
+itself, pass as they are. Nothing of it is saved with a model.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
+from itertools import starmap
 from typing import Any
 
 import torch
@@ -24,11 +27,15 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 
-from piccolo_st.attention import ATTENTION, Blocks
+from piccolo_st.attention import ATTENTION, SHORT, Blocks
+from piccolo_st.distributed import get_rank
+from piccolo_st.positions import usable_positions
 
 logger = logging.getLogger(__name__)
 
 _BY_TOKEN = ("input_ids", "token_type_ids")
+_READY = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # transformers makes no mask where it is given one of four dimensions
+_TRIED = 16_384  # tokens of the trial, at most
 
 
 def pack(features: dict[str, Any], first_position: int = 0, full: bool = False) -> dict[str, Any] | None:
@@ -59,8 +66,8 @@ def pack(features: dict[str, Any], first_position: int = 0, full: bool = False) 
         return None
     if unknown or not bool(lengths.all()) or not torch.equal(seen, places < lengths[:, None]):
         return None
-    packed = {name: value for name, value in features.items() if name != "attention_mask"}
-    packed |= {name: features[name][seen][None] for name in _BY_TOKEN if name in features}
+    packed = features | {name: features[name][seen][None] for name in _BY_TOKEN if name in features}
+    packed["attention_mask"] = _READY
     packed["position_ids"] = places.expand_as(ids)[seen][None] + first_position
     return packed | {"blocks": Blocks(lengths.tolist(), features)}
 
@@ -95,8 +102,8 @@ def use_packing(model: SentenceTransformer) -> bool:
     """Let a model run without padding on a CPU, if that changes nothing but the time it takes.
 
     Args:
-        model: its first module is packed if it is a text encoder with SDPA attention and its embeddings of a few
-            random rows stay the same.
+        model: its first module is packed if it is a text encoder with SDPA attention and what it makes of random rows,
+            of which one is longer than any attention window, stays the same. A warning says why it does not.
 
     Returns:
         Whether the model packs now.
@@ -104,51 +111,94 @@ def use_packing(model: SentenceTransformer) -> bool:
     transformer = model[0]
     if not isinstance(transformer, Transformer) or transformer.backend != "torch" or model.device.type != "cpu":
         return False
-    encoder = transformer.model
     if packs(model):
         return True
-    if getattr(encoder.config, "_attn_implementation", None) != "sdpa" or getattr(encoder, "is_decoder", False):
-        return False
+    encoder = transformer.model
+    reason = _unfit(encoder) or _install(model, transformer, encoder)
+    if reason and get_rank() == 0:
+        logger.warning("%s runs with padding, because %s", type(encoder).__name__, reason)
+    return not reason
+
+
+def _unfit(encoder: Any) -> str:
+    """Why there is no use in trying; empty if there is."""
+    chosen = getattr(encoder.config, "_attn_implementation", None)
+    if chosen != "sdpa":
+        return f"its attention is {chosen}, not sdpa"
+    if getattr(encoder, "is_decoder", False):
+        return "it is a decoder"
+    if encoder.dtype in (torch.float16, torch.bfloat16):
+        return f"its weights are {str(encoder.dtype)[6:]}, whose rounding hides what else would change"
+    if (tokens := sum(_trial_lengths(encoder))) > _TRIED:
+        return f"its attention windows would take a trial of {tokens:,} tokens, and {_TRIED:,} is the most"
+    return ""
+
+
+def _install(model: SentenceTransformer, transformer: Transformer, encoder: Any) -> str:
+    """Install the hooks and try them; why they are gone again, or nothing."""
     offset = _first_position(encoder)
 
     def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         packed = pack(args[0], offset, full=module.training)
         return None if packed is None else (packed, *args[1:])
 
-    handles, before = [], _sample(model)
+    handles: list[Any] = []
     try:
+        before = _trial(model, encoder)
         encoder.set_attn_implementation(ATTENTION)
         handles.append(transformer.register_forward_pre_hook(hook))
         handles.append(transformer.register_forward_hook(lambda module, args, output: unpack(output)))
-        if torch.allclose(_sample(model), before, rtol=1e-3, atol=1e-4):
-            return True
+        if all(starmap(_same, zip(_trial(model, encoder), before, strict=True))):
+            return ""
         reason = "its embeddings would change"
     except (ValueError, TypeError, RuntimeError, KeyError, IndexError) as error:
         reason = f"{type(error).__name__}: {error}"
     for handle in handles:
         handle.remove()
     encoder.set_attn_implementation("sdpa")
-    logger.info("%s runs with padding, because %s", type(encoder).__name__, reason)
-    return False
+    return reason
+
+
+def _same(found: Tensor, expected: Tensor) -> bool:
+    """Whether they differ by rounding alone.
+
+    24 layers round by 2e-6 of the largest number; one key of a window of 128 makes 9e-5 of it and more.
+    """
+    return float((found - expected).abs().max()) <= 2e-5 * float(expected.abs().max())
+
+
+def _trial_lengths(encoder: Any) -> list[int]:
+    """Tokens of the rows to try: one longer than any window, as far as there are positions, and all together longer.
+
+    The windows are whatever may be one in the configuration or a layer, since a row that is too long does no harm.
+    """
+    config = encoder.config.get_text_config().to_dict()
+    named = [value for key, value in config.items() if any(word in key for word in ("window", "chunk", "local"))]
+    named += [getattr(module, "sliding_window", None) for module in encoder.modules()]
+    reach = max((value for value in named if type(value) is int), default=0)
+    longest = min(max(reach, SHORT) + 3, usable_positions(encoder) or sys.maxsize)
+    return [longest] * (reach // longest + 1) + [longest // 2 + 1, 4]
 
 
 @torch.no_grad()
-def _sample(model: SentenceTransformer) -> Tensor:
-    """Embeddings of three texts of random tokens and different lengths, without dropout."""
-    encoder: Any = model[0].model
+def _trial(model: SentenceTransformer, encoder: Any) -> list[Tensor]:
+    """What the model makes of random tokens without dropout: of a few short texts, and of ``_trial_lengths``."""
     vocabulary = encoder.get_input_embeddings().num_embeddings
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocabulary // 2, vocabulary, (3, 7), generator=generator)
-    mask = (torch.arange(7) < torch.tensor([[7], [4], [4]])).long()
     padding = getattr(model.tokenizer, "pad_token_id", None) or 0
-    features = {"input_ids": ids.where(mask == 1, padding), "attention_mask": mask}
     training = [module for module in model.modules() if module.training]
     model.eval()
+    made = []
     try:
-        return model(features)["sentence_embedding"]
+        for lengths in ([7, 4, 4], _trial_lengths(encoder)):
+            ids = torch.randint(vocabulary // 2, vocabulary, (len(lengths), max(lengths)), generator=generator)
+            seen = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+            output = model({"input_ids": ids.where(seen, padding), "attention_mask": seen.long()})
+            made += [output["token_embeddings"][seen], output["sentence_embedding"]]
     finally:
         for module in training:
             module.training = True
+    return made
 
 
 def _first_position(encoder: nn.Module) -> int:

@@ -43,6 +43,7 @@ from piccolo_st.evaluation import RetrievalEvaluator, content_hash, held_out_eva
 from piccolo_st.instructions import Instructions, dataset_prompts, dataset_tasks
 from piccolo_st.losses import build_losses, scale_dimension
 from piccolo_st.ownership import own
+from piccolo_st.packing import packs
 from piccolo_st.trainer import PiccoloTrainer
 
 
@@ -97,7 +98,8 @@ class TrainingRun:
             f"weights    {weights_in_words(self.model, self.config['model'].revision)}",
             f"steps      {total:,} of {effective:,} samples ({data.batch_size} x {plan.world_size} processes x "
             f"{arguments.gradient_accumulation_steps} accumulated), {steps:,} an epoch",
-            f"compute    {arguments.device.type}, {precision}, {engine}, {plan.world_size} process(es)",
+            f"compute    {arguments.device.type}, {precision}, {engine}, {plan.world_size} process(es)"
+            f"{', rows without padding' if packs(self.model) else ''}",
             f"lengths    query {self.config['model'].query_length}, passage {self.config['model'].document_length}",
             f"held out   {'; '.join(held) or 'nothing'}",
             f"output     {self.output}",

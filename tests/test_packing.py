@@ -13,9 +13,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    Gemma2Config,
+    Gemma2Model,
+    Gemma3TextConfig,
+    Gemma3TextModel,
+    LlamaConfig,
+    LlamaModel,
+    MistralConfig,
+    MistralModel,
+    ModernBertConfig,
+    ModernBertModel,
+    Qwen3Config,
+    Qwen3Model,
+    RobertaConfig,
+    RobertaModel,
+)
 
-from piccolo_st.attention import _SCORES, ATTENTION, Blocks, attention, similar_lengths
+from piccolo_st.attention import _SCORES, ATTENTION, SHORT, Blocks, attention, similar_lengths
 from piccolo_st.packing import pack, packs, use_packing
 from piccolo_st.pooling import set_instruction_pooling
 from piccolo_st.portable import save_portable
@@ -112,30 +129,52 @@ def test_a_block_of_long_texts_is_small() -> None:
     assert max(map(len, similar_lengths([512] * 50))) == _SCORES // 512**2
 
 
-@given(st.lists(st.integers(1, 12), min_size=1, max_size=8))
-def test_attention_with_its_own_backward(lengths: list[int]) -> None:
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=8),
+    long=st.booleans(),
+    window=st.none() | st.integers(1, 8),
+    causal=st.booleans(),
+    shared=st.sampled_from([1, 2]),
+)
+def test_attention_with_its_own_backward(
+    lengths: list[int], long: bool, window: int | None, causal: bool, shared: int
+) -> None:
+    """Against a mask of the whole row that is made token by token; with a long text, the other way of computing."""
     torch.manual_seed(0)
-    query, key, value = (torch.randn(1, 2, sum(lengths), 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    lengths = [*lengths, SHORT + 1] if long else lengths
+    query = torch.randn(1, 2, sum(lengths), 3, dtype=torch.float64, requires_grad=True)
+    key, value = (
+        torch.randn(1, 2 // shared, sum(lengths), 3, dtype=torch.float64, requires_grad=True) for _ in range(2)
+    )
+    text = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    behind = torch.arange(len(text))[:, None] - torch.arange(len(text))
+    seen = (text[:, None] == text) & (behind.abs() < (window or len(text))) & ((behind >= 0) | (not causal))
 
     def packed(*args: torch.Tensor) -> torch.Tensor:
-        return attention(torch.nn.Module(), *args, None, blocks=Blocks(lengths))[0]
+        options = {"blocks": Blocks(lengths), "sliding_window": window, "is_causal": causal}
+        return attention(torch.nn.Module(), *args, None, **options)[0]
 
-    parts = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
-    expected = torch.cat([torch.nn.functional.scaled_dot_product_attention(*part) for part in parts], dim=2)
-    assert torch.allclose(packed(query, key, value), expected.transpose(1, 2))
+    several = (x.repeat_interleave(shared, dim=1) for x in (key, value))
+    expected = torch.nn.functional.scaled_dot_product_attention(query, *several, seen).transpose(1, 2)
+    found = packed(query, key, value)
+    assert torch.allclose(found, expected)
+    gradients = [torch.autograd.grad(x.cos().sum(), (query, key, value)) for x in (found, expected)]
+    assert all(torch.allclose(*pair) for pair in zip(*gradients, strict=True))
     if sum(lengths) < 20:
         assert torch.autograd.gradcheck(packed, (query, key, value))
 
 
 def test_attention_drops_weights_and_their_gradients() -> None:
     torch.manual_seed(0)
+    module = torch.nn.Module()
+    module.is_causal = False  # type: ignore[assignment]
     lengths = [5, 3, 5]
     query, key = (torch.randn(1, 2, 13, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
     value = torch.randn(1, 2, 13, 4, dtype=torch.float64, requires_grad=True)
 
     def run(p: float, *args: torch.Tensor, seed: int = 7) -> torch.Tensor:
         torch.manual_seed(seed)
-        return attention(torch.nn.Module(), *args, None, dropout=p, blocks=Blocks(lengths))[0]
+        return attention(module, *args, None, dropout=p, blocks=Blocks(lengths))[0]
 
     assert torch.autograd.gradcheck(lambda *args: run(0.4, *args), (query, key, value))
     whole = run(0.0, query, key, value)
@@ -199,12 +238,81 @@ def test_a_model_that_would_change_is_left_alone(
     model = build(tmp_path, BertModel(BertConfig(vocab_size=300, **SMALL)), encoder_dir)
     model[0].model.__class__ = Mixing
     expected = model.encode(TEXTS)
-    with caplog.at_level(logging.INFO, logger="piccolo_st.packing"):
-        assert not use_packing(model)
-
-    assert "runs with padding, because its embeddings would change" in caplog.text
-    assert not packs(model) and not model[0]._forward_pre_hooks and not model[0]._forward_hooks
+    assert "runs with padding, because its embeddings would change" in refused(model, caplog)
     assert (model.encode(TEXTS) == expected).all()
+
+
+WINDOWED = {**SMALL, "vocab_size": 300, "pad_token_id": 0, "num_hidden_layers": 4}
+DECODER = {**WINDOWED, "num_key_value_heads": 1, "head_dim": 16}
+BOTH = ["sliding_attention", "full_attention"] * 2
+MODELS = {
+    "modernbert": lambda: ModernBertModel(
+        ModernBertConfig(**WINDOWED, local_attention=32, global_attn_every_n_layers=2)
+    ),
+    "llama": lambda: LlamaModel(LlamaConfig(**WINDOWED)),
+    "mistral": lambda: MistralModel(MistralConfig(**DECODER, sliding_window=16)),
+    "qwen3": lambda: Qwen3Model(
+        Qwen3Config(**DECODER, use_sliding_window=True, sliding_window=16, max_window_layers=2)
+    ),
+    "gemma3": lambda: Gemma3TextModel(Gemma3TextConfig(**DECODER, sliding_window=16, layer_types=BOTH)),
+    "embeddinggemma": lambda: Gemma3TextModel(
+        Gemma3TextConfig(**DECODER, sliding_window=16, layer_types=BOTH, use_bidirectional_attention=True)
+    ),
+}
+
+
+@pytest.mark.parametrize("texts", [TEXTS, TEXTS[:5], TEXTS[2:3]], ids=["long", "short", "one"])
+@pytest.mark.parametrize("name", MODELS)
+def test_each_text_keeps_its_window_and_its_direction(
+    name: str, texts: list[str], encoder_dir: Path, tmp_path: Path
+) -> None:
+    """Texts longer than the window, in rows of many that are longer too; one text alone has no padding to tell."""
+    torch.manual_seed(0)
+    model = build(tmp_path, MODELS[name](), encoder_dir)
+    packed = copy.deepcopy(model)
+    assert use_packing(packed)
+    features = model.preprocess(texts)
+    assert features["input_ids"].shape[1] > 17
+    for training in (True, False):
+        expected, expected_gradients = gradients(model.train(training), features)
+        found, found_gradients = gradients(packed.train(training), features)
+        assert torch.allclose(found, expected, atol=1e-5)
+        largest = max(float(one.abs().max()) for one in expected_gradients)
+        for one, other in zip(found_gradients, expected_gradients, strict=True):
+            assert torch.allclose(one, other, atol=1e-5 * largest, rtol=0)
+
+
+def refused(model: SentenceTransformer, caplog: pytest.LogCaptureFixture) -> str:
+    with caplog.at_level(logging.WARNING, logger="piccolo_st.packing"):
+        assert not use_packing(model)
+    assert not packs(model) and not model[0]._forward_pre_hooks and not model[0]._forward_hooks
+    return caplog.text
+
+
+def test_a_window_that_a_layer_does_not_tell_is_noticed(
+    encoder_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the usual size, one key too wide, in one layer of many."""
+    torch.manual_seed(0)
+    config = ModernBertConfig(**{**WINDOWED, "num_hidden_layers": 8}, local_attention=128)
+    model = build(tmp_path, ModernBertModel(config), encoder_dir)
+    assert use_packing(copy.deepcopy(model))
+    model[0].model.layers[4].attn.sliding_window += 1
+    assert "ModernBertModel runs with padding, because its embeddings would change" in refused(model, caplog)
+
+
+def test_what_packing_does_not_know_is_refused_with_the_reason(
+    encoder_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, make_model: Callable[..., SentenceTransformer]
+) -> None:
+    model = build(tmp_path, Gemma2Model(Gemma2Config(**DECODER, sliding_window=16)), encoder_dir)
+    assert "Gemma2Model runs with padding, because its attention is eager, not sdpa" in refused(model, caplog)
+    rows = torch.randn(1, 2, 5, 3)
+    with pytest.raises(ValueError, match="packed texts have no softcap"):
+        attention(torch.nn.Module(), rows, rows, rows, None, blocks=Blocks([5]), softcap=5.0)
+    assert "because its weights are bfloat16, whose rounding" in refused(make_model().bfloat16(), caplog)
+    config = MistralConfig(**DECODER, sliding_window=100_000)
+    model = build(tmp_path, MistralModel(config), encoder_dir)
+    assert "would take a trial of 150," in refused(model, caplog)
 
 
 def test_encode_is_the_same_and_nothing_is_saved(
