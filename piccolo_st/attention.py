@@ -14,7 +14,7 @@ Registered with transformers' AttentionInterface under ``ATTENTION``; ``packing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,8 +84,8 @@ class Blocks:
         features: what was packed.
     """
 
-    def __init__(self, lengths: Sequence[int], features: Mapping[str, Any] | None = None) -> None:
-        self.features = dict(features or {})
+    def __init__(self, lengths: Sequence[int], features: dict[str, Any] | None = None) -> None:
+        self.features = {} if features is None else features
         self.lengths = list(lengths)
         size = torch.tensor(self.lengths)
         first = size.cumsum(0) - size

@@ -4,8 +4,9 @@ A batch comes as one feature dict a column, each padded to its longest row. Embe
 computes that padding: half of all tokens on short Chinese questions. Here:
 
 (1) Columns that the model treats alike become one group: same keys, same settings (``prompt_length``, and ``task``
-    where the model reads it). Columns padded on the left, flattened ones (``cu_seq_lens_q``) and those without an
-    attention mask are groups of their own and are embedded as they came.
+    where the model reads it). Columns padded on the left, flattened ones (``cu_seq_lens_q``, or ``offsets`` as
+    StaticEmbedding has them), those without an attention mask and those that are not text alone (images have tensors
+    that do not go by row) are groups of their own and are embedded as they came.
 (2) Within a group all rows are sorted by length, longest first.
 (3) The sorted rows are cut into chunks of at most ``chunk_tokens`` tokens, padding included, each no wider than its
     longest row. The first chunk is the largest, so a run that fits its memory there fits it everywhere.
@@ -20,12 +21,13 @@ The caller's feature dicts are never changed: the model always gets new ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from sentence_transformers.base.losses.merged_forward import merge_feature_batches
 from sentence_transformers.base.modules import Router
 from torch import Tensor, nn
 
@@ -42,15 +44,29 @@ def without_bookkeeping(features: Mapping[str, Any]) -> Features:
     return {key: value for key, value in features.items() if key not in BOOKKEEPING}
 
 
+def row_borders(features: Mapping[str, Any]) -> Tensor | None:
+    """Where each row of flattened features begins among their tokens, and the last one's end: (rows + 1,) int64.
+
+    None where the features are not flattened.
+    """
+    if "cu_seq_lens_q" in features:
+        return features["cu_seq_lens_q"].long()
+    ids, offsets = features.get("input_ids"), features.get("offsets")
+    if isinstance(ids, Tensor) and isinstance(offsets, Tensor) and ids.ndim == 1:
+        return torch.cat([offsets.long(), offsets.new_tensor([len(ids)], dtype=torch.int64)])
+    return None
+
+
 def row_count(features: Mapping[str, Any]) -> int:
-    """The number of texts in one column's features, padded or flattened.
+    """The number of inputs in one column's features, padded or flattened.
 
     Raises:
         ValueError: no key says it.
     """
-    if "cu_seq_lens_q" in features:
-        return len(features["cu_seq_lens_q"]) - 1
-    for key in ("input_ids", "attention_mask", "sentence_embedding"):
+    borders = row_borders(features)
+    if borders is not None:
+        return len(borders) - 1
+    for key in ("identity", "input_ids", "attention_mask", "sentence_embedding"):
         if isinstance(features.get(key), Tensor):
             return features[key].shape[0]
     for value in features.values():
@@ -124,8 +140,13 @@ class SortedRows:
     sizes: tuple[int, ...]
 
     def split(self, embeddings: Sequence[Tensor]) -> list[Tensor]:
-        """Embeddings of the groups' rows, in the groups' order and in any number of parts, as one tensor a column."""
+        """Embeddings of the groups' rows, in the groups' order and in any number of parts, as one tensor a column.
+
+        Raises:
+            ValueError: more or fewer embeddings than rows.
+        """
         rows = torch.cat(list(embeddings)) if len(embeddings) > 1 else embeddings[0]
+        _check_rows(len(rows), sum(self.sizes), [key for group in self.groups for key in group.features])
         return list(rows.index_select(0, self.position).split(self.sizes))
 
 
@@ -137,7 +158,7 @@ def sort_rows(columns: Sequence[Mapping[str, Any]], reads_task: bool = False) ->
         reads_task: whether the model treats columns differently by ``task``; see :func:`model_reads_task`.
     """
     plain = [without_bookkeeping(features) for features in columns]
-    sizes = tuple(row_count(features) for features in plain)
+    sizes = tuple(row_count(features) for features in columns)
     lengths = _lengths(plain)
     members: dict[Any, list[int]] = {}
     for index, (features, column_lengths) in enumerate(zip(plain, lengths, strict=True)):
@@ -171,9 +192,7 @@ def model_reads_task(model: nn.Module) -> bool:
     )
 
 
-def embed_columns(
-    model: nn.Module, columns: Sequence[Mapping[str, Any]], chunk_tokens: int | None = None
-) -> list[Tensor]:
+def embed_columns(model: nn.Module, columns: Sequence[Features], chunk_tokens: int | None = None) -> list[Tensor]:
     """Embed all columns, steps (1) to (5).
 
     Args:
@@ -184,7 +203,12 @@ def embed_columns(
 
     Returns:
         (rows, dim) for each column.
+
+    Raises:
+        ValueError: the model gives more or fewer embeddings than the features have rows.
     """
+    if columns_stay_apart():
+        return _embed_in_place(model, columns)
     rows = sort_rows(columns, model_reads_task(model))
     chunks = [chunk for group in rows.groups for chunk in group.chunks(chunk_tokens)]
     embeddings = []
@@ -192,6 +216,37 @@ def embed_columns(
         with last_forward_syncs(model, last=number == len(chunks)):
             embeddings.append(model(chunk)["sentence_embedding"])
     return rows.split(embeddings)
+
+
+def columns_stay_apart() -> bool:
+    """Whether a loss around this one keeps state in the features of each column, so that none may be merged.
+
+    ST's AdaptiveLayerLoss does, and says so to ST's own losses by ``column_merging_disabled``: what they would merge
+    otherwise, they then do not.
+    """
+    row = {"input_ids": torch.zeros(1, 1, dtype=torch.int64)}
+    return merge_feature_batches([row, row]) is None
+
+
+def _embed_in_place(model: nn.Module, columns: Sequence[Features]) -> list[Tensor]:
+    """Embed column by column, and leave in each column's features what the model wrote, as ST's losses do."""
+    embeddings = []
+    for number, features in enumerate(columns, start=1):
+        with last_forward_syncs(model, last=number == len(columns)):
+            output = model(without_bookkeeping(features))
+        embeddings.append(output["sentence_embedding"])
+        _check_rows(len(embeddings[-1]), row_count(features), features)
+        features.update(output)
+    return embeddings
+
+
+def _check_rows(embeddings: int, rows: int, keys: Iterable[str]) -> None:
+    if embeddings != rows:
+        raise ValueError(
+            f"the model must give one embedding for each row, got {embeddings} for what looks like {rows} rows by the "
+            f"features {sorted(set(keys))}; let its first module give each row's features their first dimension, or "
+            "collate with PiccoloDataCollator, which counts the rows itself"
+        )
 
 
 def _device(features: Mapping[str, Any]) -> torch.device:
@@ -203,13 +258,25 @@ def _is_per_row(key: str, value: Any, rows: int) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == rows and key != "prompt_length"
 
 
+def _goes_by_row(features: Features) -> bool:
+    """Whether these are padded texts alone, of which any tensor can be sorted and cut by row."""
+    mask = features.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] == 0 or row_borders(features) is not None:
+        return False
+    return features.get("modality", "text") == "text" and all(
+        _is_per_row(key, value, len(mask))
+        for key, value in features.items()
+        if isinstance(value, Tensor) and value.ndim > 0 and key != "prompt_length"
+    )
+
+
 def _lengths(columns: Sequence[Features]) -> list[list[int] | None]:
     """Tokens of each row up to its last one, by column; None where rows cannot be sorted and trimmed."""
     parts: list[Tensor] = []
     sizes: list[int | None] = []
     for features in columns:
         mask = features.get("attention_mask")
-        if "cu_seq_lens_q" in features or not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] == 0:
+        if mask is None or not _goes_by_row(features):
             sizes.append(None)
             continue
         present = mask != 0

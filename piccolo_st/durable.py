@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from datasets import IterableDataset
 from sentence_transformers import SentenceTransformerTrainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -64,32 +65,39 @@ class DurableTrainer(SentenceTransformerTrainer):
         dataloader = super().get_train_dataloader()
         multi = isinstance(self.train_dataset, Mapping)
         sampler = self.args.multi_dataset_batch_sampler if multi else self.args.batch_sampler
-        if getattr(sampler, "func", sampler) is HomogeneousBatchSampler:
+        streamed = isinstance(self.train_dataset, IterableDataset)  # and has no rows to draw
+        if not streamed and getattr(sampler, "func", sampler) is HomogeneousBatchSampler:
             self._plan = check_dataloader(dataloader).plan
         return dataloader
 
     # Step (1).
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any
+    ) -> TrainOutput:
         """Train, or go on.
 
         Args:
             resume_from_checkpoint: None does what ``args.resume`` says; True demands a checkpoint in the output
                 directory; False starts anew; a path names the checkpoint.
-            args: of the stock trainer.
-            kwargs: of the stock trainer.
+            trial: of ``hyperparameter_search``; each starts anew, in a directory of its own.
+            args, kwargs: of the stock trainer.
 
         Raises:
             CheckpointError: the checkpoint to go on from is broken, missing or of another run.
             InputError: another process writes to the output directory, or no checkpoint could hold the model.
         """
         with own(str(self.args.output_dir)):
-            return self._train(resume_from_checkpoint, *args, **kwargs)
+            return self._train(resume_from_checkpoint, trial, *args, **kwargs)
 
-    def _train(self, resume_from_checkpoint: str | bool | None, *args: Any, **kwargs: Any) -> TrainOutput:
+    def _train(self, resume_from_checkpoint: str | bool | None, trial: Any, *args: Any, **kwargs: Any) -> TrainOutput:
         wanted = resume_from_checkpoint
         if wanted is None:
-            wanted = getattr(self.args, "resume", "never")
+            wanted = False if trial is not None else getattr(self.args, "resume", "never")
+        if trial is not None:
+            self._hp_search_setup(trial)  # the stock trainer sets the trial's arguments later than they are compared
+            if self.model is None:  # the search drops the model of the trial before
+                self.model = self.call_model_init(trial)
         self._check_savable()
         steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
         self._signature = resume.signature(
@@ -99,16 +107,16 @@ class DurableTrainer(SentenceTransformerTrainer):
             self.run_configuration,
         )
         self._compare_ranks()
-        found = on_first_rank(lambda: self._find(wanted))
+        found = on_first_rank(lambda: self._find(wanted, Path(self._get_output_dir(trial))))
         self._resumed = found
         if found is None:
-            return super().train(None, *args, **kwargs)
+            return super().train(None, trial, *args, **kwargs)
         if found.step >= steps:
             return self._load_finished(found)
         logger.info("going on from %s, step %d of %d", found.path, found.step, steps)
         on_start, self.args.eval_on_start = self.args.eval_on_start, False  # the run started long ago
         try:
-            return super().train(str(found.path), *args, **kwargs)
+            return super().train(str(found.path), trial, *args, **kwargs)
         finally:
             self.args.eval_on_start = on_start
 
@@ -132,9 +140,8 @@ class DurableTrainer(SentenceTransformerTrainer):
         facts["parameters"] = sum(parameter.numel() for parameter in self.model.parameters())
         agree("the run", facts, self.args.device, remedy="start every process from the same files and configuration")
 
-    def _find(self, wanted: str | bool) -> Checkpoint | None:
+    def _find(self, wanted: str | bool, output_dir: Path) -> Checkpoint | None:
         """The checkpoint to go on from, checked; None to start anew. Runs on the first rank alone."""
-        output_dir = Path(str(self.args.output_dir))
         checkpoint.recover(output_dir)
         if wanted is False or wanted == "never":
             aside = checkpoint.set_aside(output_dir)

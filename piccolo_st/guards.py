@@ -125,6 +125,24 @@ def _check_weights(args: Any, zero_stage: int | None, dtypes: Collection[torch.d
         )
 
 
+def check_stream(args: Any) -> None:
+    """Refuse a streamed dataset that one process would read for all; say what going on with one means.
+
+    Raises:
+        InputError: several processes, and accelerate would cut the batches of the first for them.
+    """
+    if args.world_size > 1 and args.accelerator_config.dispatch_batches is not False:
+        raise InputError(
+            f"a streamed train_dataset under {args.world_size} processes needs accelerator_config="
+            '{"dispatch_batches": False}, so that each process reads and collates its own rows; accelerate would cut '
+            "the first process's batches, which hold more than rows of numbers"
+        )
+    logger.warning(
+        "the train_dataset is streamed, so a run that goes on from a checkpoint reads it again from its beginning up "
+        "to the place where it stood; whether it still has the same rows in the same order cannot be checked"
+    )
+
+
 # (2)
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import partial
 from itertools import starmap
 from typing import Any
 
@@ -73,7 +74,10 @@ def pack(features: dict[str, Any], first_position: int = 0, full: bool = False) 
 
 
 def unpack(features: dict[str, Any]) -> dict[str, Any]:
-    """What a Transformer made of packed features -> as if they had been padded, step (4); others stay as they are."""
+    """What a Transformer made of packed features -> as if they had been padded, step (4); others stay as they are.
+
+    It is written into the dict that was packed, as ST's Transformer does: ST's AdaptiveLayerLoss looks for it there.
+    """
     blocks = features.pop("blocks", None)
     if blocks is None:
         return features
@@ -89,7 +93,9 @@ def unpack(features: dict[str, Any]) -> dict[str, Any]:
         return rows.view(*mask.shape, *value.shape[2:])
 
     features.pop("position_ids")
-    return {name: padded(value) for name, value in features.items()} | blocks.features
+    made = {name: padded(value) for name, value in features.items() if name not in blocks.features}
+    blocks.features.update(made)
+    return blocks.features
 
 
 def packs(model: nn.Module) -> bool:
@@ -136,18 +142,13 @@ def _unfit(encoder: Any) -> str:
 
 def _install(model: SentenceTransformer, transformer: Transformer, encoder: Any) -> str:
     """Install the hooks and try them; why they are gone again, or nothing."""
-    offset = _first_position(encoder)
-
-    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        packed = pack(args[0], offset, full=module.training)
-        return None if packed is None else (packed, *args[1:])
-
+    pack_arguments = partial(_pack_arguments, first_position=_first_position(encoder))
     handles: list[Any] = []
     try:
         before = _trial(model, encoder)
         encoder.set_attn_implementation(ATTENTION)
-        handles.append(transformer.register_forward_pre_hook(hook))
-        handles.append(transformer.register_forward_hook(lambda module, args, output: unpack(output)))
+        handles.append(transformer.register_forward_pre_hook(pack_arguments))
+        handles.append(transformer.register_forward_hook(_unpack_output))
         if all(starmap(_same, zip(_trial(model, encoder), before, strict=True))):
             return ""
         reason = "its embeddings would change"
@@ -157,6 +158,18 @@ def _install(model: SentenceTransformer, transformer: Transformer, encoder: Any)
         handle.remove()
     encoder.set_attn_implementation("sdpa")
     return reason
+
+
+# The hooks are functions of the module, so that a model that packs can be pickled, as encode does for its processes.
+
+
+def _pack_arguments(module: nn.Module, args: tuple[Any, ...], first_position: int) -> tuple[Any, ...] | None:
+    packed = pack(args[0], first_position, full=module.training)
+    return None if packed is None else (packed, *args[1:])
+
+
+def _unpack_output(module: nn.Module, args: tuple[Any, ...], output: dict[str, Any]) -> dict[str, Any]:
+    return unpack(output)
 
 
 def _same(found: Tensor, expected: Tensor) -> bool:

@@ -33,7 +33,8 @@ from piccolo_st.instructions import Instructions, InstructionSpec, instruction_t
 class InstructionPooling(Pooling):
     """Pool the tokens of each row, with or without the row's own instruction.
 
-    With ``include_instruction=True`` it is stock Pooling. ``model.set_pooling_include_prompt`` switches it as well.
+    With ``include_instruction=True``, or without instructions, it is stock Pooling.
+    ``model.set_pooling_include_prompt`` switches it as well.
 
     Args:
         embedding_dimension: of a token embedding.
@@ -44,7 +45,7 @@ class InstructionPooling(Pooling):
             included. One may be the beginning of another: the longest match counts.
 
     Raises:
-        InputError: a prefix is empty, or instructions are to be excluded and there are none.
+        InputError: a prefix is empty.
     """
 
     config_keys = ["embedding_dimension", "pooling_mode", "include_instruction", "instruction_ids"]  # noqa: RUF012
@@ -58,11 +59,6 @@ class InstructionPooling(Pooling):
     ) -> None:
         super().__init__(embedding_dimension, pooling_mode, include_prompt=include_instruction)
         self.instruction_ids = sorted({tuple(map(int, ids)) for ids in instruction_ids})
-        if not include_instruction and not self.instruction_ids:
-            raise InputError(
-                "include_instruction=False needs instruction_ids, got none; build the layer with "
-                "InstructionPooling.from_tokenizer, or use stock Pooling"
-            )
         if () in self.instruction_ids:
             raise InputError(
                 f"instruction_ids must not hold an empty prefix, which every row begins with, got {instruction_ids!r}"
@@ -70,7 +66,7 @@ class InstructionPooling(Pooling):
         longest = max(map(len, self.instruction_ids), default=0)
         table = [[*ids, *[-1] * (longest - len(ids))] for ids in self.instruction_ids]
         # Not persistent: the state dict stays the one of a model with stock Pooling.
-        prefixes = torch.tensor(table, dtype=torch.int64).view(-1, longest)  # (instructions, longest), -1 past the end
+        prefixes = torch.tensor(table, dtype=torch.int64).view(len(table), longest)  # -1 past the end
         self.register_buffer("_prefixes", prefixes, persistent=False)
 
     @classmethod
@@ -85,10 +81,15 @@ class InstructionPooling(Pooling):
         """Build the layer from instruction texts; empty ones (no instruction) are skipped.
 
         Raises:
-            InputError: the tokenizer cannot tell rows with one of the instructions from others; see
-                ``instruction_token_ids``.
+            InputError: instructions are to be excluded and there are none, or the tokenizer cannot tell rows with one
+                of the instructions from others; see ``instruction_token_ids``.
         """
         ids = [instruction_token_ids(tokenizer, text) for text in instructions if text]
+        if not include_instruction and not ids:
+            raise InputError(
+                "include_instruction=False needs the instructions to leave out, got none; name them, or use stock "
+                "Pooling(include_prompt=False), which leaves out the prompt that encode was given"
+            )
         return cls(embedding_dimension, pooling_mode, include_instruction, ids)
 
     @property
@@ -191,13 +192,13 @@ def _weighted_mean(token_embeddings: Tensor, weights: Tensor, rows: Tensor | Non
 
 def set_instruction_pooling(
     model: SentenceTransformer, instructions: InstructionSpec | Iterable[str], include_instruction: bool = True
-) -> InstructionPooling:
+) -> Pooling:
     """Put an InstructionPooling in the place of the model's Pooling, with the same pooling mode, and return it.
 
     Args:
         model: its Pooling module is replaced.
         instructions: a preset's name, instructions, or every instruction text that rows may begin with (where
-            datasets have different ones).
+            datasets have different ones). Without any ("none", or only empty texts) the model gets stock Pooling.
         include_instruction: pool the instruction's tokens as well.
 
     Raises:
@@ -208,13 +209,18 @@ def set_instruction_pooling(
         names = [type(module).__name__ for module in model]
         raise InputError(f"the model must have exactly one Pooling module, got {names}")
     old: Any = model[places[0]]
-    texts = (
+    given = (
         resolve_instructions(instructions).prompts.values()
         if isinstance(instructions, str | Instructions | Mapping)
         else instructions
     )
-    pooling = InstructionPooling.from_tokenizer(
-        model.tokenizer, old.embedding_dimension, texts, old.pooling_mode, include_instruction
+    texts = [text for text in given if text]
+    pooling = (
+        InstructionPooling.from_tokenizer(
+            model.tokenizer, old.embedding_dimension, texts, old.pooling_mode, include_instruction
+        )
+        if texts
+        else Pooling(old.embedding_dimension, old.pooling_mode, include_prompt=include_instruction)
     )
     model[places[0]] = pooling.to(model.device)
     return pooling

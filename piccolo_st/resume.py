@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset
 from safetensors.torch import load_file, save_file
 from sentence_transformers.base.model import BaseModel
 from torch import nn
@@ -95,17 +95,22 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def data_fingerprints(datasets: Dataset | DatasetDict) -> dict[str, str]:
-    """A hash of each dataset: its columns, its size and rows spread evenly over it. Reads at most 256 rows."""
+def data_fingerprints(datasets: Dataset | DatasetDict | IterableDataset) -> dict[str, str]:
+    """A hash of each dataset: its columns, its size and rows spread evenly over it. Reads at most 256 rows.
+
+    Of a streamed dataset it is a hash of the columns alone.
+    """
     parts = datasets if isinstance(datasets, Mapping) else {"train": datasets}
     return {name: _fingerprint(dataset) for name, dataset in parts.items()}
 
 
-def _fingerprint(dataset: Dataset) -> str:
-    dataset = dataset.with_format(None)  # without the transform that adds the dataset's name
-    size = len(dataset)
-    count = min(size, _SAMPLED_ROWS)
-    rows = dataset[[index * (size - 1) // max(count - 1, 1) for index in range(count)]] if size else {}
+def _fingerprint(dataset: Dataset | IterableDataset) -> str:
+    size, rows = -1, dict[str, Any]()
+    if isinstance(dataset, Dataset):
+        dataset = dataset.with_format(None)  # without the transform that adds the dataset's name
+        size = len(dataset)
+        count = min(size, _SAMPLED_ROWS)
+        rows = dataset[[index * (size - 1) // max(count - 1, 1) for index in range(count)]] if size else {}
     content = json.dumps([sorted(dataset.column_names), size, rows], sort_keys=True, default=str, ensure_ascii=False)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 

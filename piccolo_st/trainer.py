@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from datasets import IterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
@@ -29,7 +30,7 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
 from piccolo_st.arguments import PiccoloTrainingArguments
-from piccolo_st.data.collator import PiccoloDataCollator
+from piccolo_st.data.collator import PiccoloDataCollator, list_missing
 from piccolo_st.data.reading import homogeneous_dataloader
 from piccolo_st.distributed import agree
 from piccolo_st.dropout import use_fast_dropout
@@ -39,6 +40,7 @@ from piccolo_st.guards import (
     NonFiniteGuard,
     StopSignals,
     TrainingStopped,
+    check_stream,
     check_supported,
     lost_rank,
     poison,
@@ -62,11 +64,7 @@ class PiccoloTrainer(DurableTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.args.device.type == "cpu" and not self.args.torch_compile:  # a compiler wants stock modules
-            if getattr(self.args, "fast_dropout", False):
-                use_fast_dropout(self.model)
-            if getattr(self.args, "packing", False):
-                use_packing(self.model)
+        self._speed_up(self.model)
         self.step_dataset: str | None = None
         self.signals = StopSignals()
         self.guard = NonFiniteGuard(getattr(self.args, "max_non_finite_steps", 3), Path(str(self.args.output_dir)))
@@ -76,6 +74,27 @@ class PiccoloTrainer(DurableTrainer):
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(_DatasetProgressCallback(self))
         self.add_callback(_BoundaryCallback(self))
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """The stock call_model_init; each model that it builds is as fast as the first."""
+        model = super().call_model_init(trial)
+        if hasattr(self, "loss"):  # else the trainer is only being built
+            self._speed_up(model)
+        return model
+
+    def _speed_up(self, model: Any) -> None:
+        if self.args.device.type == "cpu" and not self.args.torch_compile:  # a compiler wants stock modules
+            if getattr(self.args, "fast_dropout", False):
+                use_fast_dropout(model)
+            if getattr(self.args, "packing", False):
+                use_packing(model)
+
+    def preprocess_dataset(self, dataset: Any = None, dataset_name: str | None = None) -> Any:
+        """The stock preprocess_dataset, with columns of negatives that miss some as lists; see ``list_missing``."""
+        if hasattr(dataset, "_sentence_transformers_preprocessed"):
+            return dataset
+        dataset = list_missing(dataset, self.data_collator.valid_label_columns)
+        return super().preprocess_dataset(dataset, dataset_name)
 
     def _build_dataloader(self, dataset: Any, batch_size: int, dataset_kind: str) -> DataLoader[Any]:
         dataloader = super()._build_dataloader(dataset, batch_size, dataset_kind)
@@ -93,9 +112,6 @@ class PiccoloTrainer(DurableTrainer):
             LostRankError: another process has ended.
             TrainingStopped: SIGTERM or SIGINT arrived; a checkpoint was saved. It is a SystemExit with code 75.
         """
-        cached = sorted({type(one).__name__ for one in self._loss_modules() if _caches_gradients(one)})
-        dtypes = {weight.dtype for weight in self.model.parameters() if weight.requires_grad}
-        check_supported(self.args, self.zero_stage, cached, dtypes)
         self._stopping = False
         with self.signals, lost_rank(lambda: self.state.global_step):
             output = super().train(*args, **kwargs)
@@ -108,6 +124,15 @@ class PiccoloTrainer(DurableTrainer):
             raise TrainingStopped(message)
         return output
 
+    def _check_savable(self) -> None:
+        """Refuse what is known to fail, then what could not be saved."""
+        cached = sorted({type(one).__name__ for one in self._loss_modules() if _caches_gradients(one)})
+        dtypes = {weight.dtype for weight in self.model.parameters() if weight.requires_grad}
+        check_supported(self.args, self.zero_stage, cached, dtypes)
+        if isinstance(self.train_dataset, IterableDataset):
+            check_stream(self.args)
+        super()._check_savable()
+
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The stock reading of the next batches, timed."""
         start = time.perf_counter()
@@ -119,7 +144,12 @@ class PiccoloTrainer(DurableTrainer):
         """The stock step, between what the ranks must agree on and what the guard must know."""
         name, rows = inputs.get("dataset_name"), inputs.get("row_ids")
         self.step_dataset = name
-        facts = {"step": self.state.global_step, "dataset": name, "columns": sorted(inputs)}
+        # Of the texts the first two columns: the negatives of a batch may all be missing.
+        columns = [
+            *[key for key in inputs if key.endswith("_input_ids")][:2],
+            *[key for key in inputs if key == "label"],
+        ]
+        facts = {"step": self.state.global_step, "dataset": name, "columns": columns}
         asked = agree("the step", facts, self.args.device, [self.signals.received is not None])
         self._stopping = self._stopping or any(flag for (flag,) in asked)
         loss = super().training_step(model, dict(inputs), *args, **kwargs)

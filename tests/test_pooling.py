@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from sentence_transformers.sentence_transformer.losses import (
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor
 
+from piccolo_st.errors import InputError
 from piccolo_st.instructions import Instructions, dataset_prompts, set_prompts
 from piccolo_st.pooling import InstructionPooling, set_instruction_pooling
 from tests.ranks import run_ranks
@@ -294,7 +296,6 @@ def test_the_switch_of_sentence_transformers_works(make_model: ModelMaker) -> No
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: InstructionPooling(4, include_instruction=False), r"include_instruction=False needs instruction_ids"),
         (
             lambda: InstructionPooling(4, instruction_ids=[[1], []]),
             r"instruction_ids must not hold an empty prefix.*\[\[1\], \[\]\]",
@@ -329,10 +330,34 @@ def test_set_instruction_pooling_takes_every_form_and_one_pooling(make_model: Mo
         ["查询：", "", "结果：", "查询："],
     ):
         assert set_instruction_pooling(model, form).instruction_ids == expected  # again and again, no matter
-    with pytest.raises(ValueError, match=r"include_instruction=False needs instruction_ids"):
-        set_instruction_pooling(model, "none", include_instruction=False)
+    with pytest.raises(InputError, match=r"needs the instructions to leave out, got none; name them"):
+        InstructionPooling.from_tokenizer(model.tokenizer, 32, [""], include_instruction=False)
     with pytest.raises(ValueError, match=r"exactly one Pooling module, got"):
         set_instruction_pooling(SentenceTransformer(modules=[model[0]]), "piccolo")
+
+
+@pytest.mark.parametrize("include", [True, False])
+@pytest.mark.parametrize("build", ["class", "from_tokenizer", "none", "empty texts"])
+def test_without_instructions_it_is_stock_pooling(
+    make_model: ModelMaker, tmp_path: Any, build: str, include: bool
+) -> None:
+    stock, model = make_model(pooling="cls"), make_model(pooling="cls")
+    stock.set_pooling_include_prompt(include)
+    set_instruction_pooling(model, "piccolo", not include)  # what is to be undone
+    if build == "class":
+        model[1] = InstructionPooling(32, "cls", include)
+    elif build == "from_tokenizer":
+        model[1] = InstructionPooling.from_tokenizer(model.tokenizer, 32, [], "cls")
+        model.set_pooling_include_prompt(include)
+    else:
+        pooling = set_instruction_pooling(model, "none" if build == "none" else [""], include)
+        assert type(pooling) is Pooling and pooling is model[1]
+    texts = ["查询：今天天气", "好"]
+    model.save_pretrained(str(tmp_path))
+    loaded = SentenceTransformer(str(tmp_path), trust_remote_code=True, device="cpu")
+    for one in (model, pickle.loads(pickle.dumps(model)), loaded):
+        for prompt in (None, "结果："):
+            assert (one.encode(texts, prompt=prompt) == stock.encode(texts, prompt=prompt)).all()
 
 
 def _train(rank: int, world: int, model: SentenceTransformer, include: bool, folder: str) -> dict[str, Any]:

@@ -5,7 +5,9 @@
         row, from the others ``num_negatives`` or all. Which ones is a function of (seed, row, visit), and successive
         visits to a row go through its list before any text comes twice;
     (3) the lists left are flattened in row order; ``{column}_owner`` says which row each text belongs to. A negative
-        that is missing (None) makes its column such a list, with one text a row or none;
+        that is missing (None) makes its column such a list, with one text a row or none (a trainer other than
+        PiccoloTrainer must be given the dataset through ``list_missing``). Where a column has no text at all, the
+        other negatives have owners too, so that every rank sees a batch of the same kind;
     (4) ``{column}_identity`` is a 64-bit hash of the text before any instruction: equal texts are equal on every rank;
     (5) each column is tokenized at once, with the prompt, task and length limit that its role has, as the model's
         ``preprocess`` does (``FastPreprocess``).
@@ -26,7 +28,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from numpy.typing import NDArray
+from sentence_transformers.base.data_collator import DEFAULT_LABEL_COLUMNS
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from transformers.utils import logging
 
@@ -92,19 +96,28 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
         label = next((column for column in self.valid_label_columns if column in columns), None)
         if label is not None:
             values = columns.pop(label)
+            missing = next((index for index, value in enumerate(values) if value is None), None)
+            if missing is not None:
+                raise InputError(f"{where(missing)} must have a number as its {label!r}, got None; drop such rows")
             batch["label"] = torch.stack(list(values)) if isinstance(values[0], torch.Tensor) else torch.tensor(values)
         if not columns:
             raise InputError(
                 f"a batch needs a column of texts, got only {label or 'no column'} in {where(0)}; give the dataset one"
             )
 
+        self._warn_about_ids(list(columns))
         routes: dict[str, str] = {column: column_task(column, columns) or "document" for column in columns}
         routes.update(self._resolve_router_mapping(batch))
         prompts = self._resolve_prompts(batch)
         limits = self._resolve_max_length(name)
         sampler = _ListSampler(self, columns, row_ids, getattr(features, "visit", None), where)
-        for position, (column, cells) in enumerate(columns.items()):
-            texts, owners = sampler.texts_of(column, position, cells)
+        sampled = {
+            column: sampler.texts_of(column, place, cells) for place, (column, cells) in enumerate(columns.items())
+        }
+        ragged = any(not texts for texts, _ in sampled.values())
+        for position, (column, (texts, owners)) in enumerate(sampled.items()):
+            if ragged and position >= _FIRST_NEGATIVE and owners is None:
+                owners = np.arange(len(texts))
             for index, text in enumerate(texts):
                 if type(text) is not str:
                     raise InputError(
@@ -115,6 +128,15 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
             if texts:
                 batch.update(self._features(column, position, texts, owners, routes, prompts, limits))
         return batch
+
+    def _warn_about_ids(self, columns: Sequence[str]) -> None:
+        """As the stock collator, say which columns look like ids."""
+        ids = [name for name in columns if name == "id" or name.endswith(("_id", "_ids", "_idx"))]
+        if ids:
+            logger.warning_once(
+                f"Columns named like ids are trained on as text: {ids}. Put the texts that they stand for in their "
+                "place, e.g. with sentence_transformers.util.resolve_ids, or remove them from the dataset."
+            )
 
     def _features(
         self,
@@ -167,7 +189,7 @@ class _ListSampler:
         listed = isinstance(next((cell for cell in cells if cell is not None), None), (list, tuple))
         if not listed and (one_each or None not in cells):
             return cells, None
-        lists = [() if cell is None else cell if listed else (cell,) for cell in cells]
+        lists = [_present(cell) for cell in cells]
         lengths = np.fromiter(map(len, lists), np.int64, len(lists))
         if one_each and not lengths.all():
             raise InputError(
@@ -197,6 +219,71 @@ class _ListSampler:
                 "every epoch samples the same; read them with piccolo_st.data.reading.homogeneous_dataloader."
             )
         return self.visit or 0
+
+
+def _present(cell: Any) -> Sequence[Any]:
+    """The texts of a cell that is a list of texts, one text or None, in which any may be missing."""
+    cell = cell if isinstance(cell, (list, tuple)) else (cell,)
+    return [text for text in cell if text is not None] if None in cell else cell
+
+
+def list_missing(data: Any, labels: Sequence[str] = DEFAULT_LABEL_COLUMNS) -> Any:
+    """The same dataset, with lists of texts in those columns of negatives that miss a text (None) somewhere.
+
+    sentence-transformers' trainer looks at a dataset for its model card before any collator does, and reads an empty
+    list, but not None. PiccoloTrainer calls this itself. The lists are made when rows are read.
+
+    Args:
+        data: a ``datasets.Dataset``, or a DatasetDict. Anything else, and what misses nothing, is returned as it is.
+        labels: names of columns that are no texts; the first one that a dataset has counts, as in the collator.
+
+    Raises:
+        InputError: a row has no text in one of the first two columns of texts.
+    """
+    if isinstance(data, Mapping):
+        parts = {name: _list_missing(part, labels, f" of dataset {name!r}") for name, part in data.items()}
+        return data if all(parts[name] is data[name] for name in parts) else type(data)(parts)  # type: ignore[call-arg]
+    return _list_missing(data, labels, "")
+
+
+def _list_missing(data: Any, labels: Sequence[str], where: str) -> Any:
+    if not isinstance(data, Dataset):
+        return data
+    label = next((name for name in labels if name in data.column_names), None)
+    names = [name for name in data.column_names if name not in (label, "dataset_name")]
+    missing = [name for name in names if data.data.column(name).null_count]
+    for name in names[:_FIRST_NEGATIVE]:
+        if name in missing and (rows := _rows_missing(data, name)):
+            raise InputError(
+                f"each row{where} must have a text in column {name!r}, got None in {len(rows)} of {len(data)} rows, "
+                f"the first of them row {rows[0]}; drop such rows"
+            )
+    columns = tuple(name for name in missing if name in names[_FIRST_NEGATIVE:])
+    if not columns:
+        return data
+    format = data.format
+    return data.with_transform(_ListMissing(columns, format["format_kwargs"].get("transform")), format["columns"])
+
+
+def _rows_missing(data: Dataset, column: str) -> list[int]:
+    rows: list[int] = []
+    parts = data.with_format(None).select_columns([column]).iter(batch_size=10_000)
+    for number, part in enumerate(parts):
+        rows += [number * 10_000 + index for index, cell in enumerate(part[column]) if cell is None]
+    return rows
+
+
+@dataclass(frozen=True)
+class _ListMissing:
+    """What ``list_missing`` does to the rows of a batch, after a transform that was there before."""
+
+    columns: tuple[str, ...]
+    before: Callable[[dict[str, Any]], dict[str, Any]] | None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        batch = dict(batch if self.before is None else self.before(batch))
+        batch.update({name: [list(_present(cell)) for cell in batch[name]] for name in self.columns if name in batch})
+        return batch
 
 
 def sample_from_lists(

@@ -93,7 +93,8 @@ class OtherClassesLoss(PiccoloLoss):
                 f"{len(columns)} columns, {row_count(columns[0])} rows and {found}"
             )
         # The labels travel as what tells texts apart, which is exchanged with the batch and stays with it in caching.
-        return super().forward([{**features, "identity": labels} for features in columns])
+        batch = self._describe([{**features, "identity": labels} for features in columns])
+        return self._embed_and_compare(columns, batch)
 
     def _loss(self, embeddings: Sequence[Tensor], batch: Batch) -> Tensor:
         columns = [unit(rows) for rows in embeddings]

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from piccolo_st.batching import row_borders
+
 
 def _signed(number: int) -> int:
     """The int64 with the bits of this unsigned 64-bit number."""
@@ -35,15 +37,15 @@ def _keys(places: Tensor) -> Tensor:
 def has_identities(features: Mapping[str, Any]) -> bool:
     """Whether the texts of a column can be told apart: by what the collator wrote, or by their tokens."""
     ids = features.get("input_ids")
-    return "identity" in features or (isinstance(ids, Tensor) and (ids.ndim == 2 or "cu_seq_lens_q" in features))
+    known = "identity" in features or row_borders(features) is not None
+    return known or (isinstance(ids, Tensor) and ids.ndim == 2 and features.get("modality", "text") == "text")
 
 
 def column_identities(features: Mapping[str, Any]) -> Tensor:
     """One int64 for each text of a column: what the collator wrote as ``identity``, else from the tokens.
 
     Args:
-        features: of one column for which :func:`has_identities`: padded on either side, or flattened
-            (``cu_seq_lens_q``).
+        features: of one column for which :func:`has_identities`: padded on either side, or flattened.
 
     Returns:
         (rows,) int64 on the features' device.
@@ -51,8 +53,9 @@ def column_identities(features: Mapping[str, Any]) -> Tensor:
     if "identity" in features:
         return features["identity"]
     ids = features["input_ids"].long()
-    if "cu_seq_lens_q" in features:
-        borders, ids = features["cu_seq_lens_q"].long(), ids.reshape(-1)
+    borders = row_borders(features)
+    if borders is not None:
+        ids = ids.reshape(-1)
         places = torch.arange(len(ids), device=ids.device)
         places = places - borders[torch.searchsorted(borders, places, right=True) - 1]
         sums = torch.cat([ids.new_zeros(1), ((ids + 1) * _keys(places)).cumsum(0)])

@@ -22,7 +22,14 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses.gradcache import CachedLossMixin, RandContext, has_static_embedding_input
 from torch import Tensor, nn
 
-from piccolo_st.batching import Features, SortedRows, embed_columns, model_reads_task, sort_rows
+from piccolo_st.batching import (
+    Features,
+    SortedRows,
+    columns_stay_apart,
+    embed_columns,
+    model_reads_task,
+    sort_rows,
+)
 from piccolo_st.distributed import gather_rows, get_world_size
 from piccolo_st.losses.batch import Batch, describe, device_of
 from piccolo_st.losses.contrast import (
@@ -136,18 +143,31 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
             labels: ignored.
 
         Raises:
-            ValueError: fewer than two columns, columns that do not fit together, ranks that do not.
+            ValueError: fewer than two columns, columns that do not fit together, ranks that do not, or gradient
+                caching inside AdaptiveLayerLoss.
         """
         columns = list(sentence_features)
-        batch = describe(
+        return self._embed_and_compare(columns, self._describe(columns))
+
+    def _describe(self, columns: Sequence[Features]) -> Batch:
+        """Step (1)."""
+        return describe(
             columns,
             compare_texts=self.mask_duplicates,
             across_ranks=self.gather_across_devices,
             facts={"the loss": type(self).__name__, **self._settings()},
         )
+
+    def _embed_and_compare(self, columns: Sequence[Features], batch: Batch) -> Tensor:
+        """Steps (2) to (4)."""
         if not self.uses_gradient_cache:
             return self._loss(
                 embed_columns(self.model, columns, chunk_tokens_for(self.model, self.chunk_tokens, columns)), batch
+            )
+        if columns_stay_apart():
+            raise ValueError(
+                "AdaptiveLayerLoss and Matryoshka2dLoss embed a batch once for all layers, gradient caching embeds it "
+                "again; leave mini_batch_size and mini_batch_num_tokens unset inside them"
             )
         refuse_early_reduction(self.model)
         rows = sort_rows(columns, model_reads_task(self.model))

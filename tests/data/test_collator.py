@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch.utils.data import DataLoader
+from transformers.utils import logging
+from transformers.utils.logging import warning_once as logger_warned_once
 
 from piccolo_st.data.collator import PiccoloDataCollator, sample_from_lists
 from piccolo_st.data.duplicates import text_identities
@@ -152,7 +154,7 @@ def test_a_batch_without_any_negative_leaves_the_column_out(make_model: Callable
     assert not [key for key in collated if key.startswith("negative")]
 
 
-@pytest.mark.parametrize("negatives", [[None, ["e"]], [[], ["e"]], [None, "e"]])
+@pytest.mark.parametrize("negatives", [[None, ["e"]], [[], ["e"]], [None, "e"], [[None], ["e", None]]])
 def test_missing_negatives_have_no_owner(make_model: Callable[..., Any], negatives: list[Any]) -> None:
     batch = ColumnBatch({"query": ["a", "b"], "positive": ["c", "d"], "negative": negatives}, np.arange(2))
     collated = PiccoloDataCollator(make_model().preprocess)(batch)
@@ -261,6 +263,20 @@ def test_identities_are_of_the_text_without_prompt_and_equal_iff_texts_are(make_
     assert not [k for k in PiccoloDataCollator(preprocess, identities=False)(rows) if "identity" in k]
 
 
+def test_columns_that_look_like_ids_are_warned_about_as_st_does(
+    make_model: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.enable_propagation()
+    rows = [{"query": "a", "positive": "b", "doc_id": "c", "negative_idx": "d", "id": "e", "idea": "f"}]
+    for collator in (SentenceTransformerDataCollator, PiccoloDataCollator):
+        caplog.clear()
+        logger_warned_once.cache_clear()
+        collator(make_model().preprocess)(rows)
+        (warning,) = [one.getMessage() for one in caplog.records if "doc_id" in one.getMessage()]
+        assert str(["doc_id", "negative_idx", "id"]) in warning and "resolve_ids" in warning
+    logging.disable_propagation()
+
+
 # Bad input
 
 
@@ -274,8 +290,8 @@ def test_identities_are_of_the_text_without_prompt_and_equal_iff_texts_are(make_
             "row 81 of dataset 'news' must hold text in column 'query', got None; drop such rows",
         ),
         (
-            ColumnBatch({"query": ["a", "b"], "positive": ["c", "d"], "negative": [["e"], [None]]}, np.array([5, 6])),
-            "row 6 must hold text in column 'negative', got None",
+            ColumnBatch({"query": ["a", "b"], "positive": ["c", "d"], "negative": [["e"], [3]]}, np.array([5, 6])),
+            "row 6 must hold text in column 'negative', got 3",
         ),
         (
             ColumnBatch({"query": ["a", "b"], "positive": [["c"], []]}, np.array([5, 6]), 0, "news"),
