@@ -35,11 +35,17 @@ COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "query": ("query", "anchor", "question"),
         "positive": ("positive", "positives", "pos", "text_pos", "answer"),
-        "negative": ("negative", "negatives", "neg", "text_neg"),
+        "negative": (
+            "negative", "negatives", "neg", "negs", "text_neg",
+            "hard_negative", "hard_negatives", "hard_neg", "hard_negs",
+        ),
         "label": ("label", "labels", "score", "scores", "similarity_score"),
     }
-)
-"""The names a column of each role goes by, in the order in which they are looked for; or negative_1, negative_2, ..."""
+)  # fmt: skip
+"""The names a column of each role goes by, in the order in which they are looked for; or numbered negatives."""
+
+NUMBERED_NEGATIVE = re.compile(r"(?:hard_)?neg(?:ative)?_?(\d+)")
+"""Negatives in a column each: negative_1, neg_2, hard_neg_3."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,7 @@ def set_prompts(
 
 def column_role(column: str) -> str | None:
     """What a column of this name holds: query, positive, negative or label; None: the name does not say."""
-    if re.fullmatch(r"negative_\d+", column):
+    if NUMBERED_NEGATIVE.fullmatch(column):
         return "negative"
     return next((role for role, names in COLUMNS.items() if column in names), None)
 

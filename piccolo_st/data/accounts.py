@@ -30,7 +30,8 @@ class DatasetReport:
         held_out: reason -> rows that hold a held-out query or positive.
         removed: reason -> items left out of lists whose row stayed.
         unused_columns: columns of the source that play no role.
-        notes: what to set where the numbers look like a setting that is not right.
+        written_lists: columns whose lists are written as text, and are read as lists.
+        warnings: what to set where something looks like a setting that is not right.
         licence: what the mixture says of it.
         rejects_path: rejects.jsonl, one line for each rejected row and each faulty item.
     """
@@ -45,7 +46,8 @@ class DatasetReport:
     held_out: Mapping[str, int]
     removed: Mapping[str, int]
     unused_columns: tuple[str, ...]
-    notes: tuple[str, ...]
+    written_lists: tuple[str, ...]
+    warnings: tuple[str, ...]
     licence: str | None
     rejects_path: Path
 
@@ -65,7 +67,8 @@ class DatasetReport:
             held_out=lost["held_out"],
             removed={**numbers["removed"], **lost["removed"]},
             unused_columns=tuple(numbers["unused_columns"]),
-            notes=() if (note := score_note(spec, numbers)) is None else (note,),
+            written_lists=tuple(numbers["written"]),
+            warnings=tuple(note for note in (score_note(spec, numbers), *numbers["suggestions"]) if note),
             licence=spec.licence,
             rejects_path=rejects_path,
         )
@@ -94,8 +97,10 @@ class DatasetReport:
             yield f"{self.name}: the rejects, row by row: {self.rejects_path}"
         if rejected >= max(1, LOUD * self.rows):
             yield f"warning: {self.name}: {rejected / self.rows:.0%} of its {self.rows:,} rows are rejected"
-        for note in self.notes:
-            yield f"warning: {self.name}: {note}"
+        for warning in self.warnings:
+            yield f"warning: {self.name}: {warning}"
+        if self.written_lists:
+            yield f"{self.name}: lists written as text, read as lists: {', '.join(self.written_lists)}"
         if self.unused_columns:
             yield f"{self.name}: columns not used: {', '.join(self.unused_columns)}"
 

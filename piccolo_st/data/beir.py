@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from piccolo_st.data.sources import CHUNK_ROWS, Chunk, Reject, excerpt, read_delimited, read_jsonl
+from piccolo_st.data.chunks import Chunk, Reject, excerpt
+from piccolo_st.data.sources import CHUNK_ROWS, read_delimited, read_jsonl
 from piccolo_st.data.specs import MixtureError
+from piccolo_st.data.strict import parse_number
 
 
 def read_texts(path: Path) -> tuple[dict[str, str], list[Reject]]:
@@ -47,9 +49,8 @@ def read_qrels(path: Path) -> tuple[list[tuple[int, str, str, float]], list[Reje
                     f"{path} must begin with the line query-id TAB corpus-id TAB score, got the columns "
                     f"{', '.join(record)}"
                 )
-            try:
-                score = float(record["score"])
-            except ValueError:
+            score = parse_number(record["score"])
+            if score is None:
                 rejects.append(Reject(str(path), row, "score: not a number", excerpt(record["score"])))
             else:
                 judgements.append((row, record["query-id"], record["corpus-id"], score))
@@ -62,7 +63,7 @@ def read_beir_pairs(files: tuple[Path, ...]) -> Iterator[Chunk]:
     queries, query_rejects = read_texts(files[1])
     judgements, rejects = read_qrels(files[2])
     negatives: dict[str, list[str]] = {}
-    good = []
+    good, against = [], []
     for row, query, document, score in judgements:
         if query not in queries or document not in corpus:
             missing = f"query {query}" if query not in queries else f"document {document}"
@@ -71,9 +72,13 @@ def read_beir_pairs(files: tuple[Path, ...]) -> Iterator[Chunk]:
             good.append((row, query, document))
         else:
             negatives.setdefault(query, []).append(corpus[document])
+            against.append(query)
     rejects = [*corpus_rejects, *query_rejects, *rejects]
+    asked = {query for _, query, _ in good}
+    used = sum(query in asked for query in against)
+    left_out = {"judged 0: a negative of its query": used, "judged 0, of no positive's query": len(against) - used}
     for start in range(0, max(len(good), 1), CHUNK_ROWS):
         part = good[start : start + CHUNK_ROWS]
         records = [{"query": queries[q], "positive": corpus[d], "negative": negatives.get(q, [])} for _, q, d in part]
-        yield Chunk(str(files[2]), np.array([row for row, _, _ in part], dtype=np.int64), records, rejects)
-        rejects = []
+        yield Chunk(str(files[2]), np.array([row for row, _, _ in part], dtype=np.int64), records, rejects, left_out)
+        rejects, left_out = [], {}

@@ -8,8 +8,9 @@ looked for only where the mixture names it.
     (1) ``find_columns`` maps roles to column names: those the mixture names, else the usual names, the peers' own
         formats among them (FlagEmbedding's query, pos, neg; uniem's and piccolo-embedding's text, text_pos, text_neg,
         text_pair, label);
-    (2) ``to_table`` turns the cells of a chunk into arrays of one type a role; a cell that does not fit becomes null
-        and its row gets the number of a reason.
+    (2) ``Survey`` (survey.py) says which of them hold lists, by all rows seen so far and not by the first ones;
+    (3) ``to_table`` turns the cells of a chunk into arrays of one type a role; a cell that does not fit becomes null
+        and its row gets a reason.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from piccolo_st.data.sources import Chunk
+from piccolo_st.data.chunks import Chunk
 from piccolo_st.data.specs import DatasetSpec, MixtureError, unknown_key
-from piccolo_st.instructions import COLUMNS
+from piccolo_st.data.strict import parse_list, parse_number
+from piccolo_st.instructions import COLUMNS, NUMBERED_NEGATIVE
 
 # Usual column names, by role, in the order in which they are tried.
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -37,12 +39,13 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "hypothesis": ("hypothesis", "sentence2"),
 }
 
-MISSING, NULL, WRONG_TYPE, NOT_ENCODABLE, NO_NUMBER = (
+MISSING, NULL, WRONG_TYPE, NOT_ENCODABLE, NO_NUMBER, WRITTEN = (
     "missing column",
     "null",
     "wrong type",
     "broken encoding",
     "not a number",
+    "a list written as text",
 )
 
 
@@ -53,11 +56,15 @@ class Roles:
     Attributes:
         columns: role -> column name; negatives in several columns are ``negative_1``, ``negative_2``, ...
         lists: the roles whose cells are lists of texts.
+        written: those of them whose lists are written as text, in every row.
+        mixed: roles in which such a list stands among other cells, where it is a fault.
         unused: the source's other columns.
     """
 
     columns: Mapping[str, str]
-    lists: frozenset[str]
+    lists: frozenset[str] = frozenset()
+    written: frozenset[str] = frozenset()
+    mixed: frozenset[str] = frozenset()
     unused: tuple[str, ...] = ()
 
     @property
@@ -81,20 +88,23 @@ def required_roles(spec: DatasetSpec) -> tuple[str, ...]:
     return ("text", "label")
 
 
-def find_columns(spec: DatasetSpec, chunk: Chunk) -> Roles:
-    """Map roles to the columns of the first chunk.
+def optional_roles(spec: DatasetSpec) -> tuple[str, ...]:
+    """The roles a source may have beside the required ones."""
+    if required_roles(spec)[0] != "query":
+        return ()
+    return ("negative", "label") if spec.task in ("classification", "clustering") else ("negative",)
+
+
+def find_columns(spec: DatasetSpec, present: Sequence[str], file: str) -> dict[str, str]:
+    """Role -> the column that plays it, of those present.
 
     Raises:
         MixtureError: a role named in ``columns`` that the task does not have, a column that the source does not have,
             or a required role that no column plays.
     """
-    present = _column_names(chunk)
-    required = required_roles(spec)
+    required, optional = required_roles(spec), optional_roles(spec)
     place = f"columns of dataset {spec.name!r}"
     listed = ", ".join(present) or "(none)"
-    optional: tuple[str, ...] = ("negative",) if required[0] == "query" else ()
-    if optional and spec.task in ("classification", "clustering"):
-        optional = ("negative", "label")
     for role in spec.columns:
         if role not in required and role not in optional:
             raise unknown_key(role, [*required, *optional], place)
@@ -105,45 +115,31 @@ def find_columns(spec: DatasetSpec, chunk: Chunk) -> Roles:
         for name in names:
             if name not in present:
                 raise MixtureError(
-                    f"{role} of {place} must be a column of {chunk.file}, got {name!r}; its columns are {listed}"
+                    f"{role} of {place} must be a column of {file}, got {name!r}; its columns are {listed}"
                 )
         if not names and (role in required or role == "negative"):
             taken = set(columns.values())
             names = [name for name in ALIASES[role] if name in present and name not in taken][:1]
         if not names and role == "negative":
-            names = sorted(
-                (n for n in present if n.startswith("negative_") and n[9:].isdigit()), key=lambda n: int(n[9:])
-            )
+            numbers = {name: int(found[1]) for name in present if (found := NUMBERED_NEGATIVE.fullmatch(name))}
+            names = sorted(numbers, key=numbers.__getitem__)
         if not names and role in required:
             raise MixtureError(
                 f"dataset {spec.name!r} is for {spec.task}"
                 + (f" by the preset {spec.preset.name!r}" if spec.preset else "")
-                + f" and needs a column for {role!r}, got {chunk.file} with the columns {listed}; "
+                + f" and needs a column for {role!r}, got {file} with the columns {listed}; "
                 f"say which with `columns: {{{role}: NAME}}`"
             )
         if len(names) == 1:
             columns[role] = names[0]
         else:
             columns.update({f"{role}_{index}": name for index, name in enumerate(names, start=1)})
-    lists = frozenset(
-        role for role in columns if role[:8] in ("positive", "negative") and _is_list(chunk, role, columns[role])
-    )
-    return Roles(columns, lists, tuple(name for name in present if name not in columns.values()))
+    return columns
 
 
-def _column_names(chunk: Chunk) -> list[str]:
-    if isinstance(chunk.records, pa.Table):
-        return list(chunk.records.column_names)
-    return list(dict.fromkeys(key for record in chunk.records for key in record))
-
-
-def _is_list(chunk: Chunk, role: str, column: str) -> bool:
-    if isinstance(chunk.records, pa.Table):
-        kind = chunk.records.schema.field(column).type
-        return pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    # Negatives that some rows lack are lists as well, of which those rows have empty ones.
-    kinds = (list, type(None)) if role == "negative" else list
-    return any(isinstance(record.get(column), kinds) for record in chunk.records)
+def may_list(role: str) -> bool:
+    """Whether the cells of a role may be lists of texts."""
+    return role.partition("_")[0] in ("positive", "negative")
 
 
 def to_table(spec: DatasetSpec, roles: Roles, chunk: Chunk) -> tuple[pa.Table, np.ndarray]:
@@ -161,14 +157,17 @@ def to_table(spec: DatasetSpec, roles: Roles, chunk: Chunk) -> tuple[pa.Table, n
     arrays = {}
     for role, column in roles.columns.items():
         kind = "number" if role == "label" and numeric else "label" if role == "label" else "text"
-        kind = "list" if role in roles.lists else kind
+        kind = "written" if role in roles.written else "list" if role in roles.lists else kind
         if isinstance(chunk.records, pa.Table):
             arrays[role] = _cast(chunk, column, kind, spec, role)
-            if role == "negative" and kind == "list":
-                continue
-            _note(reasons, np.flatnonzero(arrays[role].is_null().to_numpy(False)), f"{role}: {NULL}")
+            if role != "negative" or role not in roles.lists:
+                _note(reasons, np.flatnonzero(arrays[role].is_null().to_numpy(False)), f"{role}: {NULL}")
         else:
             arrays[role] = _from_records(chunk.records, column, kind, role, reasons)
+        if role in roles.mixed:
+            cells = chunk.cells(column)
+            lists = (row for row, cell in enumerate(cells) if isinstance(cell, str) and parse_list(cell) is not None)
+            _note(reasons, lists, f"{role}: {WRITTEN}")
     return pa.table(arrays), reasons
 
 
@@ -182,20 +181,23 @@ def _cast(chunk: Chunk, column: str, kind: str, spec: DatasetSpec, role: str) ->
     assert not isinstance(chunk.records, list)  # a columnar format
     if column not in chunk.records.column_names:  # a later file of the same source with another schema
         raise MixtureError(
-            f"every file of dataset {spec.name!r} must have the column {column!r}, as the first has, got {chunk.file} "
+            f"every file of dataset {spec.name!r} must have the column {column!r}, as another has, got {chunk.file} "
             f"with the columns {', '.join(chunk.records.column_names)}; rename it there"
         )
     array = chunk.records.column(column).combine_chunks()
-    target = {"text": pa.string(), "label": pa.string(), "number": pa.float64(), "list": pa.list_(pa.string())}[kind]
+    target = _TYPES[kind]
     given = array.type
+    if kind in ("written", "list") and is_text(given):  # lists written as text, or one negative or none
+        split = parse_list if kind == "written" else lambda text: [text]
+        lists = [None if cell is None else split(cell) or [] for cell in array.to_pylist()]
+        return pa.array([[] if one is None and role == "negative" else one for one in lists], target)
     fits = {
-        "text": _is_text(given),
-        "label": _is_text(given) or pa.types.is_integer(given),
+        "text": is_text(given),
+        "label": is_text(given) or pa.types.is_integer(given),
         "number": pa.types.is_integer(given) or pa.types.is_floating(given) or pa.types.is_decimal(given),
-        "list": (pa.types.is_list(given) or pa.types.is_large_list(given)) and _is_text(given.value_type),
-    }[kind]
+    }.get(kind, is_list(given) and is_text(given.value_type))
     if not fits and not pa.types.is_null(given):
-        wanted = {"number": "numbers", "list": "lists of text"}.get(kind, "text")
+        wanted = {"number": "numbers", "list": "lists of text", "written": "lists of text"}.get(kind, "text")
         raise MixtureError(
             f"column {column!r} of {chunk.file} must hold {wanted} to be the {role} of dataset {spec.name!r}, got the "
             f"type {given}; convert it, or name another in `columns`"
@@ -205,9 +207,15 @@ def _cast(chunk: Chunk, column: str, kind: str, spec: DatasetSpec, role: str) ->
     return array.cast(target)
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is that of lists."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is that of text."""
     if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
+        return is_text(kind.value_type)
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
@@ -217,14 +225,14 @@ _ABSENT = object()
 def _from_records(
     records: Sequence[Mapping[str, Any]], column: str, kind: str, role: str, reasons: np.ndarray
 ) -> pa.Array:
-    convert, target = _CONVERTERS[kind], {"number": pa.float64(), "list": pa.list_(pa.string())}.get(kind, pa.string())
+    convert, target = _CONVERTERS[kind], _TYPES[kind]
     values: list[Any] = []
     for row, record in enumerate(records):
         value = record.get(column, _ABSENT)
         if type(value) is str and kind == "text":  # the common case, kept short
             values.append(value)
             continue
-        if (value is _ABSENT or value is None) and kind == "list" and role == "negative":
+        if (value is _ABSENT or value is None) and pa.types.is_list(target) and role == "negative":
             values.append([])
             continue
         if value is _ABSENT or value is None:
@@ -268,9 +276,10 @@ def _as_number(value: Any) -> tuple[float | None, str | None]:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None, WRONG_TYPE
     try:
-        return float(value), None
-    except (ValueError, OverflowError):
-        return None, NO_NUMBER
+        number = parse_number(value) if isinstance(value, str) else float(value)
+    except OverflowError:
+        number = None
+    return number, None if number is not None else NO_NUMBER
 
 
 def _as_list(value: Any) -> tuple[list[str | None] | None, str | None]:
@@ -281,12 +290,21 @@ def _as_list(value: Any) -> tuple[list[str | None] | None, str | None]:
     return [item if isinstance(item, str) else None for item in value], None
 
 
+def _as_written(value: Any) -> tuple[list[str] | None, str | None]:
+    if not isinstance(value, str):
+        return None, WRONG_TYPE
+    return parse_list(value) or [], None
+
+
 _CONVERTERS: dict[str, Callable[[Any], tuple[Any, str | None]]] = {
     "text": _as_text,
     "label": _as_label,
     "number": _as_number,
     "list": _as_list,
+    "written": _as_written,
 }
+_LISTS = pa.list_(pa.string())
+_TYPES = {"text": pa.string(), "label": pa.string(), "number": pa.float64(), "list": _LISTS, "written": _LISTS}
 
 
 def flatten(array: pa.ListArray) -> tuple[pa.Array, np.ndarray]:

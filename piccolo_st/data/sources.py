@@ -17,7 +17,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from piccolo_st.data import jionlp
+from piccolo_st.data.chunks import Chunk, Reject, excerpt
 from piccolo_st.data.specs import DatasetSpec, MixtureError
+from piccolo_st.data.strict import TwiceNamed, parse_json
 
 CHUNK_ROWS = 20_000
 
@@ -47,61 +49,12 @@ csv.field_size_limit(1 << 27)  # the default of 128 KiB is less than a long pass
 
 
 @dataclass(frozen=True)
-class Reject:
-    """A row, or a part of one, that was left out: where it stands, why, and the beginning of what it held."""
-
-    file: str
-    row: int
-    reason: str
-    excerpt: str
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Some raw rows of one file.
-
-    Attributes:
-        file: the file's name, for messages.
-        rows: (n,) int64, the row numbers of ``records``.
-        records: n dicts, or an Arrow table of n rows.
-        rejects: rows of the same stretch of the file that could not be read at all.
-    """
-
-    file: str
-    rows: np.ndarray
-    records: list[dict[str, Any]] | pa.Table
-    rejects: list[Reject] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        """Rows read, those that could not be used among them."""
-        return len(self.rows) + len(self.rejects)
-
-    def head(self, count: int) -> Chunk:
-        """The first ``count`` rows, rejects among them, in the order of the file."""
-        if count >= len(self):
-            return self
-        # What another file holds (the texts that these rows refer to) was read before them.
-        rejected = [reject.row if reject.file == self.file else 0 for reject in self.rejects]
-        first = np.argsort(np.concatenate([np.array(rejected, dtype=np.int64), self.rows]), kind="stable")[:count]
-        rejects = [self.rejects[place] for place in np.sort(first[first < len(rejected)]).tolist()]
-        rows = count - len(rejects)
-        return Chunk(self.file, self.rows[:rows], self.records[:rows], rejects)
-
-
-@dataclass(frozen=True)
 class Location:
     """What a source is: its format, the local files it consists of, and (for the Hub) an identity instead of files."""
 
     format: str
     files: tuple[Path, ...] = ()
     identity: str = ""
-
-
-def excerpt(value: object, length: int = 80) -> str:
-    """The beginning of a value, on one line, for a message or rejects.jsonl."""
-    text = value if isinstance(value, str) else repr(value)
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def locate(spec: DatasetSpec, root: Path) -> Location:
@@ -234,7 +187,7 @@ def _jsonl_items(path: Path) -> Iterator[tuple[int, dict[str, Any]] | Reject]:
             if not line.strip():
                 continue
             try:
-                record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                record = parse_json(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except UnicodeDecodeError:
                 yield Reject(str(path), number, "not UTF-8", excerpt(line.decode("utf-8", "replace")))
             except (json.JSONDecodeError, RecursionError):
@@ -244,16 +197,17 @@ def _jsonl_items(path: Path) -> Iterator[tuple[int, dict[str, Any]] | Reject]:
 
 
 def _object(path: Path, number: int, record: Any) -> tuple[int, dict[str, Any]] | Reject:
-    if isinstance(record, dict):
+    if type(record) is dict:
         return number, record
-    return Reject(str(path), number, "not a JSON object", excerpt(record))
+    reason = "a key twice" if isinstance(record, TwiceNamed) else "not a JSON object"
+    return Reject(str(path), number, reason, excerpt(record))
 
 
 def _read_json(path: Path) -> Iterator[Chunk]:
     """A JSON array of objects; the row number is the position in the array."""
     with pa.input_stream(path, compression="detect") as stream:
         try:
-            content = json.loads(stream.read().decode("utf-8-sig"))
+            content = parse_json(stream.read().decode("utf-8-sig"))
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise OSError(f"{error}") from None
     if not isinstance(content, list):

@@ -26,15 +26,17 @@ from datasets import Dataset
 from filelock import FileLock
 
 from piccolo_st.data.accounts import score_note
+from piccolo_st.data.chunks import Chunk, Reject
 from piccolo_st.data.duplicates import text_identities
 from piccolo_st.data.presets import apply_preset
-from piccolo_st.data.roles import find_columns
-from piccolo_st.data.sources import Chunk, Location, Reject, locate, read_chunks
+from piccolo_st.data.roles import Roles
+from piccolo_st.data.sources import Location, locate, read_chunks
 from piccolo_st.data.specs import DatasetSpec, MixtureError
+from piccolo_st.data.survey import Survey, suggestions
 from piccolo_st.data.validation import Checked, check_chunk
 
 # Raise when the rows that come out of the same input change.
-LAYOUT = 5
+LAYOUT = 6
 
 # Settings that do not change the rows of a dataset, only what is done with them.
 _NOT_ROWS = (
@@ -151,7 +153,20 @@ def read_report(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
+class _RolesChanged(Exception):
+    """A chunk has shown that the columns are not what they were read as."""
+
+
 def _write_entry(spec: DatasetSpec, location: Location, folder: Path) -> None:
+    survey = Survey()
+    while True:
+        try:
+            return _write_rows(spec, location, folder, survey)
+        except _RolesChanged:  # once for each thing that a survey can learn, mostly never
+            continue
+
+
+def _write_rows(spec: DatasetSpec, location: Location, folder: Path, survey: Survey) -> None:
     report: dict[str, Any] = {
         "rows": 0,
         "rejected": {},
@@ -160,13 +175,15 @@ def _write_entry(spec: DatasetSpec, location: Location, folder: Path) -> None:
         "added": 0,
         "kept": 0,
         "unused_columns": [],
+        "written": [],
+        "suggestions": [],
         "scores": None,
         "misfits": 0,
     }
     with open(folder / "rejects.jsonl", "w", encoding="utf-8") as rejects:
         tables: Iterator[pa.Table] = (
             _ordered(_spread_positives(spec, checked.table, report))
-            for checked in _checked(spec, location, report)
+            for checked in _checked(spec, location, report, survey)
             if _log(rejects, checked, report)
         )
         if spec.preset is not None and spec.use == "train":
@@ -179,17 +196,23 @@ def _write_entry(spec: DatasetSpec, location: Location, folder: Path) -> None:
     (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
-def _checked(spec: DatasetSpec, location: Location, report: dict[str, Any]) -> Iterator[Checked]:
-    roles = None
+def _checked(spec: DatasetSpec, location: Location, report: dict[str, Any], survey: Survey) -> Iterator[Checked]:
+    roles: Roles | None = None
     for chunk in _first_rows(read_chunks(spec, location), spec.max_rows):
-        report["rows"] += len(chunk)
-        if roles is None:
-            if not len(chunk.rows):  # nothing readable yet: no columns to go by
-                yield Checked(pa.table({}), chunk.rows, chunk.rejects, [])
-                continue
-            roles = find_columns(spec, chunk)
-            report["unused_columns"] = list(roles.unused)
+        report["rows"] += len(chunk) + sum(chunk.left_out.values())
+        report["left_out"].update({reason: n for reason, n in chunk.left_out.items() if n})
+        if not len(chunk.rows):  # nothing readable: no columns to go by
+            yield Checked(pa.table({}), chunk.rows, chunk.rejects, [])
+            continue
+        now = survey.add(spec, chunk)
+        if roles is not None and (now.columns, now.lists, now.written) != (roles.columns, roles.lists, roles.written):
+            raise _RolesChanged
+        roles = now
         yield check_chunk(spec, roles, chunk)
+    if roles is not None:
+        report["unused_columns"] = list(roles.unused)
+        report["written"] = sorted({roles.columns[role] for role in roles.written})
+        report["suggestions"] = suggestions(spec, roles)
 
 
 def _first_rows(chunks: Iterator[Chunk], limit: int | None) -> Iterator[Chunk]:

@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from piccolo_st.data.chunks import Chunk, Reject, excerpt
 from piccolo_st.data.roles import Roles, flatten, to_table
-from piccolo_st.data.sources import Chunk, Reject, excerpt
 from piccolo_st.data.specs import DatasetSpec
 
 EMPTY, INVISIBLE = "empty", "only whitespace or invisible characters"

@@ -39,7 +39,8 @@ from mteb.get_tasks import TASK_LIST
 
 from piccolo_st.benchmarks import CARD_METRICS, MTEB_METRIC_NAMES, BenchmarkTask
 from piccolo_st.data.beir import read_qrels, read_texts
-from piccolo_st.data.sources import Reject, excerpt, locate, read_chunks
+from piccolo_st.data.chunks import Reject, excerpt
+from piccolo_st.data.sources import locate, read_chunks
 from piccolo_st.data.specs import DatasetSpec, build
 from piccolo_st.errors import InputError, reason
 

@@ -28,9 +28,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from piccolo_st.data.chunks import excerpt
 from piccolo_st.data.holdout import RetrievalHoldout
 from piccolo_st.data.mixture import Mixture, load_mixture, parse_mixture
-from piccolo_st.data.sources import excerpt, locate
+from piccolo_st.data.sources import locate
 from piccolo_st.data.specs import DatasetSpec
 
 # Settings of a dataset that say how to read its source; what a step writes is read by the defaults.

@@ -1,0 +1,90 @@
+"""JSON, numbers and lists written as text, where Python's own parsers take more than is meant.
+
+``json`` keeps the last of two equal keys, ``float`` takes 0_1 and full-width digits, and adjacent strings become one.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import re
+import tokenize
+from collections.abc import Sequence
+from typing import Any
+
+_ADJACENT = re.compile(r"""['"]\s*['"]""")
+
+
+class TwiceNamed(dict[str, Any]):
+    """A JSON object that names a key twice."""
+
+
+def _checked_object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else TwiceNamed(found)
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text; an object that names a key twice is a ``TwiceNamed``.
+
+    Raises:
+        json.JSONDecodeError: not JSON.
+        RecursionError: nested too deeply.
+    """
+    value = json.loads(text)
+    if type(value) is dict:
+        keys = len(value)
+    elif type(value) is list:
+        keys = sum(len(item) for item in value if type(item) is dict)
+    else:
+        return value
+    # The hook takes half as long again; where there are no more colons than keys, none of them stands twice.
+    return value if text.count(":") == keys else json.loads(text, object_pairs_hook=_checked_object)
+
+
+def parse_number(text: str) -> float | None:
+    """The number that a text is in ASCII digits; None where it is none."""
+    if "_" in text or not text.isascii():
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def parse_list(text: str) -> list[str] | None:
+    """The list of strings that a text is, as JSON, Python or numpy would write it; None where it is none.
+
+    Spreadsheets and ``DataFrame.to_csv`` write lists so: ``["a", "b"]``, ``['a', 'b']``, ``['a' 'b']``.
+    """
+    text = text.strip()
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    try:
+        found = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        found = _python_list(text)
+    return found if isinstance(found, list) and all(isinstance(item, str) for item in found) else None
+
+
+def _python_list(text: str) -> Any:
+    try:
+        if not _ADJACENT.search(text):
+            return ast.literal_eval(text)
+        # Python makes one string of strings with nothing but space between them; numpy means several.
+        tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
+        return [ast.literal_eval(token.string) for token in tokens if _is_item(token)]
+    except (ValueError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError):
+        return None
+
+
+_LAYOUT = {tokenize.NL, tokenize.NEWLINE, tokenize.ENDMARKER, tokenize.INDENT, tokenize.DEDENT}
+
+
+def _is_item(token: tokenize.TokenInfo) -> bool:
+    if token.type == tokenize.STRING:
+        return True
+    if token.type in _LAYOUT or token.string in ("[", "]", ","):
+        return False
+    raise ValueError(f"{token.string!r} in a list of strings")
