@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from piccolo_st.batching import row_borders, row_count, without_bookkeeping
 from piccolo_st.distributed import get_world_size
 
 _PAIRS = 64  # pairs embedded for alignment and uniformity at each log
@@ -107,9 +108,11 @@ def alignment_and_uniformity(model: nn.Module, features: list[dict[str, Any]]) -
 
 def embed(model: nn.Module, features: dict[str, Any], rows: int | None = None) -> Tensor:
     """Embeddings of the first ``rows`` texts of a column: (rows, dimension). The features stay as they are."""
-    total = len(features["input_ids"])
+    total, plain = row_count(features), without_bookkeeping(features)
+    if row_borders(features) is not None:  # flattened: nothing of it goes by row
+        return model(plain)["sentence_embedding"][:rows]
     cut = {
         name: value[:rows] if isinstance(value, Tensor) and value.ndim and len(value) == total else value
-        for name, value in features.items()
+        for name, value in plain.items()
     }
     return model(cut)["sentence_embedding"]

@@ -140,10 +140,23 @@ def test_a_rank_whose_rows_miss_their_negatives_goes_on_with_the_others(
     assert len(first) == 4 and first == second and all(np.isfinite(first))
 
 
-def test_a_missing_label_is_named(make_model: Callable[..., Any]) -> None:
-    rows = [{"query": "a", "positive": "b", "label": label} for label in (1.0, None)]
-    with pytest.raises(InputError, match=r"row 1 of the batch must have a number as its 'label', got None; drop"):
+@pytest.mark.parametrize("bad", [None, "财经"])
+def test_a_label_that_is_no_number_is_named(make_model: Callable[..., Any], bad: Any) -> None:
+    rows = [{"query": "a", "positive": "b", "label": label} for label in (1.0, bad)]
+    message = rf"row 1 of the batch must have a number as its 'label', got {bad!r}; drop .*class_encode_column"
+    with pytest.raises(InputError, match=message):
         PiccoloDataCollator(make_model().preprocess)(rows)
+
+
+def test_a_static_model_trains_and_is_watched_as_in_sts_trainer(encoder_dir: Path, tmp_path: Path) -> None:
+    """70 rows, more than alignment looks at, and with fewer tokens in some than in others."""
+    from tests.losses.test_first_modules import static
+
+    texts = [CHARACTERS[row : row + 2 + row % 5] for row in range(71)]
+    data = Dataset.from_dict({"query": texts[:70], "positive": texts[1:]})
+    settings = {"per_device_train_batch_size": 70}
+    expected = train(lambda: static(encoder_dir), data, tmp_path, stock=True, **settings)
+    assert train(lambda: static(encoder_dir), data, tmp_path, **settings) == pytest.approx(expected, rel=1e-5)
 
 
 # Streams

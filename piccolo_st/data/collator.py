@@ -96,9 +96,12 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
         label = next((column for column in self.valid_label_columns if column in columns), None)
         if label is not None:
             values = columns.pop(label)
-            missing = next((index for index, value in enumerate(values) if value is None), None)
-            if missing is not None:
-                raise InputError(f"{where(missing)} must have a number as its {label!r}, got None; drop such rows")
+            bad = next((index for index, value in enumerate(values) if value is None or isinstance(value, str)), None)
+            if bad is not None:
+                raise InputError(
+                    f"{where(bad)} must have a number as its {label!r}, got {values[bad]!r}; drop such rows, or turn "
+                    "names of classes into numbers with Dataset.class_encode_column"
+                )
             batch["label"] = torch.stack(list(values)) if isinstance(values[0], torch.Tensor) else torch.tensor(values)
         if not columns:
             raise InputError(
