@@ -75,8 +75,7 @@ def check_supported(
 
     Raises:
         InputError: ZeRO stage 2 with gradient caching or reentrant checkpointing; checkpoints on each node; a
-            DeepSpeed configuration that would be ignored; weights in half precision under an fp16 loss scale, or under
-            DeepSpeed in float32.
+            DeepSpeed configuration that would be ignored; float16 weights under an fp16 loss scale.
     """
     _check_weights(args, zero_stage, dtypes)
     if args.deepspeed and zero_stage is None:
@@ -103,19 +102,17 @@ def check_supported(
 
 def _check_weights(args: Any, zero_stage: int | None, dtypes: Collection[torch.dtype]) -> None:
     half = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes if dtype in (torch.float16, torch.bfloat16))
-    if not half or (zero_stage is not None and (args.fp16 or args.bf16)):  # there DeepSpeed keeps float32 masters
+    if not half or zero_stage or (zero_stage == 0 and (args.fp16 or args.bf16)):  # DeepSpeed keeps float32 masters
         return
     remedy = (
         "load the model with model.dtype float32 (your own model: model.float() before the trainer), and set "
         "train.bf16 or train.fp16 to compute in half precision"
     )
-    if zero_stage is not None or (args.fp16 and "float16" in half):
-        rule = (
-            "DeepSpeed in float32 trains float32 weights alone"
-            if zero_stage is not None
-            else 'train.fp16 scales the loss, and float16 weights fail there ("Attempting to unscale FP16 gradients")'
+    if args.fp16 and "float16" in half:
+        raise InputError(
+            'train.fp16 scales the loss, and float16 weights fail there ("Attempting to unscale FP16 gradients"), got '
+            f"weights in {', '.join(half)}; {remedy}"
         )
-        raise InputError(f"{rule}, got weights in {', '.join(half)}; {remedy}")
     if get_rank() == 0:
         logger.warning(
             "the weights that are trained are %s: a step that is small beside a weight is rounded away, at a learning "

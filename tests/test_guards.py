@@ -76,25 +76,19 @@ def test_what_works_is_not_refused() -> None:
     check_supported(arguments(deepspeed="zero1.json"), 1, [], {torch.float32})
 
 
-@pytest.mark.parametrize("stage", [0, 1])
-def test_deepspeed_keeps_float32_masters_of_weights_in_half_precision(
-    stage: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    check_supported(arguments(deepspeed="zero1.json", bf16=True), stage, [], {torch.bfloat16})
-    check_supported(arguments(deepspeed="zero1.json", fp16=True), stage, [], {torch.float16})
+def test_deepspeed_keeps_float32_masters_of_weights_in_half_precision(caplog: pytest.LogCaptureFixture) -> None:
+    check_supported(arguments(deepspeed="zero1.json", fp16=True), 0, [], {torch.float16})
+    for precision in ({}, {"bf16": True}, {"fp16": True}):
+        check_supported(arguments(deepspeed="zero1.json", **precision), 1, [], {torch.float16})
     assert not caplog.text
+    check_supported(arguments(deepspeed="zero1.json"), 0, [], {torch.bfloat16})
+    assert "the weights that are trained are bfloat16" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("args", "stage", "dtype", "rule"),
-    [
-        ({"fp16": True}, None, torch.float16, 'scales the loss, .*"Attempting to unscale FP16 gradients".*float16'),
-        ({"deepspeed": "zero1.json"}, 1, torch.bfloat16, "DeepSpeed in float32 trains float32 weights.*bfloat16"),
-    ],
-)
-def test_weights_in_half_precision_where_they_fail(args: Any, stage: int | None, dtype: Any, rule: str) -> None:
+def test_float16_weights_cannot_be_trained_with_a_loss_scale() -> None:
+    rule = r'train.fp16 scales the loss, .*"Attempting to unscale FP16 gradients"\), got weights in float16'
     with pytest.raises(InputError, match=rf"{rule}; load the model with model.dtype float32 .*model.float\(\)"):
-        check_supported(arguments(**args), stage, [], {torch.float32, dtype})
+        check_supported(arguments(fp16=True), None, [], {torch.float32, torch.float16})
 
 
 def test_checkpointing_is_not_reentrant_unless_asked_for(encoder_dir: Path, tmp_path: Path) -> None:
