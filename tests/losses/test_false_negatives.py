@@ -116,7 +116,8 @@ def test_the_collators_identity_wins_and_unknown_inputs_have_none() -> None:
     assert column_identities({**tokens([1], [2]), "identity": given_identity}) is given_identity
     assert has_identities(tokens([1], [2]))
     assert not has_identities({"pixel_values": torch.zeros(2, 3, 4, 4)})
-    assert not has_identities({"input_ids": torch.arange(5), "offsets": torch.tensor([0, 3])})
+    bag = {"input_ids": torch.tensor([1, 2, 3, 4, 5]), "offsets": torch.tensor([0, 3])}  # of a StaticEmbedding
+    assert has_identities(bag) and torch.equal(column_identities(bag), column_identities(tokens([1, 2, 3], [4, 5])))
 
 
 @pytest.mark.parametrize("owner", [torch.zeros(2, 2, dtype=torch.int64), torch.zeros(2)])
