@@ -11,6 +11,7 @@ import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 from transformers import TrainingArguments
 
+from piccolo_st.distributed import on_cpu
 from piccolo_st.encoder import check_dtype
 from piccolo_st.errors import ConfigError, MissingPackage
 from piccolo_st.instructions import PRESETS, Instructions
@@ -199,6 +200,7 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
 
     def __post_init__(self) -> None:
         _check_deepspeed(self)
+        self.use_cpu = self.use_cpu or on_cpu()
         super().__post_init__()  # type: ignore[no-untyped-call]
         _at_least_one("train.max_non_finite_steps", self.max_non_finite_steps)
         if _OLD_NAME:  # either name sets both, as the parent has it since

@@ -1,11 +1,17 @@
 """Collectives for losses that look at the rows of every rank.
 
-Each of them does nothing when there is one process:
+Where a process computes, and whom it computes with, is decided here and nowhere else:
+
+``on_cpu``           whether there is an accelerator for this process.
+``process_state``    accelerate's view of the ranks, their process group started.
+
+Each collective does nothing when there is one process:
 
 ``agree``        every rank states what it is about to do; if the statements differ, every rank raises the same error.
 ``gather_rows``  the rows of every rank, in rank order, with gradient: one gather forward, one reduce-scatter backward.
 ``last_forward_syncs``  several forwards of a DistributedDataParallel model before one backward.
 ``on_first_rank``  what only the first rank does; its result or its error reaches every rank.
+``first_rank_first``  what every rank does, the others once the first has left its results on disk.
 ``fail_together``  an error of one rank becomes an error of every rank.
 
 The gradient convention. Let L_r be the loss that rank r returns and x_s the rows that rank s put in. The backward of
@@ -18,6 +24,7 @@ rows, and the mean of the logged values over the ranks is that same number.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -25,6 +32,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from sentence_transformers.util import get_rank, get_world_size
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -36,11 +45,14 @@ __all__ = [
     "Gathered",
     "agree",
     "fail_together",
+    "first_rank_first",
     "gather_rows",
     "get_rank",
     "get_world_size",
     "last_forward_syncs",
+    "on_cpu",
     "on_first_rank",
+    "process_state",
 ]
 
 Result = TypeVar("Result")
@@ -51,6 +63,37 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 
 # How many numbers an agreement carries beside its digest.
 _COUNTS = 7
+
+
+def on_cpu() -> bool:
+    """Whether this process computes on the CPU: ACCELERATE_USE_CPU says so, or there is nothing else.
+
+    accelerate's launcher hands ``use_cpu`` on to one process, but neither to several nor to DeepSpeed, and PartialState
+    without it takes each of them for the only one. Apple's GPU can train in one process alone.
+    """
+    found = torch.accelerator.current_accelerator(check_available=True)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or found is None or (found.type == "mps" and several)
+
+
+def process_state() -> PartialState:
+    """accelerate's view of the ranks; starts their process group where a launcher has started several processes."""
+    return PartialState(cpu=on_cpu())
+
+
+def missing_processes() -> str:
+    """A sentence if a launcher was asked for several processes and started one; else an empty text.
+
+    On a CPU, accelerate launch leaves starting them to mpirun. What it was asked for it does not hand on; it prepares
+    an address for them.
+    """
+    started = {"LOCAL_RANK", "WORLD_SIZE"} & set(os.environ)
+    if started or not {"ACCELERATE_DYNAMO_MODE", "MASTER_PORT"} <= set(os.environ):
+        return ""
+    return (
+        "accelerate launch started one process where several were asked for: with --cpu or distributed_type NO it "
+        "leaves that to mpirun; for two on a CPU, `torchrun --nproc_per_node 2` in place of `accelerate launch`"
+    )
 
 
 def _gather_table(row: Sequence[int], device: torch.device) -> list[list[int]]:
@@ -260,6 +303,20 @@ def on_first_rank(action: Callable[[], Result]) -> Result:
         is_input, text = outcome[1]
         raise InputError(text) if is_input else RuntimeError(f"the first rank failed: {text}")
     return outcome[0]
+
+
+def first_rank_first(action: Callable[[], Result]) -> Result:
+    """Let every rank do something, the first one before the others, which find on disk what it has written.
+
+    The rank is torch's, by which transformers decides as well who writes. An error of the first rank reaches the others
+    as that of ``on_first_rank`` does, and they do nothing.
+
+    Args:
+        action: what each does; its result stays with the rank.
+    """
+    done: list[Result] = []
+    on_first_rank(lambda: done.append(action()))
+    return done[0] if done else action()
 
 
 def fail_together(error: Exception | None) -> None:

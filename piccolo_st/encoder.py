@@ -135,6 +135,7 @@ def build_encoder(settings: EncoderSettings, texts: Iterable[str], path: Path, a
         ``path``, which ``load_encoder`` and transformers' AutoModel read.
     """
     import torch
+    from safetensors.torch import save_file
     from tokenizers import processors
     from transformers import BertConfig, BertModel, BertTokenizer
 
@@ -161,7 +162,11 @@ def build_encoder(settings: EncoderSettings, texts: Iterable[str], path: Path, a
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        BertModel(config).save_pretrained(path)  # with the pooler that AutoModel expects, though nothing here uses it
+        model = BertModel(config)  # with the pooler that AutoModel expects, though nothing here uses it
+    # BertModel.save_pretrained writes on the first rank alone, and this may be the first of another machine.
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(path)
+    save_file(model.state_dict(), path / "model.safetensors", {"format": "pt"})
     return path
 
 

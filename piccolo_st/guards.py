@@ -80,8 +80,9 @@ def check_supported(
     _check_weights(args, zero_stage, dtypes)
     if args.deepspeed and zero_stage is None:
         raise InputError(
-            f"train.deepspeed must be unset where use_cpu (or ACCELERATE_USE_CPU) is on, got {args.deepspeed!r}; "
-            "transformers would silently use DistributedDataParallel there, so unset one of the two"
+            f"train.deepspeed must be unset on a CPU, got {args.deepspeed!r}; transformers would silently use "
+            "DistributedDataParallel there, so launch with recipes/accelerate/cpu_zero1.yaml, or unset train.use_cpu "
+            "(or ACCELERATE_USE_CPU) if there is an accelerator"
         )
     if args.save_on_each_node:
         raise InputError(

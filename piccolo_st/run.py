@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformer
 from torch import nn
@@ -37,6 +36,7 @@ from piccolo_st.data.limits import check_dataset, dataset_limits
 from piccolo_st.data.mining import mine_mixture
 from piccolo_st.data.mixture import DatasetSpec, Mixture, load_mixture
 from piccolo_st.data.sampler import HomogeneousBatchSampler, check_dataloader
+from piccolo_st.distributed import first_rank_first, missing_processes
 from piccolo_st.encoder import EncoderSettings, build_encoder, load_encoder, weights_in_words
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation import RetrievalEvaluator, content_hash, held_out_evaluators
@@ -70,10 +70,9 @@ class TrainingRun:
         self.config = config
         self.output = Path(config["train"].output_dir)
         self._owned = own(self.output)
-        with PartialState().main_process_first():
-            self.mixture = _load_mixture(config)
-            self.model = self._load_model()
-            self.train_dataset = self._mine()
+        self.mixture = first_rank_first(lambda: _load_mixture(config))
+        self.model = first_rank_first(self._load_model)
+        self.train_dataset = first_rank_first(self._mine)
         self.trainer = self._wire()
 
     def describe(self) -> str:
@@ -104,6 +103,8 @@ class TrainingRun:
             f"held out   {'; '.join(held) or 'nothing'}",
             f"output     {self.output}",
         ]
+        if warning := missing_processes():
+            lines.append(f"processes  {warning}")
         if plan.skipped:
             lines.append(f"skipped    {', '.join(plan.skipped)}: smaller than one batch over all processes")
         return "\n".join([*lines, "", self.mixture.report.text(further)])

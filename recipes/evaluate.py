@@ -26,8 +26,8 @@ import datasets
 from piccolo_st import evaluation  # its names are loaded where they are used, some of them with mteb
 from piccolo_st.benchmarks import C_MTEB_35, Averages, Benchmark
 from piccolo_st.configuration import ConfigError, OptionParser, read_value, read_yaml, run_recipe
+from piccolo_st.distributed import process_state
 from piccolo_st.errors import InputError, nearest
-from piccolo_st.evaluation.loading import process_state
 from piccolo_st.evaluation.results import Column, Evaluation, score_table
 from piccolo_st.instructions import Instructions
 from piccolo_st.model_card.folder import read_rows

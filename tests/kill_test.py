@@ -74,7 +74,6 @@ def _rank(case: Case, rank: int, port: int, encoder: Path, output: Path, log: Pa
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, 1)
         os.dup2(file, 2)
-        os.environ["ACCELERATE_USE_CPU"] = "true"
         if case.world > 1 or case.engine == "zero1":
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(case.world))
             os.environ.update(LOCAL_WORLD_SIZE=str(case.world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))

@@ -43,7 +43,6 @@ def _child(function: Callable[..., Any], rank: int, world: int, folder: Path, po
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
         GLOO_SOCKET_IFNAME="lo",
-        ACCELERATE_USE_CPU="true",
     )
     result: tuple[str, Any]
     try:

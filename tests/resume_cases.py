@@ -11,6 +11,7 @@ from typing import Any
 
 # All that a run imports is imported here, once, and not again in every forked rank.
 import torch
+import yaml
 from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -22,6 +23,9 @@ from piccolo_st.losses import PiccoloLoss
 from piccolo_st.trainer import PiccoloTrainer
 
 ROOT = Path(__file__).parent.parent
+# The DeepSpeed settings of the recipes, as JSON.
+LAUNCHER = ROOT / "recipes" / "accelerate" / "cpu_zero1.yaml"
+ZERO1 = yaml.safe_load(LAUNCHER.read_text(encoding="utf-8"))["deepspeed_config"]["deepspeed_config_file"]
 
 # One query in a dataset; the texts differ in length, so that batches are padded.
 WORDS = "天地山川河海风雨云春夏秋冬猫狗鱼鸟花草树木红黄蓝绿白黑"
@@ -86,16 +90,14 @@ def make_trainer(encoder: Path, output: Path, case: Case, **options: Any) -> Pic
         "logging_steps": 20,
         "save_steps": 4,
         "disable_tqdm": True,
-        "use_cpu": True,
         "cpu_threads": 1,
         "dataloader_pin_memory": False,
     }
     if case.engine == "zero1":
         # As `accelerate launch --config_file recipes/accelerate/cpu_zero1.yaml` does.
-        os.environ.pop("ACCELERATE_USE_CPU", None)
         os.environ |= {
             "ACCELERATE_USE_DEEPSPEED": "true",
-            "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(ROOT / "recipes" / "deepspeed" / "zero1.json"),
+            "ACCELERATE_DEEPSPEED_CONFIG_FILE": ZERO1,
             "ACCELERATE_CONFIG_DS_FIELDS": "deepspeed_config_file,zero3_init_flag",
             "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
             "ACCELERATE_MIXED_PRECISION": "no",

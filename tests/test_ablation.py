@@ -52,7 +52,7 @@ def content(tmp_path: Path, encoder_dir: Path) -> dict[str, Any]:
         "model": {"name_or_path": str(encoder_dir), "instructions": "none", "query_length": 16, "document_length": 24},
         "data": {"mixture": {"root": str(tmp_path), "datasets": datasets}, "batch_size": 8},
         "loss": {"directions": ["query_to_doc"]},
-        "train": {"max_steps": 2, "learning_rate": 1e-3, "use_cpu": True, "disable_tqdm": True},
+        "train": {"max_steps": 2, "learning_rate": 1e-3, "disable_tqdm": True},
         "variants": {
             "stock": {"stock": True},
             "plain": {"after": "stock", "stock": False, "label": "+ ours"},

@@ -30,7 +30,7 @@ def planned(tmp_path: Path, encoder: Path, *overrides: str) -> Budget:
     content = {
         "model": {"name_or_path": str(encoder), "query_length": LENGTH, "document_length": LENGTH},
         "data": {"batch_size": ROWS},
-        "train": {"max_steps": 5, "use_cpu": True, "output_dir": str(tmp_path / "run")},
+        "train": {"max_steps": 5, "output_dir": str(tmp_path / "run")},
         "plan": {"processes": 2, "zero_stage": 0},
     }
     path = tmp_path / "run.yaml"

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import re
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from piccolo_st.distributed import agree, gather_rows, get_rank, get_world_size, last_forward_syncs
+from piccolo_st.distributed import (
+    agree,
+    first_rank_first,
+    gather_rows,
+    get_rank,
+    get_world_size,
+    last_forward_syncs,
+    missing_processes,
+    on_cpu,
+    process_state,
+)
+from piccolo_st.errors import InputError
 from tests.ranks import run_ranks
 
 
@@ -149,3 +162,72 @@ def test_ranks_may_run_different_numbers_of_forwards(unused: bool) -> None:
     (scaled.square().sum() / 2).backward()  # DistributedDataParallel averages over the two ranks
     for result in results:
         torch.testing.assert_close(torch.tensor(result, dtype=torch.float64), module.weight.grad.flatten())
+
+
+def state_of(rank: int, world: int) -> tuple[int, int, str]:
+    state = process_state()
+    return state.process_index, state.num_processes, state.device.type
+
+
+def test_without_an_accelerator_nobody_has_to_say_use_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    assert on_cpu()
+    assert run_ranks(state_of, 2) == [(0, 2, "cpu"), (1, 2, "cpu")]
+
+
+@pytest.mark.parametrize(
+    ("found", "environment", "cpu"),
+    [
+        ("cuda", {}, False),
+        ("cuda", {"WORLD_SIZE": "2"}, False),
+        ("cuda", {"ACCELERATE_USE_CPU": "True"}, True),
+        ("mps", {}, False),
+        ("mps", {"WORLD_SIZE": "2"}, True),
+    ],
+)
+def test_with_an_accelerator(
+    found: str, environment: dict[str, str], cpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ACCELERATE_USE_CPU", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device(found))
+    assert on_cpu() is cpu
+
+
+def write_or_read(rank: int, world: int, folder: str, fault: bool) -> str:
+    def act() -> str:
+        path = Path(folder) / "written"
+        if not path.exists():
+            time.sleep(0.5 * (rank == 0))
+            if fault:
+                raise InputError("the first one's fault")
+            path.write_text(str(rank))
+        return f"{rank} read {path.read_text()}"
+
+    return first_rank_first(act)
+
+
+def test_the_first_rank_goes_first_and_each_keeps_its_own_result(tmp_path: Path) -> None:
+    assert run_ranks(write_or_read, 3, str(tmp_path), False) == ["0 read 0", "1 read 0", "2 read 0"]
+
+
+def test_an_error_of_the_first_rank_ends_the_others(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as error:
+        run_ranks(write_or_read, 2, str(tmp_path), True, timeout=20)
+    for rank in (0, 1):
+        assert f"rank {rank} of 2 raised InputError: the first one's fault" in str(error.value)
+
+
+def test_a_launcher_that_starts_one_process_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "ACCELERATE_DYNAMO_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    assert missing_processes() == ""
+    monkeypatch.setenv("ACCELERATE_DYNAMO_MODE", "default")
+    assert missing_processes() == ""
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    assert "one process where several were asked for" in missing_processes()
+    assert "torchrun --nproc_per_node 2" in missing_processes()
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert missing_processes() == ""

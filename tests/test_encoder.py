@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 from piccolo_st.encoder import EncoderSettings, build_encoder, load_encoder
 from piccolo_st.errors import InputError
 from piccolo_st.pooling import InstructionPooling
+from tests.ranks import run_ranks
 
 TEXTS = ["今天天气很好", "明天下雨", "今天下雨", "hello hello world world"] * 3
 SMALL = EncoderSettings(vocab_size=200, hidden_size=16, layers=1, heads=2, intermediate_size=32, max_positions=64)
@@ -60,6 +61,18 @@ def test_two_processes_learn_the_same_vocabulary(tmp_path: Path) -> None:
     one, other = (AutoTokenizer.from_pretrained(tmp_path / name).get_vocab() for name in ("one", "other"))
     assert one == other and 70 < len(one) <= 80 and "##b" in one
     assert sorted(one.values()) == list(range(len(one)))
+
+
+def build_on_the_last(rank: int, world: int, folder: str) -> bool:
+    if rank < world - 1:
+        return True
+    build_encoder(SMALL, TEXTS, Path(folder))
+    return bool(AutoModel.from_pretrained(folder).encoder.layer)
+
+
+def test_any_rank_can_build_it(tmp_path: Path) -> None:
+    """On a machine whose disk the first rank does not write to, another one is the first to look."""
+    assert run_ranks(build_on_the_last, 2, str(tmp_path / "encoder")) == [True, True]
 
 
 def test_a_bare_encoder_gets_prompts_pooling_and_lengths(built: Path) -> None:

@@ -60,7 +60,7 @@ def arguments(**values: Any) -> SimpleNamespace:
             2, [], r"reentrant checkpointing.*use_reentrant: false",
         ),
         ({"save_on_each_node": True}, None, [], r"save_on_each_node .* a directory that all nodes share"),
-        ({"deepspeed": "zero1.json"}, None, [], r"must be unset where use_cpu .* is on, got 'zero1.json'"),
+        ({"deepspeed": "zero1.json"}, None, [], r"must be unset on a CPU, got 'zero1.json'; .*/cpu_zero1.yaml"),
     ],
 )  # fmt: skip
 def test_what_is_known_to_fail_is_refused(args: Any, stage: int | None, cached: list[str], message: str) -> None:
@@ -113,7 +113,7 @@ def test_checkpointing_where_transformers_calls_it_gradient_checkpointing(
 
     monkeypatch.setattr("piccolo_st.arguments._OLD_NAME", True)
     monkeypatch.setattr(SentenceTransformerTrainingArguments, "__post_init__", old)
-    args = PiccoloTrainingArguments(str(tmp_path), use_cpu=True, **{name: True})
+    args = PiccoloTrainingArguments(str(tmp_path), **{name: True})
     assert args.gradient_checkpointing and args.activation_checkpointing
     assert args.gradient_checkpointing_kwargs == args.activation_checkpointing_kwargs == {"use_reentrant": False}
 

@@ -87,7 +87,6 @@ def test_every_strategy_pushes_portable_models(
         hub_private_repo=True,
         hub_always_push=True,
         hub_token=TOKEN,
-        use_cpu=True,
         report_to="none",
         disable_tqdm=True,
     )

@@ -39,7 +39,7 @@ def test_each_part_alone(
     names: list[dict[str, Any]] = []
     for snippet in snippets:
         assert len(snippet.splitlines()) <= 12, snippet
-        arguments = Arguments("out", per_device_train_batch_size=4, max_steps=2, use_cpu=True, report_to="none",
+        arguments = Arguments("out", per_device_train_batch_size=4, max_steps=2, report_to="none",
                               save_strategy="no", disable_tqdm=True)  # fmt: skip
         model = names[-1]["model"] if "trainer.model" in snippet else make_model()
         names.append({"model": model, "arguments": arguments, "datasets": datasets})

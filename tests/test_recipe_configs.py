@@ -66,7 +66,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 def overrides(name: str, root: Path, encoder: Path) -> list[str]:
     """What makes the configuration run here: data of the test, no GPU, a tiny encoder, and small batches."""
     mine = {
-        "model.name_or_path": encoder, "train.output_dir": root / "run", "train.use_cpu": "true", "train.fp16": "false",
+        "model.name_or_path": encoder, "train.output_dir": root / "run", "train.fp16": "false",
         "data.batch_size": 8, "train.dataloader_num_workers": 0,
     }  # fmt: skip
     if "zh-mini" in name:

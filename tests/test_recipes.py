@@ -85,7 +85,6 @@ def config(tmp_path: Path, encoder_dir: Path) -> Path:
             "save_strategy": "steps",
             "save_steps": 3,
             "logging_steps": 1,
-            "use_cpu": True,
             "disable_tqdm": True,
         },
     }
@@ -231,17 +230,36 @@ def test_the_quickstart_cut_short(tmp_path: Path) -> None:
     assert "held-out search" in ran.stdout and (tmp_path / "run" / "model" / "modules.json").exists()
 
 
+FINETUNE = str(ROOT / "recipes" / "finetune.py")
+ZERO1 = str(ROOT / "recipes" / "accelerate" / "cpu_zero1.yaml")
+BUILT = ["--model.name_or_path", "null", "--model.build", "{hidden_size: 16, layers: 1, heads: 2, vocab_size: 200}"]
+
+
 @pytest.mark.slow
-def test_two_processes_under_zero1_do_the_same_job(config: Path, tmp_path: Path) -> None:
-    pytest.importorskip("deepspeed")
-    ran = launch("--config_file", "recipes/accelerate/cpu_zero1.yaml", "recipes/finetune.py", str(config))
+@pytest.mark.parametrize(
+    ("start", "model", "engine"),
+    [
+        (["--config_file", ZERO1], [], "DeepSpeed, 2 process(es)"),
+        (["--config_file", ZERO1], BUILT, "DeepSpeed, 2 process(es)"),
+        (["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"], BUILT,
+         "DDP, 2 process(es)"),
+    ],
+    ids=["zero1", "zero1, built", "ddp, built"],
+)  # fmt: skip
+def test_two_processes_do_the_same_job(
+    config: Path, tmp_path: Path, start: list[str], model: list[str], engine: str
+) -> None:
+    """From any working directory; the model given, or built by the first of them."""
+    if "--config_file" in start:
+        pytest.importorskip("deepspeed")
+    ran = launch(*start, FINETUNE, str(config), *model, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr[-3000:]
-    assert "DeepSpeed, 2 process(es)" in ran.stdout and "held-out search" in ran.stdout
+    assert f"compute    cpu, fp32, {engine}" in ran.stdout and "held-out search" in ran.stdout
     assert (tmp_path / "run" / "model" / "modules.json").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [(), ("--config_file", "recipes/accelerate/cpu_zero1.yaml")], ids=["1", "2"])
+@pytest.mark.parametrize("options", [(), ("--config_file", ZERO1)], ids=["1", "2"])
 def test_a_launched_run_is_refused_on_every_rank(config: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     """Before it mines or builds anything; then, once the first is killed, it trains to its end."""
     if options:
@@ -254,3 +272,29 @@ def test_a_launched_run_is_refused_on_every_rank(config: Path, tmp_path: Path, o
     ran = launch(*options, "recipes/finetune.py", str(config))
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert not list((tmp_path / "run").glob(".*"))
+
+
+@pytest.mark.slow
+def test_what_the_launcher_did_not_start_is_said(config: Path, tmp_path: Path) -> None:
+    ran = launch("--cpu", "--num_processes", "2", FINETUNE, str(config), "--train.max_steps", "1", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert "plain, 1 process(es)" in ran.stdout
+    assert "accelerate launch started one process where several were asked for" in ran.stdout
+    two = ["torchrun", "--nproc_per_node", "2", FINETUNE, str(config), "--train.max_steps", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    ran = subprocess.run(
+        [*two, "--train.resume", "never"], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=600
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert "DDP, 2 process(es)" in ran.stdout and "several were asked for" not in ran.stdout
+
+
+def test_the_launchers_configurations_hold_from_any_working_directory() -> None:
+    """The settings of DeepSpeed stand in the files themselves, and are the same in each."""
+    found = []
+    for path in sorted((ROOT / "recipes" / "accelerate").glob("*.yaml")):
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if content["distributed_type"] == "DEEPSPEED":
+            found.append(json.loads(content["deepspeed_config"]["deepspeed_config_file"]))
+    assert len(found) == 3 and all(one == found[0] for one in found)
+    assert found[0]["zero_optimization"]["stage"] == 1

@@ -17,7 +17,7 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 REPO = "sensenova/piccolo-quickstart-zh"
 # The quickstart, cut short: a smaller encoder, a few steps, no mining.
 SHORT = [
-    *("--train.output_dir", "run", "--train.max_steps", "3", "--train.save_strategy", "no", "--train.use_cpu"),
+    *("--train.output_dir", "run", "--train.max_steps", "3", "--train.save_strategy", "no"),
     *("--train.eval_strategy", "no", "--train.eval_on_start", "false"),
     *("--data.mining_model", "null", "--data.batch_size", "16"),
     *("--model.build.hidden_size", "32", "--model.build.intermediate_size", "64"),

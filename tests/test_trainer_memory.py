@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.ranks import run_ranks
-from tests.resume_cases import ROOT, Case, make_trainer, train_with
+from tests.resume_cases import ZERO1, Case, make_trainer, train_with
 
 RECIPE = {"activation_checkpointing": True, "max_steps": 3}
 CACHED = {"mini_batch_size": 2}
@@ -54,7 +54,7 @@ def _fp16_engine(rank: int, world: int, encoder: str, output: str) -> dict[str, 
     trainer = make_trainer(Path(encoder), Path(output), Case(2, "zero1", batch_size=4, accumulation=3))
     plugin = trainer.accelerator.state.deepspeed_plugin
     trainer.args.fp16 = True  # transformers refuses fp16 on a CPU, so it is switched on behind its back
-    plugin.hf_ds_config = type(plugin.hf_ds_config)(json.loads((ROOT / "recipes/deepspeed/zero1.json").read_text()))
+    plugin.hf_ds_config = type(plugin.hf_ds_config)(json.loads(ZERO1))
     plugin.hf_ds_config.trainer_config_process(trainer.args)
     plugin.hf_ds_config.trainer_config_finalize(trainer.args, trainer.model, 10)
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)  # so that it knows its world

@@ -28,7 +28,7 @@ def config(tmp_path: Path, encoder_dir: Path) -> Path:
             "mixture": {"datasets": {"faq": {"source": str(data), "task": "retrieval"}}, "root": str(tmp_path)},
             "batch_size": 8,
         },
-        "train": {"num_train_epochs": 6, "save_steps": 5, "logging_steps": 5, "use_cpu": True, "disable_tqdm": True},
+        "train": {"num_train_epochs": 6, "save_steps": 5, "logging_steps": 5, "disable_tqdm": True},
     }
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")

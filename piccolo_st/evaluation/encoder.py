@@ -35,9 +35,9 @@ from mteb.types import PromptType
 from tqdm.auto import tqdm
 
 from piccolo_st.batching import token_chunks
+from piccolo_st.distributed import process_state
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation.identity import Identity
-from piccolo_st.evaluation.loading import process_state
 from piccolo_st.packing import use_packing
 
 if TYPE_CHECKING:

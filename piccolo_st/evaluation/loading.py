@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from sentence_transformers import SentenceTransformer
 
+from piccolo_st.distributed import process_state
 from piccolo_st.errors import InputError, reason
 from piccolo_st.evaluation.identity import Identity, identify
 from piccolo_st.instructions import set_prompts
@@ -28,11 +27,6 @@ class Loaded:
     model: SentenceTransformer
     identity: Identity
     settings: dict[str, Any]
-
-
-def process_state() -> PartialState:
-    """accelerate's view of the ranks; starts their process group under ``accelerate launch``, with gloo on CPUs."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def load_model(

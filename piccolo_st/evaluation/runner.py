@@ -34,11 +34,12 @@ from mteb.cache import ResultCache
 from mteb.results import TaskResult
 
 from piccolo_st.benchmarks import BenchmarkTask, scores_from_results
+from piccolo_st.distributed import process_state
 from piccolo_st.errors import InputError, reason
 from piccolo_st.evaluation import examples
 from piccolo_st.evaluation.encoder import BenchmarkEncoder
 from piccolo_st.evaluation.identity import Identity
-from piccolo_st.evaluation.loading import Loaded, load_model, process_state
+from piccolo_st.evaluation.loading import Loaded, load_model
 from piccolo_st.evaluation.local_tasks import LocalTask
 from piccolo_st.evaluation.results import Evaluation
 from piccolo_st.evaluation.tasks import TaskGroup, select

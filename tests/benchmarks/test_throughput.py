@@ -122,7 +122,6 @@ class Contender:
             "logging_steps": log,
             "save_strategy": "no",
             "report_to": "none",
-            "use_cpu": True,
             "disable_tqdm": True,
             "dataloader_pin_memory": False,
         }

@@ -22,8 +22,8 @@ from tests.ranks import run_ranks
 
 SIZES = {"a": 60, "b": 37, "c": 21}
 QUIET = {
+    "use_cpu": True,  # the stock trainer does not see by itself that there is nothing else
     "report_to": "none",
-    "use_cpu": True,
     "save_strategy": "no",
     "logging_strategy": "no",
     "disable_tqdm": True,

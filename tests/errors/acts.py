@@ -67,7 +67,7 @@ class World:
             {
                 "model": {"name_or_path": str(encoder), "query_length": 16, "document_length": 32},
                 "data": {"mixture": {"file": str(tmp / "mixture.yaml")}, "batch_size": 8},
-                "train": {"output_dir": str(tmp / "run"), "max_steps": 2, "use_cpu": True, "save_strategy": "no",
+                "train": {"output_dir": str(tmp / "run"), "max_steps": 2, "save_strategy": "no",
                           "disable_tqdm": True},
             },
         )  # fmt: skip
@@ -361,7 +361,7 @@ def training_arguments(world: World, **settings: Any) -> Any:
     """Training arguments, with settings that would start something if they were given at once."""
     from piccolo_st.arguments import PiccoloTrainingArguments
 
-    arguments = PiccoloTrainingArguments(output_dir=str(world.tmp), use_cpu=True)
+    arguments = PiccoloTrainingArguments(output_dir=str(world.tmp))
     for name, value in settings.items():
         setattr(arguments, name, value)
     return arguments

@@ -205,8 +205,9 @@ ROWS: dict[str, list[Row]] = {
         Row(
             "DeepSpeed on a CPU",
             call("guards:check_supported", lambda w: training_arguments(w, deepspeed="x.json"), None, lambda w: []),
-            "train.deepspeed must be unset where use_cpu (or ACCELERATE_USE_CPU) is on, got 'x.json'; transformers "
-            "would silently use DistributedDataParallel there, so unset one of the two",
+            "train.deepspeed must be unset on a CPU, got 'x.json'; transformers would silently use "
+            "DistributedDataParallel there, so launch with recipes/accelerate/cpu_zero1.yaml, or unset train.use_cpu "
+            "(or ACCELERATE_USE_CPU) if there is an accelerator",
         ),
         Row("checkpoints on each node", finetune("--train.save_on_each_node", "true"),
             "train.save_on_each_node writes parts of a checkpoint to different disks, where nobody can tell whether "

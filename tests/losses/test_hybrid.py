@@ -200,7 +200,6 @@ def test_all_tasks_alternate_in_the_stock_trainer(make_model: Callable[..., Any]
         logging_steps=1,
         save_strategy="no",
         report_to="none",
-        use_cpu=True,
         disable_tqdm=True,
         multi_dataset_batch_sampler=HomogeneousBatchSampler,
     )

@@ -236,7 +236,6 @@ def train(
 ) -> dict[str, Any]:
     """Train for 6 steps on triplets with the stock trainer and return its weights and logged losses."""
     if "deepspeed" in extra:  # with use_cpu a configuration alone is ignored; `accelerate launch` sets this as well
-        os.environ.pop("ACCELERATE_USE_CPU", None)
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     torch.manual_seed(0)
     model = load(path)
