@@ -42,7 +42,9 @@ class ModelArguments:
         default=None,
         metadata={"help": "Settings of an encoder to build when name_or_path is empty; see encoder.EncoderSettings."},
     )
-    pooling: str = field(default="mean", metadata={"help": "Pooling of a model that brings none: mean, cls, ..."})
+    pooling: str | None = field(
+        default=None, metadata={"help": "Pooling of a bare encoder: mean, cls, ...; empty: mean, or the model's own."}
+    )
     instructions: Instructions = field(
         default=PRESETS["piccolo"],
         metadata={"help": f"A preset ({', '.join(PRESETS)}), or your own: {{query: ..., document: ...}}."},
@@ -155,7 +157,28 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
         "prompts": "model.instructions",
         "router_mapping": "model.query_length and model.document_length",
         "resume_from_checkpoint": "train.resume",
+        "per_device_eval_batch_size": "evaluation.batch_size",
+        "data_seed": "train.seed",
+        "train_sampling_strategy": "data.mixing",
+        "length_column_name": "data.mixing",
+        "remove_unused_columns": "columns of a dataset",
+        "do_eval": "train.eval_strategy",
     }
+    # Fields of the parent that nothing in a run reads, and why.
+    UNREAD: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(
+            ("prediction_loss_only", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object",
+             "include_for_metrics", "batch_eval_metrics", "label_names", "fp16_full_eval", "bf16_full_eval"),
+            "a run searches held-out queries and computes no evaluation loss",
+        ),
+        **dict.fromkeys(("do_train", "do_predict"), "a recipe trains"),
+        "auto_find_batch_size": "a batch decides which negatives a row meets; lower data.batch_size, or set "
+        "loss.mini_batch_num_tokens",
+        "label_smoothing_factor": "the losses have no smoothing",
+        "average_tokens_across_devices": "the losses are means over rows",
+        "include_num_input_tokens_seen": "tokens are always logged",
+        "ddp_broadcast_buffers": "sentence-transformers switches it off",
+    }  # fmt: skip
 
     output_dir: str | None = field(default="runs/piccolo", metadata={"help": "Where checkpoints and reports go."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the mixture."})

@@ -33,6 +33,7 @@ from piccolo_st.configuration import RunConfig
 from piccolo_st.data.mixture import parse_mixture
 from piccolo_st.errors import InputError, reason
 from piccolo_st.report import table
+from piccolo_st.unread import unread
 
 GIB = 1024**3
 _FLOAT = 4
@@ -303,4 +304,5 @@ def show_plan(config: RunConfig) -> str:
     found, plan = budget(config, encoder_shape(config)), config["plan"]
     if plan.gpu_memory_gib is not None:
         found.check(plan.gpu_memory_gib, plan.reserve)
-    return found.table()
+    specs = parse_mixture(config["data"].mixture)[0].values() if config["data"].mixture else ()
+    return "\n".join([found.table(), *(f"not read    {line}" for line in unread(config, specs, plan=True))])

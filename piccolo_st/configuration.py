@@ -161,6 +161,8 @@ def _check_keys(merged: Mapping[str, Any], sections: Mapping[str, type], source:
             dotted = f"{name}.{key}"
             if dotted in replaced:
                 raise ConfigError(f"{dotted} cannot be set in {source}; set {replaced[dotted]} instead")
+            if why := getattr(sections[name], "UNREAD", {}).get(key):
+                raise ConfigError(f"{dotted} in {source} must be left out, since nothing reads it: {why}")
             if dotted not in known:
                 raise ConfigError(f"unknown key {dotted!r} in {source}{nearest(dotted, known)}")
 

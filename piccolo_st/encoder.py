@@ -182,7 +182,7 @@ def load_encoder(
     name_or_path: str,
     *,
     revision: str | None = None,
-    pooling: str = "mean",
+    pooling: str | None = None,
     instructions: InstructionSpec = "piccolo",
     other_instructions: Iterable[Instructions] = (),
     include_instruction: bool = True,
@@ -196,7 +196,7 @@ def load_encoder(
     Args:
         name_or_path: a Hub id or a directory, of a sentence-transformers model or of a bare transformers encoder.
         revision: branch, tag or commit of a Hub model.
-        pooling: pooling mode of a bare encoder; a sentence-transformers model keeps its own.
+        pooling: pooling mode of a bare encoder, by default mean; a sentence-transformers model has its own.
         instructions: the prompts, a preset's name or instructions of your own.
         other_instructions: what texts may begin with beside them, of single datasets.
         include_instruction: whether the instruction's tokens are pooled.
@@ -212,6 +212,7 @@ def load_encoder(
     """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from sentence_transformers.util import is_sentence_transformer_model
 
     check_dtype(dtype)
     folder = Path(name_or_path)
@@ -223,12 +224,17 @@ def load_encoder(
     # Without it, transformers 5 loads in the stored dtype, and half-precision weights take next to no small step.
     options = {"dtype": "auto" if dtype == "stored" else dtype}
     try:
-        if folder.is_dir() and not (folder / "modules.json").exists():
-            transformer = Transformer(name_or_path, model_kwargs=options)
-            modules = [transformer, Pooling(transformer.get_embedding_dimension(), pooling)]
+        complete = is_sentence_transformer_model(name_or_path, revision=revision)
+        if pooling is not None and complete:
+            raise InputError(f"model.pooling must be empty where {name_or_path} brings its own, got {pooling!r}")
+        if not complete:
+            transformer = Transformer(name_or_path, model_kwargs={"revision": revision, **options})
+            modules = [transformer, Pooling(transformer.get_embedding_dimension(), pooling or "mean")]
             model = SentenceTransformer(modules=modules)
         else:
             model = SentenceTransformer(name_or_path, revision=revision, model_kwargs=options)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(
             f"model.name_or_path cannot be loaded, got {name_or_path!r}: {reason(error)}; give the directory of a "

@@ -45,6 +45,7 @@ from piccolo_st.losses import build_losses, scale_dimension
 from piccolo_st.ownership import own
 from piccolo_st.packing import packs
 from piccolo_st.trainer import PiccoloTrainer
+from piccolo_st.unread import unread
 
 
 class TrainingRun:
@@ -107,6 +108,7 @@ class TrainingRun:
             lines.append(f"processes  {warning}")
         if plan.skipped:
             lines.append(f"skipped    {', '.join(plan.skipped)}: smaller than one batch over all processes")
+        lines += [f"not read   {line}" for line in unread(self.config, self.mixture.specs.values())]
         return "\n".join([*lines, "", self.mixture.report.text(further)])
 
     def train(self) -> None:
@@ -208,14 +210,9 @@ class TrainingRun:
         if data.mining_model == "self":
             model = self.model
         elif data.mining_model not in ("lexical", "bm25", "random"):
-            own: ModelArguments = self.config["model"]
-            model = load_encoder(
-                data.mining_model,
-                instructions=own.instructions,
-                query_length=own.query_length,
-                document_length=own.document_length,
-                dtype="stored",
-            )
+            own = dataclasses.asdict(self.config["model"])
+            kept = {name: own[name] for name in ("instructions", "query_length", "document_length")}
+            model = load_encoder(data.mining_model, dtype="stored", **kept)
         return mine_mixture(
             self.mixture,
             model,

@@ -44,6 +44,9 @@ _NOT_ROWS = (
     "document_length", "loss", "licence", "note", "policy", "max_rejected", "source",
 )  # fmt: skip
 
+# Keys that only sources of these formats have; `split` of the others is "train", its default.
+_READ_OF = {"revision": ("hub",), "subset": ("hub",), "split": ("hub", "saved", "beir")}
+
 
 def default_cache() -> Path:
     """Where entries go unless told otherwise: beside the cache of ``datasets`` (HF_DATASETS_CACHE)."""
@@ -138,6 +141,13 @@ def prepare(spec: DatasetSpec, root: Path, cache: Path) -> tuple[Path, str]:
             or more rows are than ``max_rejected`` allows; or the cache cannot be written.
     """
     location = locate(spec, root)
+    for name, formats in _READ_OF.items():
+        value = getattr(spec, name)
+        if value not in (None, "train") and location.format not in formats:
+            raise MixtureError(
+                f"{name} of dataset {spec.name!r} must be left out, got {value!r}: a source of the format "
+                f"{location.format} has none"
+            )
     try:
         key = row_key(spec, location, cache)
         folder = entry(cache, key, lambda aside: _write_entry(spec, location, aside))
