@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from piccolo_st.data.specs import DatasetSpec
 from tests.errors.acts import (
     FAQ,
     Row,
@@ -228,6 +229,13 @@ ROWS: dict[str, list[Row]] = {
             "a homogeneous batch must have rows of one dataset, got rows of the datasets [0, 1]; draw it with "
             "HomogeneousBatchSampler",
         ),
+    ],
+    "data.limits": [
+        Row("a length of what cuts nothing",
+            call("data.limits:check_dataset", lambda w: [None],
+                 lambda w: DatasetSpec("faq", "faq.jsonl", "retrieval", query_length=8)),
+            "query_length and document_length of dataset 'faq': two lengths need a Transformer with a tokenizer as the "
+            "first module, got None"),
     ],
     "data.roles": [
         Row("a role that is none", faq("columns={quest: a}"),

@@ -40,6 +40,8 @@ OTHER_LABELS = [{"text": "猫", "label": "a"}, {"text": "狗", "label": "a"}, {"
 # fmt: off
 ROWS: dict[str, list[Row]] = {
     "encoder": [
+        Row("a pooling beside another", finetune("--model.name_or_path", "MODEL", "--model.pooling", "cls"),
+            "model.pooling must be empty where MODEL brings its own, got 'cls'"),
         Row("a dtype by another name", finetune("--model.dtype", "bf16"),
             "model.dtype must name the numbers that weights are kept in, got 'bf16'; did you mean bfloat16?"),
         Row("no layers", finetune("--model.name_or_path", "null", "--model.build", "{layers: 0}"),
