@@ -17,7 +17,8 @@ other. Names are loaded on first use, so importing this package costs nothing.
     portable/         checkpoints that load everywhere, and the check of it; onnx_export.py
     encoder.py        the encoder of a run, built or loaded
     demo/             a page to see a model search
-    checkpoint.py     written aside, verified, renamed; the newest complete one; ownership.py: one run in a directory
+    checkpoint.py     written aside, verified, renamed; the newest complete one; ownership.py: one run in a directory;
+                      signature.py: what identifies a run
     evaluation/       C-MTEB and local tasks through mteb
     model_card/       results -> model-index metadata, tables, the card
     arguments.py      the dataclasses of a run, by stage; configuration.py: one YAML and the command line -> those

@@ -36,7 +36,8 @@ from piccolo_st.data.sampler import HomogeneousBatchSampler, check_dataloader
 from piccolo_st.distributed import agree, fail_together, get_rank, on_first_rank
 from piccolo_st.errors import InputError
 from piccolo_st.ownership import own
-from piccolo_st.portable import bare_encoders, problems, unsavable
+from piccolo_st.portable import bare_encoders, check_savable
+from piccolo_st.signature import starting_weights, trainer_facts
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class DurableTrainer(SentenceTransformerTrainer):
         self._plan: BatchPlan | None = None
         self._signature: dict[str, Any] = {}
         self._position = (0, 0)  # epoch, and batches of it that this rank has read
+        self._starting_weights = starting_weights(self.model)
         self._writing: Path | None = None  # the hidden folder, while a checkpoint is being written
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -98,16 +100,18 @@ class DurableTrainer(SentenceTransformerTrainer):
             self._hp_search_setup(trial)  # the stock trainer sets the trial's arguments later than they are compared
             if self.model is None:  # the search drops the model of the trial before
                 self.model = self.call_model_init(trial)
+            self._starting_weights = starting_weights(self.model)
         self._check_savable()
         steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
         self._signature = resume.signature(
             self.args,
             self._plan.signature() if self._plan is not None else {},
             resume.data_fingerprints(self.train_dataset),
-            self.run_configuration,
+            {**self.run_configuration, "trainer": trainer_facts(self, self._starting_weights)},
         )
         self._compare_ranks()
-        found = on_first_rank(lambda: self._find(wanted, Path(self._get_output_dir(trial))))
+        output_dir = Path(self._get_output_dir(trial))
+        found = on_first_rank(lambda: self._find(wanted, output_dir, steps))
         self._resumed = found
         if found is None:
             return super().train(None, trial, *args, **kwargs)
@@ -121,26 +125,21 @@ class DurableTrainer(SentenceTransformerTrainer):
             self.args.eval_on_start = on_start
 
     def _check_savable(self) -> None:
-        """Refuse a model that no checkpoint could hold; say it of one whose checkpoints will not be portable."""
-        model: Any = self.model
-        if faults := on_first_rank(lambda: unsavable(model)):
-            raise InputError(f"a checkpoint of this model would not hold it: {'; '.join(faults)}")
-        if (limits := problems(model)) and self.is_world_process_zero():
-            logger.warning(
-                "checkpoints and the final model have sentence-transformers' own layout, which is not portable: %s",
-                "; ".join(limits),
-            )
+        """Refuse a model that no checkpoint could hold."""
+        on_first_rank(lambda: check_savable(cast(Any, self.model)))
 
     def _compare_ranks(self) -> None:
         """Compare data, code and configuration before a rank could wait in vain for another."""
         training: Any = self.train_dataset
         datasets = training if isinstance(training, Mapping) else {"train": training}
         facts: dict[str, Any] = {f"columns of {name}": sorted(one.column_names) for name, one in datasets.items()}
-        facts |= {**self._signature, "engine": self._engine(), "piccolo_st": __version__, "torch": torch.__version__}
+        # Not the weights: those of the first rank are what DistributedDataParallel gives to all.
+        alike = {name: value for name, value in self._signature.items() if not name.endswith("starting weights")}
+        facts |= {**alike, "engine": self._engine(), "piccolo_st": __version__, "torch": torch.__version__}
         facts["parameters"] = sum(parameter.numel() for parameter in self.model.parameters())
         agree("the run", facts, self.args.device, remedy="start every process from the same files and configuration")
 
-    def _find(self, wanted: str | bool, output_dir: Path) -> Checkpoint | None:
+    def _find(self, wanted: str | bool, output_dir: Path, steps: int) -> Checkpoint | None:
         """The checkpoint to go on from, checked; None to start anew. Runs on the first rank alone."""
         checkpoint.recover(output_dir)
         if wanted is False or wanted == "never":
@@ -162,12 +161,12 @@ class DurableTrainer(SentenceTransformerTrainer):
                 raise CheckpointError(
                     f"there is no complete checkpoint in {output_dir} to go on from"
                     + (f" ({'; '.join(skipped)})" if skipped else "")
-                    + "; start anew with --train.resume never"
+                    + f"; start anew with {resume.words(self.run_configuration).never}"
                 )
             return None
-        resume.decide(
-            found, self._facts(), bool(getattr(self.args, "accept_changes", False)), [resume.PLAIN, *zero.CONVERTIBLE]
-        )
+        accept = bool(getattr(self.args, "accept_changes", False))
+        elastic, ended = [resume.PLAIN, *zero.CONVERTIBLE], found.step >= steps
+        resume.decide(found, self._facts(), accept, elastic, resume.words(self.run_configuration), ended)
         return found
 
     def _check_parts(self, found: Checkpoint) -> None:
@@ -178,10 +177,10 @@ class DurableTrainer(SentenceTransformerTrainer):
 
     def _load_finished(self, found: Checkpoint) -> TrainOutput:
         """Take over the weights and the record of a run that has taken all its steps."""
+        words = resume.words(self.run_configuration)
         logger.warning(
-            "%s is the end of this run, so nothing is trained. To train again, use --train.resume never or another "
-            "train.output_dir; to train longer, raise the number of steps or epochs with --train.accept_changes true",
-            found.path,
+            f"{found.path} is the end of this run, so nothing is trained. To train again, use {words.never} or another "
+            f"{words.output}; to train longer, raise the number of steps or epochs with {words.accept}"
         )
         self.state = TrainerState.load_from_json(str(found.path / "trainer_state.json"))
         best = self.state.best_model_checkpoint

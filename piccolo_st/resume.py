@@ -16,6 +16,7 @@ import logging
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ _DECISIVE = (
     "weight_decay",
 )
 _SAMPLED_ROWS = 256
+_SHOWN = 6  # changes
 
 _LOSS = "loss.safetensors"
 
@@ -130,8 +132,45 @@ def environment(args: Any) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Words:
+    """How whoever started the run writes the remedies."""
+
+    never: str = "--train.resume never"
+    accept: str = "--train.accept_changes true"
+    output: str = "train.output_dir"
+
+
+COMMAND_LINE = Words()
+#: Of a script that makes the trainer itself.
+PYTHON = Words('resume="never" of the arguments', "accept_changes=True", "output_dir")
+
+
+def words(configuration: Mapping[str, Any]) -> Words:
+    """The words for a run: whoever brings no configuration has written the arguments in Python."""
+    return COMMAND_LINE if configuration else PYTHON
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What two signatures differ in, in words.
+
+    What only one of them has of the trainer's facts is no difference: a version knows facts that another does not.
+    """
+    both = before.keys() & now.keys()
+    sides = [
+        {name: value for name, value in side.items() if name in both or not name.startswith("trainer.")}
+        for side in (before, now)
+    ]
+    return differences(*sides)
+
+
 def decide(
-    found: Checkpoint, now: Mapping[str, Any], accept_changes: bool, elastic: Collection[str] = (PLAIN,)
+    found: Checkpoint,
+    now: Mapping[str, Any],
+    accept_changes: bool,
+    elastic: Collection[str] = (PLAIN,),
+    spelled: Words = COMMAND_LINE,
+    finished: bool = False,
 ) -> None:
     """Check that a run may go on from a checkpoint; log what will differ though it may.
 
@@ -140,9 +179,12 @@ def decide(
         now: what this run would write into its own: ``signature``, ``world_size``, ``engine``, ``environment``.
         accept_changes: whether a changed signature is only a warning.
         elastic: engines whose checkpoints another number of processes can read.
+        spelled: the remedies.
+        finished: whether no step is left to train.
 
     Raises:
-        CheckpointError: the signatures differ, or the checkpoint's optimizer state is in parts for other ranks.
+        CheckpointError: the signatures differ, and that is not accepted or nothing is left to train with it; or the
+            checkpoint's optimizer state is in parts for other ranks.
     """
     before = found.run
     if not before.get("resumable"):
@@ -150,12 +192,15 @@ def decide(
             f"{found.path} holds a model but no optimizer state (train.save_only_model), so training cannot go on "
             "from it; start from its weights with model.name_or_path, in another train.output_dir"
         )
-    changed = differences(before["signature"], now["signature"])
-    if changed and not accept_changes:
+    changed = changes(before["signature"], now["signature"])
+    if changed and (finished or not accept_changes):
+        shown = "; ".join(changed[:_SHOWN]) + (f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else "")
         raise CheckpointError(
-            f"{found.path} is of another run: {'; '.join(changed)}; undo the change to go on, or keep both runs with "
-            "another train.output_dir, or start anew here with --train.resume never (earlier checkpoints are kept "
-            "aside), or go on with the change with --train.accept_changes true"
+            f"{found.path} is of another run{', which has ended' if finished else ''}: {shown}; undo the change to "
+            f"{'load its model' if finished else 'go on'}, or keep both runs with another {spelled.output}, or start "
+            f"anew here with {spelled.never} (earlier checkpoints are kept aside), or "
+            + ("train more steps or epochs than it had" if finished else "go on with the change")
+            + f" with {spelled.accept}"
         )
     for change in changed:
         logger.warning("going on with a change that was accepted: %s", change)

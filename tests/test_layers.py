@@ -24,7 +24,7 @@ LAYERS = [
     {"batching", "lengths", "packing"},
     {"losses", "pooling", "data"},
     {"portable", "onnx_export", "encoder", "demo"},
-    {"checkpoint", "evaluation", "arguments", "guards", "watching", "ownership", "unread"},
+    {"checkpoint", "evaluation", "arguments", "guards", "watching", "ownership", "unread", "signature"},
     {"model_card", "resume", "zero", "budget", "disk"},
     {"durable"},
     {"trainer", "hub"},

@@ -234,7 +234,7 @@ def test_a_search_over_learning_rates_gives_what_sts_trainer_gives(
         rates += [
             float(line.split(":")[1].strip(" ,"))
             for line in (folder / "manifest.json").read_text().splitlines()
-            if "learning_rate" in line
+            if '"train.learning_rate"' in line
         ]
     assert rates == [1e-5, 1e-3]
 

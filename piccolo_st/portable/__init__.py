@@ -1,7 +1,7 @@
 """Checkpoints that load in whatever their users run: save, load and check them."""
 
 from piccolo_st.portable.checking import CONSUMERS, ConsumerReport, check_portable
-from piccolo_st.portable.limits import bare_encoders, problems, unsavable
+from piccolo_st.portable.limits import bare_encoders, check_savable, problems
 from piccolo_st.portable.saving import load_portable, save_native, save_portable
 
 __all__ = [
@@ -9,9 +9,9 @@ __all__ = [
     "ConsumerReport",
     "bare_encoders",
     "check_portable",
+    "check_savable",
     "load_portable",
     "problems",
     "save_native",
     "save_portable",
-    "unsavable",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +12,11 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from piccolo_st.errors import reason
+from piccolo_st.errors import InputError, reason
 from piccolo_st.pooling import InstructionPooling
 from piccolo_st.portable.layout import POOLING_FLAGS
+
+logger = logging.getLogger(__name__)
 
 _TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
 _SETTINGS: dict[str, Any] = {
@@ -78,10 +81,13 @@ def pooling_modes(module: Pooling) -> list[str]:
     return [module.pooling_mode] if isinstance(module.pooling_mode, str) else list(module.pooling_mode)
 
 
-def unsavable(model: SentenceTransformer) -> list[str]:
-    """Why not even ``model.save_pretrained`` can save ``model`` so that it comes back, a sentence each.
+def check_savable(model: SentenceTransformer) -> None:
+    """Refuse a model that not even ``model.save_pretrained`` can save so that it comes back; warn of one not portable.
 
     A module that is not of sentence-transformers is saved once for this, alone and to a temporary folder.
+
+    Raises:
+        InputError: naming each module at fault.
     """
     found = []
     for name, module in model.named_modules():
@@ -108,7 +114,10 @@ def unsavable(model: SentenceTransformer) -> list[str]:
                     f"module {name!r}, a {type(module).__name__}, cannot be saved: {type(error).__name__}: "
                     f"{reason(error)}; mend its save"
                 )
-    return found
+    if found:
+        raise InputError(f"a checkpoint of this model would not hold it: {'; '.join(found)}")
+    if limits := problems(model):
+        logger.warning("the model is saved in a layout that is sentence-transformers' own: %s", "; ".join(limits))
 
 
 @contextmanager

@@ -202,6 +202,14 @@ def model(world: World, **settings: Any) -> Any:
     return loaded
 
 
+def wrapped_encoder(world: World) -> Any:
+    import torch
+
+    loaded = model(world)
+    loaded[0].auto_model = torch.nn.Sequential(loaded[0].model)  # as get_peft_model wraps it
+    return loaded
+
+
 def tokenizer(world: World) -> Any:
     return model(world).tokenizer
 

@@ -26,6 +26,7 @@ from tests.errors.acts import (
     two_encoders,
     without_pooling,
     without_positions,
+    wrapped_encoder,
 )
 
 STS = {"name": "Own", "type": "STS", "data": "pairs.jsonl"}
@@ -407,6 +408,11 @@ ROWS: dict[str, list[Row]] = {
         Row("more tokens than embeddings", pool(input_ids=shape(1, 5)),
             "excluding instructions needs one token embedding for each of the 5 input_ids of a row, got 4; use "
             "include_instruction=True with this encoder"),
+    ],
+    "portable.limits": [
+        Row("a second encoder", call("portable:check_savable", wrapped_encoder),
+            "a checkpoint of this model would not hold it: module '0' holds a second encoder in auto_model, which is "
+            "neither run nor saved; set .model, as in model[0].model = get_peft_model(model[0].model, ...)"),
     ],
     "portable.saving": [
         Row("no pooling at all", call("portable:save_portable", two_encoders, "TMP/out"),
