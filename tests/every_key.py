@@ -119,7 +119,7 @@ DATASET = {
     "labels": Row(["山", "水"], "rows", at=f"{TOPICS}.labels"),
     "score_range": Row([0, 2], "rows", at=f"{PAIRS}.score_range"),
     "min_characters": Row(4, "rows", {f"{FAQ}.max_rejected": 1.0, f"{FAQ}.holdout": None}),
-    "max_characters": Row(6, "rows", {f"{FAQ}.max_rejected": 1.0, f"{FAQ}.holdout": None}),
+    "max_characters": Row(15, "rows", {f"{FAQ}.max_rejected": 1.0, f"{FAQ}.holdout": None}),
     "policy": Row("error", refused="policy 'error'", beside={f"{FAQ}.source": "faulty.jsonl"}),
     "max_rejected": Row(0.0, refused="more than max_rejected=0", beside={f"{FAQ}.source": "faulty.jsonl"}),
     "max_rows": Row(50, "rows"),
