@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
@@ -16,6 +17,9 @@ from piccolo_st.encoder import check_dtype
 from piccolo_st.errors import ConfigError, MissingPackage
 from piccolo_st.instructions import PRESETS, Instructions
 
+#: Environment variable: the ``train.max_seconds`` of every run that sets none.
+TIME_LIMIT = "PICCOLO_ST_MAX_SECONDS"
+
 DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 
 
@@ -27,6 +31,18 @@ def _at_least_one(name: str, value: int) -> None:
 def _check_deepspeed(arguments: TrainingArguments) -> None:
     if arguments.deepspeed and find_spec("deepspeed") is None:  # transformers would end in a traceback
         raise MissingPackage("train.deepspeed", "deepspeed", "deepspeed")
+
+
+def _time_limit(seconds: float | None) -> float | None:
+    """``train.max_seconds``, or what the environment says in its place."""
+    name, value = ("train.max_seconds", seconds) if seconds is not None else (TIME_LIMIT, os.environ.get(TIME_LIMIT))
+    try:
+        limit = float(value) if value else None if value in (None, "") else 0.0
+    except ValueError:
+        limit = math.nan
+    if limit is not None and not limit > 0:
+        raise ConfigError(f"{name} must be a number of seconds above 0, got {value!r}; unset it for no limit")
+    return limit
 
 
 @dataclass
@@ -203,6 +219,13 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
     max_non_finite_steps: int = field(
         default=3, metadata={"help": "Steps in a row with a loss or gradient that is not finite that end the run."}
     )
+    max_seconds: float | None = field(
+        default=None,
+        metadata={
+            "help": "Seconds of training after which a run ends as if that step were its last; the same command goes "
+            "on from there. Empty: what the environment variable PICCOLO_ST_MAX_SECONDS says, else no limit."
+        },
+    )
     fast_dropout: bool = field(
         default=True, metadata={"help": "On a CPU, draw dropout masks ten times faster than torch; see dropout.py."}
     )
@@ -226,6 +249,7 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
         self.use_cpu = self.use_cpu or on_cpu()
         super().__post_init__()  # type: ignore[no-untyped-call]
         _at_least_one("train.max_non_finite_steps", self.max_non_finite_steps)
+        self.max_seconds = _time_limit(self.max_seconds)
         if _OLD_NAME:  # either name sets both, as the parent has it since
             self.activation_checkpointing = self.activation_checkpointing or self.gradient_checkpointing
             self.activation_checkpointing_kwargs = (

@@ -5,7 +5,7 @@ checkpoints.
 
     (1) each batch is read at once from one Arrow table (``homogeneous_dataloader``);
     (2) before each micro-step the ranks compare what they are about to do, and tell each other whether they were asked
-        to stop; after each optimizer step they judge its gradient (guards.py);
+        to stop or ``args.max_seconds`` have passed; after each optimizer step they judge its gradient (guards.py);
     (3) tokens, padding, the wait for data, the loss of each dataset, alignment and uniformity, and what the losses and
         guards count enter the trainer's logs, and so every tracker; the progress bar says which dataset the step came
         from;
@@ -70,6 +70,8 @@ class PiccoloTrainer(DurableTrainer):
         self.guard = NonFiniteGuard(getattr(self.args, "max_non_finite_steps", 3), Path(str(self.args.output_dir)))
         self.meter = Meter()
         self._stopping = False
+        self.out_of_time = False
+        self._started: float | None = None
         self._last_features: list[dict[str, Any]] = []
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(_DatasetProgressCallback(self))
@@ -112,7 +114,8 @@ class PiccoloTrainer(DurableTrainer):
             LostRankError: another process has ended.
             TrainingStopped: SIGTERM or SIGINT arrived; a checkpoint was saved. It is a SystemExit with code 75.
         """
-        self._stopping = False
+        self._stopping = self.out_of_time = False
+        self._started = None
         with self.signals, lost_rank(lambda: self.state.global_step):
             output = super().train(*args, **kwargs)
         if self._stopping and self.state.global_step < self.state.max_steps:
@@ -150,13 +153,20 @@ class PiccoloTrainer(DurableTrainer):
             *[key for key in inputs if key == "label"],
         ]
         facts = {"step": self.state.global_step, "dataset": name, "columns": columns}
-        asked = agree("the step", facts, self.args.device, [self.signals.received is not None])
-        self._stopping = self._stopping or any(flag for (flag,) in asked)
+        asked = agree("the step", facts, self.args.device, [self.signals.received is not None, self._time_is_up()])
+        self._stopping = self._stopping or any(stop for stop, _ in asked)
+        self.out_of_time = self.out_of_time or any(late for _, late in asked)
         loss = super().training_step(model, dict(inputs), *args, **kwargs)
         self.guard.add(MicroStep(name, None if rows is None else rows.tolist(), inputs, loss))
         self.meter.add_batch(inputs)
         self._last_features = self.collect_features(inputs)[0]
         return loss
+
+    def _time_is_up(self) -> bool:
+        """Whether ``args.max_seconds`` have passed since this start's first step began; of this rank's clock."""
+        self._started = time.monotonic() if self._started is None else self._started
+        limit = getattr(self.args, "max_seconds", None)
+        return limit is not None and time.monotonic() - self._started >= limit
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """ST's compute_loss, added to its dataset's account."""
@@ -267,12 +277,15 @@ class _BoundaryCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and end where a signal asks for it. No evaluation first: whoever sent it may not wait for long."""
+        """Save and end where a signal or the clock asks for it.
+
+        The clock's last step is evaluated as any last one is. A signal's is not: whoever sent it may not wait for long.
+        """
         if self.trainer.args.world_size == 1 and self.trainer.signals.received is not None:
             self.trainer._stopping = True
-        if self.trainer._stopping:
+        if self.trainer._stopping or self.trainer.out_of_time:
             control.should_save = control.should_training_stop = True
-            control.should_evaluate = False
+            control.should_evaluate = not self.trainer._stopping and args.eval_strategy != "no"
 
 
 class _DatasetProgressCallback(ProgressCallback):

@@ -160,6 +160,26 @@ def test_a_run_from_yaml_to_a_model_that_stock_code_searches_with(
     assert "tensor([[" in searched.stdout
 
 
+def test_a_time_limit_ends_a_run_as_its_last_step_would(
+    config: Path, finetune: Finetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PICCOLO_ST_MAX_SECONDS", "1e-9")  # the first step is taken in any case
+    code, out, err = finetune(str(config))
+    assert code == 0, err
+    assert "ended      at step 1 of 6, after train.max_seconds=1e-09; the same command without it" in out
+    run = tmp_path / "run"
+    assert (run / "model" / "modules.json").exists() and (run / "curves.png").exists()
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    assert [point["step"] for point in record["evaluations"]] == [0, 1] and "held-out search" in out
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-1"]
+
+    monkeypatch.delenv("PICCOLO_ST_MAX_SECONDS")
+    code, out, err = finetune(str(config))
+    assert code == 0 and "ended  " not in out, err
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    assert [point["step"] for point in record["evaluations"]] == [0, 1, 3, 6]
+
+
 def test_overrides_reach_the_run(config: Path, finetune: Finetune, tmp_path: Path) -> None:
     code, out, err = finetune(
         str(config), "--train.max_steps", "2", "--data.batch_size", "8", "--model.instructions", "none",
@@ -190,6 +210,7 @@ BAD_INPUT = [
     (["--data.mixing", "sometimes"], "sometimes"),
     (["--data.mixing", "weights"], "must have a weight where data.mixing is 'weights', got none for 'faq'"),
     (["--data.mixture.datasets.faq.weight", "2"], "has the weight 2, which data.mixing 'proportional' does not read"),
+    (["--train.max_seconds", "0"], "train.max_seconds must be a number of seconds above 0, got 0.0; unset it"),
     (["--data.batch_size", "0"], "data.batch_size must be a whole number of at least 1, got 0"),
     (["--train.output_dir", "/proc/no/such"], "train.output_dir /proc/no/such cannot be written to"),
 ]
@@ -256,6 +277,21 @@ def test_two_processes_do_the_same_job(
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert f"compute    cpu, fp32, {engine}" in ran.stdout and "held-out search" in ran.stdout
     assert (tmp_path / "run" / "model" / "modules.json").exists()
+
+
+@pytest.mark.slow
+def test_a_time_limit_ends_two_processes_at_the_same_step(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("deepspeed")
+    monkeypatch.setenv("PICCOLO_ST_MAX_SECONDS", "1e-9")
+    ran = launch("--config_file", ZERO1, FINETUNE, str(config), cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert "ended      at step 1 of 6" in ran.stdout and (tmp_path / "run" / "model" / "modules.json").exists()
+    monkeypatch.delenv("PICCOLO_ST_MAX_SECONDS")
+    ran = launch("--config_file", ZERO1, FINETUNE, str(config), cwd=tmp_path)
+    assert ran.returncode == 0 and "ended  " not in ran.stdout, ran.stderr[-3000:]
+    assert (tmp_path / "run" / "checkpoint-6").is_dir()
 
 
 @pytest.mark.slow
