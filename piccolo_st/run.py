@@ -142,11 +142,9 @@ class TrainingRun:
         lines += [f"curves    {curves}"] * curves.is_file() + [f"record    {self.output / 'config.yaml'}, run.json"]
         state, limit = self.trainer.state, self.config["train"].max_seconds
         if self.trainer.out_of_time and state.global_step < state.max_steps:
-            lines.insert(
-                1,
-                f"\nended      at step {state.global_step:,} of {state.max_steps:,}, after "
-                f"train.max_seconds={limit:g}; the same command without it (or PICCOLO_ST_MAX_SECONDS) goes on from there",
-            )
+            ended = f"at step {state.global_step:,} of {state.max_steps:,}, after train.max_seconds={limit:g}"
+            more = "the same command without it (or PICCOLO_ST_MAX_SECONDS) goes on from there"
+            lines.insert(1, f"\nended      {ended}; {more}")
         if self.holdouts:
             lines += ["", "Search with it:", "", *_snippet(folder, self.holdouts[0][1])]
         return "\n".join(lines).lstrip("\n")
