@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from piccolo_st.data import chunks
 from piccolo_st.data.chunks import Chunk, Reject, excerpt
-from piccolo_st.data.sources import CHUNK_ROWS, read_delimited, read_jsonl
 from piccolo_st.data.specs import MixtureError
 from piccolo_st.data.strict import parse_number
+from piccolo_st.data.text_files import read_delimited, read_jsonl
 
 
 def read_texts(path: Path) -> tuple[dict[str, str], list[Reject]]:
@@ -77,8 +78,8 @@ def read_beir_pairs(files: tuple[Path, ...]) -> Iterator[Chunk]:
     asked = {query for _, query, _ in good}
     used = sum(query in asked for query in against)
     left_out = {"judged 0: a negative of its query": used, "judged 0, of no positive's query": len(against) - used}
-    for start in range(0, max(len(good), 1), CHUNK_ROWS):
-        part = good[start : start + CHUNK_ROWS]
+    for start in range(0, max(len(good), 1), chunks.CHUNK_ROWS):
+        part = good[start : start + chunks.CHUNK_ROWS]
         records = [{"query": queries[q], "positive": corpus[d], "negative": negatives.get(q, [])} for _, q, d in part]
         yield Chunk(str(files[2]), np.array([row for row, _, _ in part], dtype=np.int64), records, rejects, left_out)
         rejects, left_out = [], {}

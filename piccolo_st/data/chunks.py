@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
+CHUNK_ROWS = 20_000
 
 
 @dataclass(frozen=True)
@@ -71,3 +74,21 @@ def excerpt(value: object, length: int = 80) -> str:
     text = value if isinstance(value, str) else repr(value)
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def chunked(path: Path, items: Iterable[tuple[int, dict[str, Any]] | Reject]) -> Iterator[Chunk]:
+    """Rows with their numbers, and rejects, gathered into chunks."""
+    rows: list[int] = []
+    records: list[dict[str, Any]] = []
+    rejects: list[Reject] = []
+    for item in items:
+        if isinstance(item, Reject):
+            rejects.append(item)
+        else:
+            rows.append(item[0])
+            records.append(item[1])
+        if len(rows) + len(rejects) >= CHUNK_ROWS:
+            yield Chunk(str(path), np.array(rows, dtype=np.int64), records, rejects)
+            rows, records, rejects = [], [], []
+    if rows or rejects:
+        yield Chunk(str(path), np.array(rows, dtype=np.int64), records, rejects)

@@ -11,12 +11,10 @@ has the number of its last line. Files compressed with gzip, bzip2 or zstd are r
 
 from __future__ import annotations
 
-import csv
 import glob
-import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +23,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from piccolo_st.data import jionlp
+from piccolo_st.data import chunks, jionlp
+from piccolo_st.data.beir import read_beir_pairs
 from piccolo_st.data.chunks import Chunk, Reject, excerpt
 from piccolo_st.data.specs import DatasetSpec, MixtureError
-from piccolo_st.data.strict import TwiceNamed, parse_json
-
-CHUNK_ROWS = 20_000
+from piccolo_st.data.text_files import read_delimited, read_json, read_jsonl
 
 _SUFFIXES = {
     ".jsonl": "jsonl",
@@ -44,8 +41,6 @@ _SUFFIXES = {
 }
 _COMPRESSED = {".gz", ".bz2", ".zst"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-
-csv.field_size_limit(1 << 27)  # the default of 128 KiB is less than a long passage
 
 
 @dataclass(frozen=True)
@@ -125,7 +120,7 @@ def _format_of(path: Path, place: str) -> str:
 
 
 def read_chunks(spec: DatasetSpec, location: Location) -> Iterator[Chunk]:
-    """The raw rows of a source, in order, at most ``CHUNK_ROWS`` at a time.
+    """The raw rows of a source, in order, at most ``chunks.CHUNK_ROWS`` at a time.
 
     Raises:
         MixtureError: a file as a whole cannot be read (no permission, truncated Parquet, no header).
@@ -134,13 +129,11 @@ def read_chunks(spec: DatasetSpec, location: Location) -> Iterator[Chunk]:
         yield from _read_hub(spec)
         return
     if location.format == "beir":
-        from piccolo_st.data.beir import read_beir_pairs
-
         yield from read_beir_pairs(location.files)
         return
     readers: dict[str, Callable[[Path], Iterator[Chunk]]] = {
         "jsonl": read_jsonl,
-        "json": _read_json,
+        "json": read_json,
         "csv": lambda path: read_delimited(path, ","),
         "tsv": lambda path: read_delimited(path, "\t"),
         "parquet": _read_parquet,
@@ -158,100 +151,10 @@ def read_chunks(spec: DatasetSpec, location: Location) -> Iterator[Chunk]:
             ) from error
 
 
-def _chunked(path: Path, items: Iterable[tuple[int, dict[str, Any]] | Reject]) -> Iterator[Chunk]:
-    """Rows with their numbers, and rejects, gathered into chunks."""
-    rows: list[int] = []
-    records: list[dict[str, Any]] = []
-    rejects: list[Reject] = []
-    for item in items:
-        if isinstance(item, Reject):
-            rejects.append(item)
-        else:
-            rows.append(item[0])
-            records.append(item[1])
-        if len(rows) + len(rejects) >= CHUNK_ROWS:
-            yield Chunk(str(path), np.array(rows, dtype=np.int64), records, rejects)
-            rows, records, rejects = [], [], []
-    if rows or rejects:
-        yield Chunk(str(path), np.array(rows, dtype=np.int64), records, rejects)
-
-
-def read_jsonl(path: Path) -> Iterator[Chunk]:
-    """One JSON object a line; blank lines are no rows."""
-    return _chunked(path, _jsonl_items(path))
-
-
-def _jsonl_items(path: Path) -> Iterator[tuple[int, dict[str, Any]] | Reject]:
-    with pa.input_stream(path, compression="detect") as stream:
-        for number, line in enumerate(io.BufferedReader(stream), start=1):
-            if not line.strip():
-                continue
-            try:
-                record = parse_json(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except UnicodeDecodeError:
-                yield Reject(str(path), number, "not UTF-8", excerpt(line.decode("utf-8", "replace")))
-            except (json.JSONDecodeError, RecursionError):
-                yield Reject(str(path), number, "not valid JSON", excerpt(line.decode("utf-8").strip()))
-            else:
-                yield _object(path, number, record)
-
-
-def _object(path: Path, number: int, record: Any) -> tuple[int, dict[str, Any]] | Reject:
-    if type(record) is dict:
-        return number, record
-    reason = "a key twice" if isinstance(record, TwiceNamed) else "not a JSON object"
-    return Reject(str(path), number, reason, excerpt(record))
-
-
-def _read_json(path: Path) -> Iterator[Chunk]:
-    """A JSON array of objects; the row number is the position in the array."""
-    with pa.input_stream(path, compression="detect") as stream:
-        try:
-            content = parse_json(stream.read().decode("utf-8-sig"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise OSError(f"{error}") from None
-    if not isinstance(content, list):
-        raise OSError(f"it must hold a list of objects, got {type(content).__name__}")
-    return _chunked(path, (_object(path, number, record) for number, record in enumerate(content, start=1)))
-
-
-def read_delimited(path: Path, delimiter: str) -> Iterator[Chunk]:
-    """CSV as RFC 4180 has it, or TSV, in which quotes mean nothing (IANA's text/tab-separated-values)."""
-    return _chunked(path, _delimited_items(path, delimiter))
-
-
-def _delimited_items(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]] | Reject]:
-    with pa.input_stream(path, compression="detect") as stream:
-        # Bytes that are not UTF-8 become lone surrogates, which the row's own check below finds again.
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        quoting: Any = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
-        reader = csv.reader(text, delimiter=delimiter, quoting=quoting)
-        header = next(reader, [])
-        if len(set(header)) != len(header):
-            raise OSError(f"its header names a column twice: {header}")
-        while True:
-            try:
-                cells = next(reader, None)
-            except csv.Error as error:
-                yield Reject(str(path), reader.line_num, "not valid CSV", excerpt(str(error)))
-                continue
-            if cells is None:
-                return
-            if not cells or (len(cells) == 1 and not cells[0].strip()):
-                continue
-            joined = delimiter.join(cells)
-            if len(cells) != len(header):
-                yield Reject(str(path), reader.line_num, "wrong number of fields", excerpt(joined))
-            elif not joined.isascii() and any("\udc80" <= character <= "\udcff" for character in joined):
-                yield Reject(str(path), reader.line_num, "not UTF-8", excerpt(joined))
-            else:
-                yield reader.line_num, dict(zip(header, cells, strict=True))
-
-
 def _read_parquet(path: Path) -> Iterator[Chunk]:
     with pq.ParquetFile(path, memory_map=True) as file:
         start = 1
-        for batch in file.iter_batches(batch_size=CHUNK_ROWS):
+        for batch in file.iter_batches(batch_size=chunks.CHUNK_ROWS):
             yield _columnar(str(path), start, pa.Table.from_batches([batch]))
             start += batch.num_rows
 
@@ -267,8 +170,8 @@ def _read_arrow(path: Path) -> Iterator[Chunk]:
             batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
         start = 1
         for batch in batches:
-            for offset in range(0, batch.num_rows, CHUNK_ROWS):
-                part = batch.slice(offset, CHUNK_ROWS)
+            for offset in range(0, batch.num_rows, chunks.CHUNK_ROWS):
+                part = batch.slice(offset, chunks.CHUNK_ROWS)
                 yield _columnar(str(path), start, pa.Table.from_batches([part]))
                 start += part.num_rows
 
@@ -286,14 +189,14 @@ def _read_hub(spec: DatasetSpec) -> Iterator[Chunk]:
         ) from error
     name = f"hub://{spec.source}@{spec.revision}/{spec.split}"
     start = 1
-    for table in dataset.with_format("arrow").iter(CHUNK_ROWS):
+    for table in dataset.with_format("arrow").iter(chunks.CHUNK_ROWS):
         yield _columnar(name, start, table)
         start += table.num_rows
 
 
 def _read_jionlp(name: str, path: Path) -> Iterator[Chunk]:
     items = jionlp.read(name, path)
-    return _chunked(
+    return chunks.chunked(
         path,
         ((n, row) if isinstance(row, dict) else Reject(str(path), n, reason, excerpt(row)) for n, row, reason in items),
     )

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piccolo_st.data import sources
+from piccolo_st.data import chunks
 from piccolo_st.data.mixture import Mixture, MixtureError, load_mixture
 from piccolo_st.data.strict import parse_json, parse_list, parse_number
 
@@ -123,7 +123,7 @@ def test_lists_written_as_text_are_read_as_lists(form: str, file: str, tmp_path:
 def test_a_list_written_as_text_among_other_text_is_a_fault(
     turned: bool, chunk_rows: int, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", chunk_rows)
     rows = [{"query": f"问{i}", "positive": f"答{i}", "neg": "[笑] [1]" if i else '["错", "误"]'} for i in range(5)]
     mixture = _load(WRITERS[file](tmp_path, rows[::-1] if turned else rows))
     assert mixture.report.datasets["faq"].rejected == {"negative: a list written as text": 1}
@@ -145,13 +145,13 @@ def test_what_a_column_is_does_not_depend_on_the_order_of_the_rows(
     rows = [{"query": f"问{i}", **row} for i, row in enumerate(rows)]
     rows += [{"query": "好", "positive": "行"}, {"query": "坏", "positive": '["行"]'}]
     found = []
-    before = sources.CHUNK_ROWS
+    before = chunks.CHUNK_ROWS
     for given_rows, size in ((rows, 1000), (rows, chunk_rows), (order.sample(rows, len(rows)), chunk_rows)):
-        sources.CHUNK_ROWS = size
+        chunks.CHUNK_ROWS = size
         try:
             mixture = _load(_jsonl(tmp_path_factory.mktemp("order"), given_rows), max_rejected=1)
         finally:
-            sources.CHUNK_ROWS = before
+            chunks.CHUNK_ROWS = before
         report = mixture.report.datasets["faq"]
         found.append((sorted(map(repr, mixture.train["faq"])), report.rejected, report.removed))
     assert found[0] == found[1]
@@ -160,7 +160,7 @@ def test_what_a_column_is_does_not_depend_on_the_order_of_the_rows(
 
 
 def test_a_column_that_begins_after_the_first_rows_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "CHUNK_ROWS", 2)
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 2)
     rows: list[dict[str, Any]] = [{"query": f"问{i}", "positive": f"答{i}"} for i in range(5)]
     mixture = _load(_jsonl(tmp_path, [*rows, {"query": "问", "positive": "答", "negative": ["错"]}]))
     assert mixture.train["faq"]["negative"] == [[], [], [], [], [], ["错"]]

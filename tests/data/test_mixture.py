@@ -318,7 +318,7 @@ def test_max_rows_reads_so_many_rows_and_no_more(
     limit: int, format: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Inside a chunk of five rows and at its border, with lines that cannot be read and rows that fail a check."""
-    monkeypatch.setattr("piccolo_st.data.sources.CHUNK_ROWS", 5)
+    monkeypatch.setattr("piccolo_st.data.chunks.CHUNK_ROWS", 5)
     pairs = [{"query": f"问{i}" if i % 6 != 2 else "", "positive": f"答{i}"} for i in range(1, 13)]
     _write(folder / "faulty.jsonl", pairs)
     lines = (folder / "faulty.jsonl").read_text(encoding="utf-8").splitlines()
@@ -343,7 +343,7 @@ def test_max_rows_reads_so_many_rows_and_no_more(
 
 
 def test_max_rows_does_not_look_beyond_its_last_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("piccolo_st.data.sources.CHUNK_ROWS", 5)
+    monkeypatch.setattr("piccolo_st.data.chunks.CHUNK_ROWS", 5)
     (folder / "z.parquet").write_bytes(b"cut off")
     pq.write_table(
         pa.Table.from_pylist([{"query": f"问{i}", "positive": f"答{i}"} for i in range(5)]), folder / "a.parquet"

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
-from piccolo_st.data import jionlp, sources
+from piccolo_st.data import jionlp, sources, text_files
 from piccolo_st.data.mixture import MixtureError, load_mixture
 from piccolo_st.data.specs import DatasetSpec
 from piccolo_st.errors import MissingPackage
@@ -241,7 +241,7 @@ def test_the_formats_of_peers_are_read_as_they_are(name: str, source: str, tmp_p
 
 
 def test_rows_are_read_in_chunks_without_losing_their_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "CHUNK_ROWS", 3)
+    monkeypatch.setattr("piccolo_st.data.chunks.CHUNK_ROWS", 3)
     for name in ("jsonl", "json", "csv", "parquet", "arrow stream"):
         file, write = FORMATS[name]
         path = write(tmp_path / file)
@@ -256,7 +256,7 @@ def test_lines_that_cannot_be_read_do_not_hide_the_others(tmp_path: Path) -> Non
     path = tmp_path / "rows.jsonl"
     good = [json.dumps(row, ensure_ascii=False).encode() for row in ROWS]
     path.write_bytes(b"\n".join([good[0], b'{"query": ', b"", good[1], b"\xff\xfe", b"[1]", good[2]]))
-    (chunk,) = sources.read_jsonl(path)
+    (chunk,) = text_files.read_jsonl(path)
     assert chunk.rows.tolist() == [1, 4, 7]
     assert [(r.row, r.reason) for r in chunk.rejects] == [
         (2, "not valid JSON"),
@@ -267,11 +267,11 @@ def test_lines_that_cannot_be_read_do_not_hide_the_others(tmp_path: Path) -> Non
 
 def test_csv_quotes_and_tsv_does_not(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('query,positive\n"一,二","他说""好""\n再见"\n三,四\n', encoding="utf-8")
-    (chunk,) = sources.read_delimited(tmp_path / "a.csv", ",")
+    (chunk,) = text_files.read_delimited(tmp_path / "a.csv", ",")
     assert chunk.records == [{"query": "一,二", "positive": '他说"好"\n再见'}, {"query": "三", "positive": "四"}]
     assert chunk.rows.tolist() == [3, 4]  # the first row ends on the third line
     (tmp_path / "a.tsv").write_text('query\tpositive\n"一\t二"三"\n四\t五\t六\n', encoding="utf-8")
-    (chunk,) = sources.read_delimited(tmp_path / "a.tsv", "\t")
+    (chunk,) = text_files.read_delimited(tmp_path / "a.tsv", "\t")
     assert chunk.records == [{"query": '"一', "positive": '二"三"'}]
     assert [(r.row, r.reason) for r in chunk.rejects] == [(3, "wrong number of fields")]
 
@@ -279,7 +279,7 @@ def test_csv_quotes_and_tsv_does_not(tmp_path: Path) -> None:
 def test_delimited_text_that_is_not_utf8_is_found_in_its_row(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes("query,positive\n一,二\n".encode() + "三,四\n".encode("gbk") + "五,六\n".encode())
-    (chunk,) = sources.read_delimited(path, ",")
+    (chunk,) = text_files.read_delimited(path, ",")
     assert [record["query"] for record in chunk.records] == ["一", "五"]
     assert [(r.row, r.reason) for r in chunk.rejects] == [(3, "not UTF-8")]
 

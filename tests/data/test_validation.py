@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piccolo_st.data import sources
+from piccolo_st.data import chunks
 from piccolo_st.data.mixture import Mixture, MixtureError, load_mixture
 
 GOOD = {"query": "今天的天气", "positive": "今天是晴天", "negative": ["明天有雨"]}
@@ -301,14 +301,14 @@ def test_the_result_does_not_depend_on_how_rows_fall_into_chunks(
 ) -> None:
     lines = [_line(query="" if i in faulty else f"问题{i}", negative=[f"反{i}", f"反{i}"]) for i in range(sum(sizes))]
     found = []
-    before = sources.CHUNK_ROWS
+    before = chunks.CHUNK_ROWS
     for chunk in (1, 4, 1000):
         try:
-            sources.CHUNK_ROWS = chunk
+            chunks.CHUNK_ROWS = chunk
             good = [_line()]  # at least one row is kept
             mixture, rejects = _load(tmp_path_factory.mktemp("chunks"), good + lines)
         finally:
-            sources.CHUNK_ROWS = before
+            chunks.CHUNK_ROWS = before
         found.append((list(mixture.train["a"]), [(r["row"], r["reason"]) for r in rejects]))
     assert found[0][0] == found[1][0] == found[2][0]
     assert sorted(found[0][1]) == sorted(found[1][1]) == sorted(found[2][1])
