@@ -235,7 +235,6 @@ class Ablation:
         folder = self._folder(plan.variant.name, seed)
         folder.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
-        self._share_built(folder / "run")
         fixed: dict[str, Any] = {"train.seed": seed, "train.save_strategy": "no", "train.resume": "never"}
         sections = merge(plan.sections, {"model.name_or_path": self._encoder(plan.sections)})
         if plan.stage1 is not None:
@@ -282,15 +281,7 @@ class Ablation:
         def write(folder: Path) -> None:
             build_encoder(settings, mixture.texts(), folder, always)
 
-        return str(store.entry(self.output / "built", key, write))
-
-    def _share_built(self, run: Path) -> None:
-        """Let a run find what others have mined: each result is named after all that it is made of."""
-        shared = (self.output / "built").resolve()
-        shared.mkdir(parents=True, exist_ok=True)
-        run.mkdir(parents=True, exist_ok=True)
-        if not (run / "built").exists():
-            (run / "built").symlink_to(shared)
+        return str(store.entry(store.default_cache(), key, write))
 
     def _score(self, model: SentenceTransformer, mixture: Mixture, config: RunConfig, folder: Path) -> dict[str, float]:
         """Step (3): task -> percent."""

@@ -16,6 +16,7 @@ from piccolo_st.distributed import on_cpu
 from piccolo_st.encoder import check_dtype
 from piccolo_st.errors import ConfigError, MissingPackage
 from piccolo_st.instructions import PRESETS, Instructions
+from piccolo_st.redaction import redact
 
 #: Environment variable: the ``train.max_seconds`` of every run that sets none.
 TIME_LIMIT = "PICCOLO_ST_MAX_SECONDS"
@@ -88,6 +89,8 @@ class ModelArguments:
 @dataclass
 class DataArguments:
     """What it is trained on, and which rows stand together in a batch."""
+
+    STAGE: ClassVar[str] = "fine-tuning"
 
     mixture: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "The data mixture: a YAML file, or the mapping itself; see data.mixture."}
@@ -243,6 +246,9 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
     cpu_threads: int | None = field(
         default=None, metadata={"help": "torch threads of a process on CPU; empty: the cores shared among processes."}
     )
+    card_samples: bool = field(
+        default=False, metadata={"help": "Whether the model's card shows rows of the training data."}
+    )
 
     def __post_init__(self) -> None:
         _check_deepspeed(self)
@@ -264,6 +270,11 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
         if self.device.type == "cpu":
             self._share_cores()
             self.dataloader_pin_memory = False  # there is no device to pin for, and torch would warn at every epoch
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every setting, as trackers and the model's card get it: without secrets, wherever they stand."""
+        found: dict[str, Any] = redact(super().to_dict(), mark="left out")[0]  # type: ignore[no-untyped-call]
+        return found
 
     def _share_cores(self) -> None:
         """Share the cores among this machine's processes, where nobody else decided.
@@ -320,6 +331,8 @@ class PretrainModelArguments(ModelArguments):
 @dataclass
 class PretrainDataArguments(DataArguments):
     """What it is pretrained on: pairs, in batches as large as the memory allows."""
+
+    STAGE: ClassVar[str] = "pre-training"
 
     batch_size: int = field(default=1024, metadata={"help": "Samples per device and step."})
 

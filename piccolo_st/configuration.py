@@ -33,7 +33,7 @@ Section = TypeVar("Section")
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A parsed run: its file, the merged plain mapping (for the record), and one dataclass per section."""
+    """A parsed run: its file, every setting as a plain mapping (for the record), and one dataclass per section."""
 
     path: Path
     resolved: dict[str, dict[str, Any]]
@@ -175,10 +175,13 @@ def build_section(name: str, cls: type[Section], values: Mapping[str, Any]) -> S
     hints = get_type_hints(cls)
     tokens: list[str] = []
     plain: dict[str, Any] = {}
+    defaults = _defaults(cls)
     for key, value in values.items():
+        # A default may be what the parser refuses, such as an empty list; a recorded run writes all of them.
+        default = defaults.get(key)
         if from_plain := getattr(hints[key], "from_plain", None):
             plain[key] = from_plain(value, f"{name}.{key}")
-        elif value is None or isinstance(value, Mapping):
+        elif value is None or isinstance(value, Mapping) or (type(value) is type(default) and value == default):
             if isinstance(value, Mapping) and "dict" not in str(hints[key]):
                 raise ConfigError(f"{name}.{key} must be of type {_type_name(hints[key])}, got a mapping")
             plain[key] = value
@@ -238,8 +241,23 @@ def parse_run(
     merged = merge(content, overrides)
     _check_keys(merged, sections, "the command line")
     built: dict[str, Any] = {name: build_section(name, cls, merged.get(name) or {}) for name, cls in sections.items()}
-    resolved = {name: dict(merged.get(name) or {}) for name in sections}
+    resolved = {name: {**_defaults(cls), **(merged.get(name) or {})} for name, cls in sections.items()}
     return RunConfig(path=path, resolved=resolved, sections=built)
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+    """What the settings of a section are where nobody sets them."""
+    found: dict[str, Any] = {}
+    for item in dataclasses.fields(cls):
+        if not item.init or item.name in {*getattr(cls, "REPLACED", {}), *getattr(cls, "UNREAD", {})}:
+            continue
+        if item.default is not dataclasses.MISSING:
+            found[item.name] = item.default
+        elif item.default_factory is not dataclasses.MISSING:
+            found[item.name] = item.default_factory()
+    # A class of its own, such as Instructions, as the mapping that it is read from.
+    classes = [key for key, value in found.items() if dataclasses.is_dataclass(value)]
+    return {**found, **{key: vars(found[key]) for key in classes}}
 
 
 def _help(sections: Mapping[str, type], default: Path, description: str) -> str:

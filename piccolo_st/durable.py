@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -37,12 +38,13 @@ from piccolo_st.distributed import agree, fail_together, get_rank, on_first_rank
 from piccolo_st.errors import InputError
 from piccolo_st.ownership import own
 from piccolo_st.portable import bare_encoders, check_savable
+from piccolo_st.push import PortablePushes
 from piccolo_st.signature import starting_weights, trainer_facts
 
 logger = logging.getLogger(__name__)
 
 
-class DurableTrainer(SentenceTransformerTrainer):
+class DurableTrainer(PortablePushes, SentenceTransformerTrainer):
     """SentenceTransformerTrainer with exact resume and complete checkpoints; see the module's docstring.
 
     ``args.resume`` (``auto``) and ``args.accept_changes`` (False) are read where the arguments have them.
@@ -50,11 +52,14 @@ class DurableTrainer(SentenceTransformerTrainer):
     Attributes:
         run_configuration: sections of the configuration that decide the run and that the trainer does not see
             otherwise, as JSON; a checkpoint of a run with others is refused.
+        finished_before: whether ``train`` found the run at its end already, and trained nothing.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.run_configuration: Mapping[str, Any] = {}
+        self.finished_before = False
+        self._called = time.perf_counter()
         self._resumed: Checkpoint | None = None
         self._plan: BatchPlan | None = None
         self._signature: dict[str, Any] = {}
@@ -94,6 +99,7 @@ class DurableTrainer(SentenceTransformerTrainer):
 
     def _train(self, resume_from_checkpoint: str | bool | None, trial: Any, *args: Any, **kwargs: Any) -> TrainOutput:
         wanted = resume_from_checkpoint
+        self._called = time.perf_counter()
         if wanted is None:
             wanted = False if trial is not None else getattr(self.args, "resume", "never")
         if trial is not None:
@@ -113,9 +119,10 @@ class DurableTrainer(SentenceTransformerTrainer):
         output_dir = Path(self._get_output_dir(trial))
         found = on_first_rank(lambda: self._find(wanted, output_dir, steps))
         self._resumed = found
+        self.finished_before = found is not None and found.step >= steps
         if found is None:
             return super().train(None, trial, *args, **kwargs)
-        if found.step >= steps:
+        if self.finished_before:
             return self._load_finished(found)
         logger.info("going on from %s, step %d of %d", found.path, found.step, steps)
         on_start, self.args.eval_on_start = self.args.eval_on_start, False  # the run started long ago
@@ -331,8 +338,15 @@ class DurableTrainer(SentenceTransformerTrainer):
             "engine": self._engine(),
             "scaler": getattr(self.accelerator, "scaler", None) is not None,
             "resumable": not self.args.save_only_model,
+            "seconds": round(self.seconds_so_far, 1),
             "environment": resume.environment(self.args),
         }
+
+    @property
+    def seconds_so_far(self) -> float:
+        """Seconds since ``train`` was called, and those that led to the checkpoint that it went on from."""
+        before = float(self._resumed.run.get("seconds", 0.0)) if self._resumed is not None else 0.0
+        return before + time.perf_counter() - self._called
 
     def _engine(self) -> str:
         if self.is_deepspeed_enabled:

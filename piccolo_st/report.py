@@ -1,11 +1,10 @@
-"""What a run shows and leaves behind: the plan before it, the table, the picture and the record after it.
+"""What a run shows and leaves behind: the plan before it, the table and the picture after it; record.py has the record.
 
 Pure text and files; nothing here trains or loads a model.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from unicodedata import east_asian_width
-
-import yaml
 
 from piccolo_st.errors import MissingPackage
 
@@ -188,12 +185,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def write_record(folder: Path, resolved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Write ``config.yaml`` (the run's configuration with every override) and ``run.json`` (versions and facts)."""
-    (folder / "config.yaml").write_text(
-        yaml.safe_dump(dict(resolved), allow_unicode=True, sort_keys=False), encoding="utf-8"
-    )
-    record = {"versions": versions(), **facts}
-    (folder / "run.json").write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

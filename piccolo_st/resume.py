@@ -27,6 +27,7 @@ from sentence_transformers.base.model import BaseModel
 from torch import nn
 
 from piccolo_st.checkpoint import Checkpoint, CheckpointError
+from piccolo_st.redaction import redact
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def signature(args: Any, plan: Mapping[str, Any], data: Mapping[str, str], extra
         extra: sections of the configuration that the trainer does not see, such as the loss's.
 
     Returns:
-        Dotted name -> a JSON value.
+        Dotted name -> a JSON value; a checkpoint holds it, so that no secret is among them.
     """
     train = {name: getattr(args, name) for name in _DECISIVE}
     for name in ("fast_dropout", "packing"):  # stock arguments have no such fields
@@ -76,7 +77,7 @@ def signature(args: Any, plan: Mapping[str, Any], data: Mapping[str, str], extra
     # In-batch negatives come from one micro-step of all ranks.
     train["rows of a micro-step"] = args.world_size * args.per_device_train_batch_size
     sections = {"plan": plan, "data": data, "train": train, **extra}
-    return json.loads(json.dumps(dict(_flat(sections)), default=str))
+    return redact(json.loads(json.dumps(dict(_flat(sections)), default=str)), mark="left out")[0]
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

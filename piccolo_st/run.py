@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -36,14 +35,17 @@ from piccolo_st.data.limits import check_dataset, dataset_limits
 from piccolo_st.data.mining import mine_mixture
 from piccolo_st.data.mixture import DatasetSpec, Mixture, load_mixture
 from piccolo_st.data.sampler import HomogeneousBatchSampler, check_dataloader
-from piccolo_st.distributed import first_rank_first, missing_processes
+from piccolo_st.distributed import first_rank_first, missing_processes, on_first_rank
 from piccolo_st.encoder import EncoderSettings, build_encoder, load_encoder, weights_in_words
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation import RetrievalEvaluator, content_hash, held_out_evaluators
+from piccolo_st.evaluation.identity import tokenizer_state
 from piccolo_st.instructions import Instructions, dataset_prompts, dataset_tasks
 from piccolo_st.losses import build_losses, scale_dimension
+from piccolo_st.model_card import add_training
 from piccolo_st.ownership import own
 from piccolo_st.packing import packs
+from piccolo_st.record import DatasetRecord, RunRecord
 from piccolo_st.trainer import PiccoloTrainer
 from piccolo_st.unread import unread
 
@@ -112,27 +114,55 @@ class TrainingRun:
         return "\n".join([*lines, "", self.mixture.report.text(further)])
 
     def train(self) -> None:
-        """Train, then write the model, the record and the picture, and give the output directory up."""
+        """Train, then write the model, the record and the picture; push the model where that was asked for.
+
+        A run that had ended before is left as it is. The output directory is given up.
+        """
         with self._owned:
             self._train()
 
     def _train(self) -> None:
-        start = time.perf_counter()
         self.trainer.train()
-        seconds = time.perf_counter() - start
-        self.trainer.save_model(str(self.output / "model"))
+        seconds = self.trainer.seconds_so_far
+        if not (self.trainer.finished_before and on_first_rank(self._is_left)):
+            self._leave(seconds)
+        if self.trainer.args.push_to_hub:
+            self.trainer.push_saved(self.output / "model", "End of training")
+
+    def _is_left(self) -> bool:
+        """Whether the output directory holds what this run left when it ended: its log, and the model of its record."""
+        try:
+            record = RunRecord.read(self.output)
+            model = SentenceTransformer(str(self.output / "model"), device="cpu")
+        except (OSError, ValueError):  # InputError among them
+            return False
+        log = json.loads(json.dumps(self.trainer.state.log_history))
+        return record.log[: len(log)] == log and record.content_hash == content_hash(model)
+
+    def _leave(self, seconds: float) -> None:
+        """Write the model, its card, the record and the picture."""
+        folder = self.output / "model"
+        self.trainer.save_model(str(folder), _internal_call=True)
         if self.trainer.is_world_process_zero():
-            facts = {
-                "seconds": round(seconds, 1),
-                "world_size": self.trainer.args.world_size,
-                "mixture": self.mixture.fingerprint,
-                "content_hash": content_hash(SentenceTransformer(str(self.output / "model"), device="cpu")),
-                "evaluations": report.evaluations(self.trainer.state.log_history),
-                "log": self.trainer.state.log_history,
-            }
-            report.write_record(self.output, self.config.resolved, facts)
-            history = self.trainer.state.log_history
-            report.picture(report.plot_curves, history, self.output / "curves.png", self.output.name)
+            record = RunRecord.of(
+                self.config.resolved,
+                self.trainer,
+                stage=self.config["data"].STAGE,
+                seconds=round(seconds, 1),
+                mixture=self.mixture.fingerprint,
+                datasets=self._datasets(),
+                content_hash=content_hash(SentenceTransformer(str(folder), device="cpu")),
+            )
+            record.write(self.output)
+            report.picture(report.plot_curves, record.log, self.output / "curves.png", self.output.name)
+            add_training(folder, self.output)
+
+    def _datasets(self) -> dict[str, DatasetRecord]:
+        """What each dataset of the mixture was."""
+        skipped = check_dataloader(self.trainer.get_train_dataloader()).plan.skipped
+        used = {name: len(dataset) for name, dataset in self.train_dataset.items() if name not in skipped}
+        reports = self.mixture.report.datasets
+        return {n: DatasetRecord.of(spec, reports[n], used.get(n, 0)) for n, spec in self.mixture.specs.items()}
 
     def summary(self) -> str:
         """The table before and after, where everything is, and the lines that search with the model."""
@@ -196,7 +226,7 @@ class TrainingRun:
         always = sorted(text for one in self._instructions() for text in one.prompts.values())
         key = store.digest(["encoder", dataclasses.asdict(settings), self.mixture.fingerprint, always])
         return store.entry(
-            self.output / "built", key, lambda folder: build_encoder(settings, self._texts(), folder, always)
+            store.default_cache(), key, lambda folder: build_encoder(settings, self._texts(), folder, always)
         )
 
     def _texts(self) -> Iterator[str]:
@@ -218,13 +248,14 @@ class TrainingRun:
             own = dataclasses.asdict(self.config["model"])
             kept = {name: own[name] for name in ("instructions", "query_length", "document_length")}
             model = load_encoder(data.mining_model, dtype="stored", **kept)
+        made_of = tokenizer_state(self.model.tokenizer) if isinstance(model, str) else content_hash(model)
         return mine_mixture(
             self.mixture,
             model,
             data.mining,
-            self.output / "built",
+            store.default_cache(),
             tokenizer=self.model.tokenizer,
-            made_of=[data.mining_model, dataclasses.asdict(self.config["model"])],
+            made_of=[data.mining_model, made_of, dataclasses.asdict(self.config["model"])],
         )
 
     # Step (2): the trainer.

@@ -45,6 +45,7 @@ from piccolo_st.guards import (
     lost_rank,
     poison,
 )
+from piccolo_st.model_card.training import TrainingCardCallback
 from piccolo_st.packing import use_packing
 from piccolo_st.portable import problems, save_native, save_portable
 from piccolo_st.watching import Meter, alignment_and_uniformity, embed
@@ -61,6 +62,7 @@ class PiccoloTrainer(DurableTrainer):
 
     training_args_class: Any = PiccoloTrainingArguments
     data_collator_class = PiccoloDataCollator
+    model_card_callback_class = TrainingCardCallback
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

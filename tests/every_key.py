@@ -89,6 +89,7 @@ TRAIN = {
     "activation_checkpointing_kwargs": Row({"use_reentrant": True}, "arguments"),
     "report_to": Row("tensorboard", "section"),
     "cpu_threads": Row(2, "threads"),
+    "card_samples": Row(True, "card"),
 }
 PLAN = {
     "processes": Row(4, "plan"),

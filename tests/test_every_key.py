@@ -150,6 +150,7 @@ def observe(run: TrainingRun, mined: list[Any]) -> dict[str, Any]:
         "guard": trainer.guard.limit if hasattr(trainer.guard, "limit") else vars(trainer.guard).copy(),
         "output": str(run.output),
         "threads": torch.get_num_threads(),
+        "card": [sorted(dataset) for dataset in run.trainer.model.model_card_data.train_datasets],
         "report": [str(run.mixture.report), run.describe()],
         "unread": unread(run.config, run.mixture.specs.values()),
         "mined": mined,

@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation.identity import content_hash
 from piccolo_st.hub import ReleaseError, check_release, release
-from piccolo_st.hub.files import find_leaks, release_files
 from piccolo_st.model_card import add_results, prepare_card, read_results
 from piccolo_st.portable import save_portable
+from piccolo_st.portable.contents import find_leaks, release_files
 from tests.hub_clients import HUB_VERSION, REPO, TOKEN, save_release
 from tests.hub_server import HubServer
 
@@ -162,7 +162,11 @@ def test_incomplete_cards_are_refused(model_dir: Path, old: str, new: str, messa
 
 def test_a_missing_card_and_prompts_that_are_not_there(model_dir: Path) -> None:
     edit_json(model_dir / "config_sentence_transformers.json", prompts={"query": "", "document": ""})
-    assert "uses encode_query, but the model has no prompts" in problems(model_dir, "card")
+    found = problems(model_dir, "card")
+    assert "README.md types the instruction '查询：', but the model has no such prompt" in found
+    assert "set it with piccolo_st.instructions.set_prompts where it was trained with it" in found
+    prepare_card(model_dir, REPO)
+    assert not problems(model_dir, "card"), "the usage of a model without instructions types none"
     (model_dir / "README.md").unlink()
     assert problems(model_dir, "card") == "README.md is missing; save the model with its card"
 

@@ -13,9 +13,9 @@ import pytest
 from huggingface_hub import HfApi
 
 from piccolo_st.errors import InputError
-from piccolo_st.hub import PortablePushes, push_checkpoint
 from piccolo_st.model_card import PiccoloModelCardData
 from piccolo_st.portable import check_portable, save_portable
+from piccolo_st.push import PortablePushes, push_checkpoint
 from tests.hub_clients import REPO, TOKEN
 from tests.hub_server import HubServer
 
@@ -124,10 +124,11 @@ def test_every_strategy_pushes_portable_models(
 def test_a_failed_push_is_logged_and_does_not_stop_training(
     hub: HubServer, caplog: pytest.LogCaptureFixture, released_model: Path, tmp_path: Path
 ) -> None:
+    from sentence_transformers import SentenceTransformer
     from transformers.trainer_utils import HubStrategy
 
     class Trainer(PortablePushes):  # only what the mixin asks of a trainer
-        hub_model_id, push_in_progress = REPO, None
+        hub_model_id, push_in_progress, model = REPO, None, SentenceTransformer(str(released_model), device="cpu")
         args = type("Args", (), {"hub_strategy": HubStrategy.EVERY_SAVE, "hub_always_push": True,
                                  "hub_revision": None, "hub_token": TOKEN, "output_dir": str(tmp_path)})  # fmt: skip
         state = type("State", (), {"global_step": 7})

@@ -18,14 +18,14 @@ PACKAGE = Path(__file__).parent.parent / "piccolo_st"
 # but a package (losses, data, evaluation) may import within itself.
 LAYERS = [
     {"_version", "errors"},
-    {"configuration"},
+    {"configuration", "redaction"},
     {"distributed", "dropout", "instructions", "benchmarks", "report", "positions"},
     {"attention"},
     {"batching", "lengths", "packing"},
     {"losses", "pooling", "data"},
     {"portable", "onnx_export", "encoder", "demo"},
-    {"checkpoint", "evaluation", "arguments", "guards", "watching", "ownership", "unread", "signature"},
-    {"model_card", "resume", "zero", "budget", "disk"},
+    {"checkpoint", "evaluation", "arguments", "guards", "watching", "ownership", "unread", "record", "signature"},
+    {"model_card", "resume", "zero", "budget", "disk", "push"},
     {"durable"},
     {"trainer", "hub"},
     {"run", "baseline"},

@@ -33,8 +33,16 @@ from piccolo_st.model_card import (
     stage_facts,
 )
 from piccolo_st.model_card.__main__ import main
+from piccolo_st.model_card.card import dataset_facts
 from piccolo_st.model_card.results import _REPOSITORIES, eval_results, from_model_index, from_mteb
-from piccolo_st.model_card.sections import TableRow, comparison_table, evaluated_model, replace_block
+from piccolo_st.model_card.sections import (
+    TableRow,
+    comparison_table,
+    evaluated_model,
+    replace_block,
+    training_section,
+)
+from piccolo_st.record import DatasetRecord, RunRecord
 
 CARDS = Path(__file__).parent.parent / "model_cards"
 GOLDEN = Path(__file__).parent / "golden" / "card.md"
@@ -310,15 +318,38 @@ def test_the_same_data_give_the_same_bytes() -> None:
 
 
 def test_facts_of_a_run() -> None:
-    config = {
-        "model": {"query_length": 64, "document_length": 512, "instructions": "piccolo"},
+    configuration = {
+        "model": {"name_or_path": "/home/me/encoder", "query_length": 64, "instructions": "piccolo"},
         "data": {"batch_size": 32},
         "loss": {"temperature": 0.01, "directions": ["query_to_doc"]},
-        "train": {"learning_rate": 1e-4, "num_train_epochs": 1},
+        "train": {"learning_rate": 1e-4, "num_train_epochs": 1, "seed": 42},
     }
-    facts = stage_facts(config, {"datasets": {"词语": 1200, "谚语": 34}, "world_size": 2, "hardware": "CPU"})
+    datasets = {
+        "词语": DatasetRecord("/home/me/words.jsonl", "retrieval", licence="CC0", note="词典", used=1200, counts={
+            "rows": 1300, "rejected": {"no text": 60}, "held_out": {"a held-out query": 40}}),
+        "谚语": DatasetRecord("jionlp:sayings", "retrieval", used=34),
+        "searched": DatasetRecord("cmrc.dev", "retrieval"),
+    }  # fmt: skip
+    losses = {"词语": {"name": "PiccoloLoss", "temperature": 0.01}, "谚语": {"name": "PiccoloLoss"}}
+    record = RunRecord(
+        configuration, "pre-training", {}, "bf16", "CPU", "DDP", 2, losses, datasets=datasets, log=[{"step": 7}]
+    )
+    facts = stage_facts(record)
+    assert facts["stage"] == "pre-training" and facts["encoder"] == "encoder"
     assert facts["batch"] == "32 x 2 = 64" and facts["data"] == ["词语 (1,200)", "谚语 (34)"]
-    assert facts["samples"] == 1234 and facts["hardware"] == "CPU" and "steps" not in facts
+    assert facts["samples"] == 1234 and facts["steps"] == 7 and facts["loss"] == ["PiccoloLoss"]
+    text = training_section([facts], datasets=dataset_facts(record))
+    for row in ("| learning rate | 0.0001 |", "| temperature | 0.01 |", "| seed | 42 |", "| precision | bf16 |",
+                "| hardware | CPU |", "| processes | 2, DDP |",
+                "| 词语 | words.jsonl | retrieval | 1,300 | 60 | 0 | 40 | 1,200 | CC0 | 词典 |"):  # fmt: skip
+        assert row in text, text
+    assert "/home" not in text
+
+
+def test_what_is_not_known_of_a_run_is_not_in_its_facts() -> None:
+    assert stage_facts(RunRecord({"model": {}, "data": {}, "loss": {}, "train": {}}, versions={})) == {
+        "stage": "fine-tuning"
+    }
 
 
 # ---------------------------------------------------------------------------------------- cards of real models

@@ -1,15 +1,13 @@
-"""What a run shows: tables by display width, evaluations out of a log history, curves, the record."""
+"""What a run shows: tables by display width, evaluations out of a log history, curves."""
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
-from piccolo_st.report import comparison, evaluations, picture, plot_curves, table, versions, write_record
+from piccolo_st.report import comparison, evaluations, picture, plot_curves, table
 
 HISTORY = [
     {"eval_words_ndcg@10": 0.1, "eval_words_recall@10": 0.2, "eval_words_mrr@10": 0.05, "step": 0},
@@ -51,13 +49,6 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
     written = plot_curves(HISTORY, tmp_path / "curves.png", "a run")
     assert written.read_bytes().startswith(b"\x89PNG") and written.stat().st_size > 5_000
     plot_curves([], tmp_path / "empty.png")
-
-
-def test_the_record_holds_configuration_versions_and_facts(tmp_path: Path) -> None:
-    write_record(tmp_path, {"model": {"name_or_path": "甲"}}, {"seconds": 1.5})
-    assert yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8")) == {"model": {"name_or_path": "甲"}}
-    record = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
-    assert record["seconds"] == 1.5 and record["versions"] == versions() and "torch" in record["versions"]
 
 
 def test_a_run_ends_well_without_matplotlib(

@@ -84,14 +84,14 @@ def _configuration(model: SentenceTransformer) -> Iterator[Any]:
         if (config := getattr(module, "config", None)) is not None:
             yield _transformer_configuration(config.to_dict())
         if (tokenizer := getattr(module, "tokenizer", None)) is not None:
-            yield _tokenizer_state(tokenizer)
+            yield tokenizer_state(tokenizer)
 
 
 def _transformer_configuration(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in _CONFIG_BOOKKEEPING}
 
 
-def _tokenizer_state(tokenizer: Any) -> dict[str, Any]:
+def tokenizer_state(tokenizer: Any) -> dict[str, Any]:
     """What the tokenizer does to a text; ``encode`` leaves its last padding and truncation in the backend."""
     limits = {"model_max_length": tokenizer.model_max_length, "padding_side": tokenizer.padding_side}
     backend = getattr(tokenizer, "backend_tokenizer", None)

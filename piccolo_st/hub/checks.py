@@ -16,6 +16,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ from sentence_transformers import SentenceTransformer
 
 from piccolo_st.errors import InputError, reason
 from piccolo_st.evaluation.identity import content_hash
-from piccolo_st.hub.files import find_leaks, release_files
+from piccolo_st.instructions import PRESETS
 from piccolo_st.model_card.card import PLACEHOLDER_ID
 from piccolo_st.model_card.sections import evaluated_model
 from piccolo_st.portable import check_portable, save_portable
+from piccolo_st.portable.contents import find_leaks, release_files
 
 PROBES = (
     "今天天气怎么样",
@@ -80,7 +82,7 @@ def check_release(
     Args:
         model_dir: a saved model.
         repo_id: the id under which it will be published.
-        include: see :func:`piccolo_st.hub.files.release_files`.
+        include: see :func:`piccolo_st.portable.contents.release_files`.
         exclude: the same.
         foreign_results: accept results in the card that name no model they were measured on.
     """
@@ -179,8 +181,16 @@ def _card_problems(text: str, repo_id: str, model: SentenceTransformer) -> Itera
     for name, prompt in prompts.items():
         if prompt not in text:
             yield f"the model's {name} prompt {prompt!r} does not occur in README.md"
-    if not prompts and "encode_query(" in text:
-        yield "README.md uses encode_query, but the model has no prompts; set them with piccolo_st.set_prompts"
+    for prompt in sorted({*chain.from_iterable(preset.prompts.values() for preset in PRESETS.values())} - {""}):
+        if prompt not in model.prompts.values() and any(f'"{prompt}"' in code for code in _snippets(text)):
+            yield (
+                f"README.md types the instruction {prompt!r}, but the model has no such prompt; set it with "
+                "piccolo_st.instructions.set_prompts where it was trained with it, or renew the usage with --fill-card"
+            )
+
+
+def _snippets(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
 
 
 def _result_problems(text: str, model: SentenceTransformer, foreign_results: bool) -> Iterator[str]:

@@ -15,7 +15,6 @@ token is huggingface_hub's own affair (``hf auth login`` or HF_TOKEN) and no par
 from __future__ import annotations
 
 import glob
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,15 +27,15 @@ from huggingface_hub import (
     CommitOperationCopy,
     CommitOperationDelete,
     HfApi,
-    get_token,
     snapshot_download,
 )
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import HfHubHTTPError
 
 from piccolo_st.errors import InputError
 from piccolo_st.hub.checks import check_release, embed
-from piccolo_st.hub.files import release_files
 from piccolo_st.hub.plan import Plan, compare, describe_movement, make_plan, remote_files, sha256
+from piccolo_st.portable.contents import release_files
+from piccolo_st.push import hub_reason
 
 
 class ReleaseError(InputError):
@@ -306,39 +305,6 @@ def _explained(step: str, state: str) -> Iterator[None]:
     except ReleaseError:
         raise
     except Exception as error:
-        reason = _reason(error)
-        raise ReleaseError(f"{step} failed: {reason}. {state} Run the same command again to complete it") from error
-
-
-def _reason(error: BaseException) -> str:
-    """What went wrong, in a sentence; without credentials, signatures of storage addresses and request ids."""
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    if any(isinstance(link, LocalTokenNotFoundError) for link in chain):
-        return "there is no token; log in with `hf auth login` or set HF_TOKEN"
-    for link in chain:
-        if isinstance(link, HfHubHTTPError) and link.response is not None:
-            status = link.response.status_code
-            said = f": {_clean(link.server_message)}" if link.server_message else ""
-            waiting = link.response.headers.get("Retry-After")
-            meaning = {
-                401: "the Hub does not accept the token, or there is none; log in with `hf auth login` or set HF_TOKEN",
-                403: "the token may not write there; use one with write access to that organisation",
-                404: "the Hub does not know it, or does not show it to this token",
-                409: "it conflicts with something that is going on or there already",
-                413: "a file or the request is larger than the Hub accepts",
-                429: f"too many requests; wait {waiting or 'some'} seconds",
-            }.get(status, "the Hub failed" if status >= 500 else "the Hub refused")
-            return f"{meaning} (HTTP {status}{said})"
-    last = chain[-1]
-    return _clean(f"{type(last).__name__}: {last}")
-
-
-def _clean(text: str) -> str:
-    text = " ".join(str(text).split())
-    if token := get_token():
-        text = text.replace(token, "***")
-    return re.sub(r"\?[^\s'\")]+", "", text)[:300].rstrip(".")
+        raise ReleaseError(
+            f"{step} failed: {hub_reason(error)}. {state} Run the same command again to complete it"
+        ) from error

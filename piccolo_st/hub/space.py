@@ -15,8 +15,8 @@ from pathlib import Path
 import yaml
 
 from piccolo_st.errors import InputError, MissingPackage
-from piccolo_st.hub.files import find_leaks
 from piccolo_st.hub.publish import Release, ReleaseError, publish
+from piccolo_st.portable.contents import find_leaks
 
 # What the page consists of; tests/test_space.py runs it with nothing else of the package.
 _PAGE_FILES = ("__init__.py", "_version.py", "demo/__init__.py", "demo/draw.py", "demo/page.py", "demo/search.py")

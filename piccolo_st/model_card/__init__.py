@@ -3,6 +3,7 @@
     results.py     mteb's result files, published results and existing cards -> TaskResult -> what a card needs
     sections.py    the evaluation, usage and training parts as Markdown
     card.py        PiccoloModelCardData, sentence-transformers' card data with those parts
+    training.py    what a trainer leaves out of the card: rows of the data, secrets, paths
     folder.py      cards from data files (model_cards/), and results into the card of a model directory
     template.md    the order of the parts
 
@@ -10,13 +11,14 @@
 """
 
 from piccolo_st.model_card.card import PiccoloModelCardData, render_card, stage_facts
-from piccolo_st.model_card.folder import add_results, card_from_folder, prepare_card, read_rows
+from piccolo_st.model_card.folder import add_results, add_training, card_from_folder, prepare_card, read_rows
 from piccolo_st.model_card.results import TaskResult, eval_result_files, read_results, scores
 
 __all__ = [
     "PiccoloModelCardData",
     "TaskResult",
     "add_results",
+    "add_training",
     "card_from_folder",
     "eval_result_files",
     "prepare_card",

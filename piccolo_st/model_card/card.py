@@ -29,12 +29,15 @@ from piccolo_st.benchmarks import C_MTEB_35, Benchmark, average_scores
 from piccolo_st.instructions import Instructions
 from piccolo_st.model_card.results import TaskResult, eval_results, scores
 from piccolo_st.model_card.sections import (
+    COMMENTS,
     TableRow,
     block,
     evaluation_section,
     training_section,
     usage_section,
 )
+from piccolo_st.model_card.training import neutral
+from piccolo_st.record import RunRecord
 
 PLACEHOLDER_ID = "sentence_transformers_model_id"
 """What sentence-transformers writes in a usage snippet while it does not know the model's Hub id."""
@@ -136,8 +139,7 @@ class PiccoloModelCardData(SentenceTransformerModelCardData):
         """The sections of sentence-transformers' card that this card does not replace, in their order."""
         template = Path(SentenceTransformerModelCardData.template_path).read_text(encoding="utf-8")
         rendered = jinja2.Template(template).render(card_data="", hf_emoji="🤗", **data)
-        # The multi-line comments are forms for an author to fill in; cutting at headings would cut some in two.
-        rendered = re.sub(r"<!--[^>]*\n.*?-->\n?", "", rendered, flags=re.S)
+        rendered = COMMENTS.sub("", rendered)  # cutting at headings would cut some in two
         sections = {
             text.split("\n", 1)[0].strip(): text.strip() for text in re.split(r"^## ", rendered, flags=re.M)[1:]
         }
@@ -167,37 +169,58 @@ def render_card(data: PiccoloModelCardData) -> str:
     return ModelCard.from_template(metadata, template_path=str(data.template_path)).content
 
 
-def stage_facts(config: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts of one training run for the training part of a card, from what a run leaves behind.
-
-    Args:
-        config: the run's resolved configuration (``config.yaml``): the sections model, data, loss and train.
-        facts: what was measured or counted (``run.json``): any of stage, datasets (name -> rows), world_size, steps or
-            log, precision, hardware, seconds.
-    """
-    model, data, loss, train = (config.get(name) or {} for name in ("model", "data", "loss", "train"))
-    batch, world = data.get("batch_size"), facts.get("world_size")
-    mixture = data.get("mixture")
-    named = mixture.get("datasets", {}) if isinstance(mixture, Mapping) else {}
-    rows = facts.get("datasets") or {}
-    log = facts.get("log") or [{}]
+def stage_facts(record: RunRecord) -> dict[str, Any]:
+    """The facts of one training run for the training part of a card: those that are known, without machine paths."""
+    sections = {name: record.configuration.get(name, {}) for name in ("model", "data", "loss", "train")}
+    model, data, loss, train = sections.values()
+    batch, world, last = data.get("batch_size"), record.world_size, (record.log or [{}])[-1]
+    used = {name: dataset.used for name, dataset in record.datasets.items() if dataset.used}
     values = {
-        "stage": facts.get("stage", "fine-tuning"),
-        "encoder": model.get("name_or_path"),
-        "data": [f"{name} ({rows[name]:,})" if name in rows else name for name in rows or named],
-        "samples": sum(rows.values()) if rows else None,
+        "stage": record.stage,
+        "encoder": neutral(model.get("name_or_path")) or ("built from the data" if model.get("build") else None),
+        "data": [f"{name} ({rows:,})" for name, rows in used.items()],
+        "samples": sum(used.values()),
         "query length": model.get("query_length"),
         "document length": model.get("document_length"),
-        "instructions": model.get("instructions"),
+        "instructions": _instructions(model.get("instructions")),
         "batch": f"{batch} x {world} = {batch * world}" if batch and world else batch,
-        "loss": facts.get("loss"),
+        "gradient accumulation": train.get("gradient_accumulation_steps", 1) if record.world_size else None,
+        "loss": list(dict.fromkeys(loss["name"] for loss in record.losses.values())),
         "temperature": loss.get("temperature"),
-        "epochs": train.get("num_train_epochs"),
-        "steps": facts.get("steps", log[-1].get("step")),
+        "epochs": None if (train.get("max_steps") or 0) > 0 else train.get("num_train_epochs"),
+        "steps": record.steps if record.steps is not None else last.get("step"),
         "learning rate": train.get("learning_rate"),
-        "precision": facts.get("precision"),
-        "hardware": facts.get("hardware"),
-        "seconds": facts.get("seconds"),
+        "precision": record.precision,
+        "hardware": record.hardware,
+        "processes": f"{world}, {record.engine}" if world and record.engine else world,
+        "seconds": record.seconds,
         "seed": train.get("seed"),
     }
-    return {name: value for name, value in values.items() if value not in (None, [], "")}
+    return {name: value for name, value in values.items() if value not in (None, [], "", 0)}
+
+
+def _instructions(value: Any) -> str | None:
+    """Instructions as a configuration has them, a preset's name or a mapping, in words."""
+    if not isinstance(value, Mapping):
+        return value
+    return " ".join(f"{task} `{text}`" for task, text in value.items() if text) or "none"
+
+
+def dataset_facts(record: RunRecord) -> list[dict[str, Any]]:
+    """Where the rows of a run came from, one mapping for each dataset, for the training part of a card."""
+    return [
+        {
+            "dataset": name,
+            "source": neutral(dataset.source),
+            "task": dataset.task,
+            "read": dataset.counts.get("rows"),
+            **{
+                name.replace("_", " "): sum(dataset.counts.get(name, {}).values())
+                for name in ("rejected", "left_out", "held_out")
+            },
+            "used": dataset.used,
+            "licence": dataset.licence,
+            "note": dataset.note,
+        }
+        for name, dataset in record.datasets.items()
+    ]

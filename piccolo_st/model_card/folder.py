@@ -29,6 +29,7 @@ from piccolo_st.instructions import resolve_instructions
 from piccolo_st.model_card.card import (
     PLACEHOLDER_ID,
     PiccoloModelCardData,
+    dataset_facts,
     prompts_of,
     render_card,
     stage_facts,
@@ -39,9 +40,11 @@ from piccolo_st.model_card.sections import (
     evaluated_mark,
     evaluation_section,
     replace_block,
+    replace_usage,
     training_section,
     usage_section,
 )
+from piccolo_st.record import RunRecord
 
 
 def read_rows(path: str | Path) -> list[TableRow]:
@@ -136,6 +139,29 @@ def add_results(
         file.write_text(text, encoding="utf-8")
 
 
+def add_training(model_dir: str | Path, run_dir: str | Path) -> None:
+    """Write what the run was that trained a model into its README.md, from the run's record, and its curves beside it.
+
+    Args:
+        model_dir: the saved model; its README.md has to exist.
+        run_dir: the output directory of the run, with ``config.yaml``, ``run.json`` and perhaps ``curves.png``.
+
+    Raises:
+        InputError: a file is missing or broken.
+    """
+    folder, record, pictures = Path(model_dir), RunRecord.read(Path(run_dir)), []
+    card = _load_card(folder)
+    if (Path(run_dir) / "curves.png").exists():
+        shutil.copyfile(Path(run_dir) / "curves.png", folder / "curves.png")
+        pictures.append("curves.png")
+    section = training_section([stage_facts(record)], pictures, dataset_facts(record))
+    evaluated = record.content_hash
+    if evaluated == content_hash(SentenceTransformer(str(folder), device="cpu")):
+        section += f"\n\n{evaluated_mark(evaluated)}"  # what the run measured at its end, it measured on this model
+    card.text = replace_block(card.text, "training", section)
+    (folder / "README.md").write_text(str(card), encoding="utf-8")
+
+
 def prepare_card(
     model_dir: str | Path,
     model_id: str,
@@ -172,19 +198,11 @@ def prepare_card(
         )
     for key, value in (metadata or {}).items():
         card.data[key] = value
-    card.text = replace_block(card.text, "usage", usage_section(model_id, prompts_of(model)))
-    if run_dir is not None:
-        config, facts = _yaml(Path(run_dir) / "config.yaml"), _yaml(Path(run_dir) / "run.json")
-        pictures = []
-        if (Path(run_dir) / "curves.png").exists():
-            shutil.copyfile(Path(run_dir) / "curves.png", folder / "curves.png")
-            pictures.append("curves.png")
-        section = training_section([stage_facts(config, facts)], pictures)
-        if facts.get("content_hash") == evaluated:  # what the run measured at its end, it measured on this model
-            section += f"\n\n{evaluated_mark(evaluated)}"
-        card.text = replace_block(card.text, "training", section)
+    card.text = replace_usage(card.text, usage_section(model_id, prompts_of(model)))
     card.text = card.text.replace(PLACEHOLDER_ID, model_id)
     (folder / "README.md").write_text(str(card), encoding="utf-8")
+    if run_dir is not None:
+        add_training(folder, run_dir)
     if results is None:
         return
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9

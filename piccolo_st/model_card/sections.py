@@ -16,6 +16,9 @@ from piccolo_st.benchmarks import Averages, Benchmark, average_scores
 from piccolo_st.instructions import Instructions
 
 _UNKNOWN = "–"
+COMMENTS = re.compile(r"<!--[^>]*\n.*?-->\n?", re.S)
+"""The comments of several lines in a card of sentence-transformers: forms for an author to fill in."""
+_STOCK_USAGE = re.compile(r"^## Usage\n\n### Direct Usage \(Sentence Transformers\)\n.*?(?=^## |\Z)", re.M | re.S)
 
 
 @dataclass(frozen=True)
@@ -125,11 +128,11 @@ def evaluated_model(card: str) -> str | None:
 
 
 def usage_section(model_id: str, instructions: Instructions) -> str:
-    """How to use the model without instructions, with its prompts, and with instructions typed by hand.
+    """How to use the model without instructions and, where it has some, with its prompts and with them typed by hand.
 
     Args:
         model_id: what the snippets load.
-        instructions: what goes before queries and passages; when both are empty, nothing is said about retrieval.
+        instructions: what goes before queries and passages; both are empty where it has none.
     """
     load = f'from sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("{model_id}")\n'
     similarity = f"""\
@@ -152,7 +155,12 @@ similarities = embeddings @ embeddings.T
 ```"""
     query, document = instructions.query, instructions.document
     if not (query or document):
-        return similarity
+        return f"""\
+{similarity}
+
+这个模型没有指令：查询和段落也这样编码。
+
+The model has no instructions: queries and passages are encoded in the same way."""
     return f"""\
 {similarity}
 
@@ -179,12 +187,15 @@ scores = query_embeddings @ passage_embeddings.T
 ```"""
 
 
-def training_section(stages: Sequence[Mapping[str, Any]], pictures: Sequence[str] = ()) -> str:
+def training_section(
+    stages: Sequence[Mapping[str, Any]], pictures: Sequence[str] = (), datasets: Sequence[Mapping[str, Any]] = ()
+) -> str:
     """A table with one column per stage and one row per fact that any stage has, in the order they first occur.
 
     Args:
         stages: fact -> value, with the key "stage" for the column's title. Lists are joined with commas.
         pictures: paths of images below the model's directory.
+        datasets: fact -> value of each dataset, all with the same facts, for a table with one row for each.
     """
     lines = ["## 训练 · Training"]
     if stages:
@@ -192,6 +203,9 @@ def training_section(stages: Sequence[Mapping[str, Any]], pictures: Sequence[str
         titles = [str(stage.get("stage", f"{n}")) for n, stage in enumerate(stages, 1)]
         rows = [[fact, *(_text(stage.get(fact)) for stage in stages)] for fact in facts]
         lines += ["", markdown_table(["", *titles], rows)]
+    if datasets:
+        rows = [[_text(value) for value in dataset.values()] for dataset in datasets]
+        lines += ["", "### 数据 · Data", "", markdown_table(list(datasets[0]), rows)]
     for picture in pictures:
         lines += ["", f"![{picture.rsplit('/', 1)[-1].rsplit('.', 1)[0]}]({picture})"]
     return "\n".join(lines)
@@ -211,6 +225,18 @@ def _text(value: Any) -> str:
 def block(name: str, text: str) -> str:
     """The text between the two comment lines of a named block."""
     return f"<!-- begin {name}: written by piccolo_st, edits are lost -->\n{text}\n<!-- end {name} -->"
+
+
+def replace_usage(card: str, text: str) -> str:
+    """Renew the usage of a card: its block, or in place of the section that sentence-transformers writes for any model.
+
+    That section names a placeholder, and ``encode_query`` also where there is no instruction. Anything else stays.
+    """
+    blind = COMMENTS.sub(lambda comment: re.sub(r"[^\n]", " ", comment[0]), card)  # they hold headings as well
+    stock = _STOCK_USAGE.search(blind)
+    if stock and "<!-- begin usage:" not in card:
+        return f"{card[: stock.start()]}{block('usage', text)}\n\n{card[stock.end() :]}"
+    return replace_block(card, "usage", text)
 
 
 def replace_block(card: str, name: str, text: str) -> str:

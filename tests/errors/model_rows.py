@@ -220,14 +220,15 @@ ROWS: dict[str, list[Row]] = {
         Row("no task", call("evaluation:select", lambda w: []),
             "nothing to evaluate on; name a benchmark (c-mteb-35, c-mteb-31, MTEB(cmn, v1)), a task or a type"),
     ],
-    "hub.files": [
-        Row("no such folder", call("hub.files:release_files", "TMP/nowhere"),
+    "portable.contents": [
+        Row("no such folder", call("portable.contents:release_files", "TMP/nowhere"),
             "TMP/nowhere is not a directory; give the directory of a saved model"),
-        Row("a file that is no model's", call("hub.files:release_files", "TMP"),
+        Row("a file that is no model's", call("portable.contents:release_files", "TMP"),
             "TMP holds files that do not belong to a published model: faq.jsonl, mixture.yaml, pairs.jsonl, "
             "run.yaml; leave them out with --exclude PATTERN, publish them with --include PATTERN, or save the model "
             "to an empty directory"),
-        Row("an empty folder", call("hub.files:release_files", lambda w: w.write("new/x", lambda p: None).parent),
+        Row("an empty folder",
+            call("portable.contents:release_files", lambda w: w.write("new/x", lambda p: None).parent),
             "TMP/new is empty; save the model there first"),
     ],
     "hub.publish": [
@@ -237,9 +238,13 @@ ROWS: dict[str, list[Row]] = {
             "TMP/nowhere is not ready to be released: TMP/nowhere is not a directory; give the directory of a saved "
             "model"),
     ],
-    "hub.push": [
-        Row("a secret in the card", call("hub.push:push_checkpoint", leaking, "org/name", message="x"),
+    "push": [
+        Row("a secret in the card", call("push:push_checkpoint", leaking, "org/name", message="x"),
             "TMP/leaking is not pushed: README.md, line 1: a Hugging Face token"),
+    ],
+    "record": [
+        Row("no run there", run("release", "MODEL", "org/name", "--run-dir", "TMP/nowhere"),
+            "TMP/nowhere/config.yaml does not exist; name the output directory of a run that has ended"),
     ],
     "hub.space": [
         Row("a text of two lines", call("hub.space:space_files", "org/name", lambda w: ["猫\n狗"]),

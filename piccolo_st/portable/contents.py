@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import get_token
 
 from piccolo_st.errors import InputError
+from piccolo_st.redaction import SECRET_FORMS
 
 # What a published model consists of. Anything else in the directory is named and has to be decided about.
 EXPECTED = (
@@ -21,12 +22,6 @@ EXPECTED = (
 _LEFT_OUT = {".git", ".cache", "__pycache__"}  # folders of tools, never part of a model
 _TEXT = (".json", ".md", ".txt", ".yaml", ".yml", ".py", ".cfg", ".toml", "")
 _NOT_PROSE = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt")  # any string may be a token there
-_SECRETS = {
-    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
-    "a GitHub token": r"\b(?:ghp|gho|ghs|github_pat)_[A-Za-z0-9_]{30,}",
-    "an AWS key": r"\bAKIA[0-9A-Z]{16}\b",
-    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-}
 _ABSOLUTE_PATH = re.compile(
     r"(?<![\w:/.~-])/(?:home|root|Users|mnt|tmp|var|srv|opt|data|scratch|workspace|nfs|private)/[\w.~-][^\s\"'`)<>,]*"
     r"|\b[A-Za-z]:\\{1,2}Users\\[^\s\"'`)<>,]*"
@@ -78,10 +73,15 @@ def _matches(path: str, patterns: Sequence[str]) -> bool:
     return any(place.match(f"/{pattern}") for pattern in patterns for place in (whole, *whole.parents[:-1]))
 
 
-def find_leaks(model_dir: str | Path, files: Sequence[str]) -> Iterator[str]:
+def find_leaks(model_dir: str | Path, files: Sequence[str], paths: bool = True) -> Iterator[str]:
     """Secrets and absolute paths of this machine in the text files, as "file, line: what it looks like".
 
     The secret itself is never part of the text.
+
+    Args:
+        model_dir: the directory.
+        files: paths below it.
+        paths: whether absolute paths count.
     """
     token = get_token()
     for name in files:
@@ -92,8 +92,8 @@ def find_leaks(model_dir: str | Path, files: Sequence[str]) -> Iterator[str]:
             if token and token in line:
                 yield f"{name}, line {number}: the token you are logged in with"
                 continue
-            for what, pattern in _SECRETS.items():
+            for what, pattern in SECRET_FORMS.items():
                 if re.search(pattern, line):
                     yield f"{name}, line {number}: {what}"
-            if Path(name).name not in _NOT_PROSE and (match := _ABSOLUTE_PATH.search(line)):
+            if paths and Path(name).name not in _NOT_PROSE and (match := _ABSOLUTE_PATH.search(line)):
                 yield f"{name}, line {number}: the path {match[0]} of this machine"

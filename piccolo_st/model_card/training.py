@@ -1,0 +1,42 @@
+"""What a trainer puts into the card of its model: all that sentence-transformers does, but no row of the data.
+
+sentence-transformers shows three rows of every dataset and makes the widget of others, so that whoever publishes the
+model publishes them. Here that takes ``train.card_samples``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers.sentence_transformer.model_card import SentenceTransformerModelCardCallback
+
+
+class TrainingCardCallback(SentenceTransformerModelCardCallback):
+    """sentence-transformers' callback, without rows of the data, secrets and paths of this machine."""
+
+    def on_init_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, trainer: Any = None, **kwargs: Any
+    ) -> None:
+        """Collect what is known of the datasets and losses."""
+        card = model.model_card_data
+        chosen = list(card.widget), card.usage_examples
+        super().on_init_end(args, state, control, model, trainer, **kwargs)
+        if getattr(args, "card_samples", False):
+            return
+        card.widget, card.usage_examples = chosen
+        for dataset in [*card.train_datasets, *card.eval_datasets]:
+            for name in ("examples", "_example_columns", "examples_table"):
+                dataset.pop(name, None)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Take over the hyperparameters."""
+        super().on_train_begin(args, state, control, model, **kwargs)
+        card = model.model_card_data
+        for settings in (card.all_hyperparameters, card.non_default_hyperparameters):
+            settings.update({name: neutral(value) for name, value in settings.items()})
+
+
+def neutral(value: Any) -> Any:
+    """An absolute path as its last part, which says nothing of this machine; anything else as it is."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
