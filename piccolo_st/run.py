@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import set_seed
@@ -42,6 +42,7 @@ from piccolo_st.evaluation import RetrievalEvaluator, content_hash, held_out_eva
 from piccolo_st.evaluation.identity import tokenizer_state
 from piccolo_st.instructions import Instructions, dataset_prompts, dataset_tasks
 from piccolo_st.losses import build_losses, scale_dimension
+from piccolo_st.losses.needs import negatives_from
 from piccolo_st.model_card import add_training
 from piccolo_st.ownership import own
 from piccolo_st.packing import packs
@@ -83,8 +84,9 @@ class TrainingRun:
         arguments, data = self.trainer.args, self.config["data"]
         plan = check_dataloader(self.trainer.get_train_dataloader()).plan
         names = list(self.train_dataset)
+        losses: Any = self.trainer.loss
         further: dict[str, dict[str, Any]] = {
-            "negatives": {name: _negatives(dataset) for name, dataset in self.train_dataset.items()},
+            "negatives": {name: negatives_from(losses[name], dataset) for name, dataset in self.train_dataset.items()},
             "steps an epoch": dict(zip(names, map(int, plan.steps_per_dataset), strict=True)),
             "samples a step": {name: int(n) * plan.world_size for name, n in zip(names, plan.device_rows, strict=True)},
         }
@@ -357,18 +359,6 @@ def _load_mixture(config: RunConfig) -> Mixture:
     if mixture is None:
         raise InputError(f"{config.path} names no data; set data.mixture to a mixture file or write the mapping there")
     return load_mixture(mixture)
-
-
-def _negatives(dataset: Dataset) -> str:
-    """How many hard negatives a row of the dataset has, in words; read off at most 1,000 rows."""
-    columns = [name for name in dataset.column_names if name.startswith("negative")]
-    if not columns:
-        return "in batch"
-    sample = dataset[: min(len(dataset), 1000)][columns[0]]
-    if isinstance(sample[0], str):
-        return str(len(columns))
-    counts = [len(texts) for texts in sample]
-    return str(counts[0]) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
 def _snippet(folder: Path, held: Any) -> list[str]:

@@ -45,10 +45,11 @@ from piccolo_st.guards import (
     lost_rank,
     poison,
 )
+from piccolo_st.losses.needs import check_needs
 from piccolo_st.model_card.training import TrainingCardCallback
 from piccolo_st.packing import use_packing
 from piccolo_st.portable import problems, save_native, save_portable
-from piccolo_st.watching import Meter, alignment_and_uniformity, embed
+from piccolo_st.watching import IDLE_STEPS, Meter, alignment_and_uniformity, embed
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,8 @@ class PiccoloTrainer(DurableTrainer):
         """Train, or go on; see DurableTrainer.
 
         Raises:
-            InputError: a combination of settings that is known to fail, or a checkpoint that cannot be used.
+            InputError: a combination of settings that is known to fail, a dataset that its loss could learn nothing
+                from, or a checkpoint that cannot be used.
             ValueError: the ranks do not run the same data, code and configuration.
             NonFiniteError: too many steps in a row had a loss or gradient that is not finite.
             LostRankError: another process has ended.
@@ -137,6 +139,16 @@ class PiccoloTrainer(DurableTrainer):
         if isinstance(self.train_dataset, IterableDataset):
             check_stream(self.args)
         super()._check_savable()
+
+    def _compare_ranks(self) -> None:
+        """Refuse a dataset that its loss could learn nothing from, then compare the ranks."""
+        training: Any = self.train_dataset
+        datasets: Mapping[str, Any] = training if isinstance(training, Mapping) else {"train": training}
+        rows = [self.args.train_batch_size] * len(datasets) if self._plan is None else self._plan.device_rows.tolist()
+        for (name, dataset), count in zip(datasets.items(), rows, strict=True):
+            loss: Any = self.loss[name] if isinstance(self.loss, dict) else self.loss
+            check_needs(name, loss, dataset, count, self.args.world_size)
+        super()._compare_ranks()
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The stock reading of the next batches, timed."""
@@ -228,6 +240,15 @@ class PiccoloTrainer(DurableTrainer):
             logs.update(alignment_and_uniformity(self.model, self._last_features))
             logs.update(self._loss_statistics())
             logs.update(self.guard.pop_statistics())
+        if ("loss" in logs or "train_loss" in logs) and self.is_world_process_zero():
+            for name in self.meter.newly_idle():
+                logger.warning(
+                    "dataset %r teaches nothing: its loss was exactly 0 in its last %d micro-steps; its rows have no "
+                    "negatives that the loss reads, all its labels are the same, a batch is too small, or the model "
+                    "tells its texts apart already; check its columns, loss and batch size, or leave it out",
+                    name,
+                    IDLE_STEPS,
+                )
         super().log(logs, start_time)
 
     def _loss_modules(self) -> Iterator[Any]:

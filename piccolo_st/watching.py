@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from piccolo_st.batching import row_borders, row_count, without_bookkeeping
 from piccolo_st.distributed import get_world_size
 
+IDLE_STEPS = 20
+"""Successive micro-steps of a dataset with a loss of exactly 0 after which it is said to teach nothing."""
+
 _PAIRS = 64  # pairs embedded for alignment and uniformity at each log
 
 
@@ -31,6 +34,8 @@ class Meter:
         self._waited = 0.0
         # dataset -> [sum of losses, steps]
         self._losses: dict[str, list[Any]] = defaultdict(lambda: [0.0, 0])
+        self._zeros: dict[str, Any] = defaultdict(int)  # dataset -> how many of its last losses were exactly 0
+        self._idle: set[str] = set()
 
     def add_batch(self, inputs: dict[str, Any]) -> None:
         """Count the tokens of a collated batch."""
@@ -52,6 +57,13 @@ class Meter:
         account = self._losses[dataset]
         account[0] = account[0] + loss.detach()
         account[1] += 1
+        self._zeros[dataset] = (self._zeros[dataset] + 1) * (loss.detach() == 0)
+
+    def newly_idle(self) -> list[str]:
+        """The datasets whose last ``IDLE_STEPS`` losses on this rank were all exactly 0; each is returned once."""
+        found = [name for name, zeros in self._zeros.items() if name not in self._idle and int(zeros) >= IDLE_STEPS]
+        self._idle.update(found)
+        return found
 
     def pop(self) -> dict[str, float]:
         """What was counted since the last call, on all ranks together; every rank calls it.

@@ -29,15 +29,16 @@ def run(tmp_path: Path, encoder_dir: Path, monkeypatch: pytest.MonkeyPatch, caps
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
 
-    def finetune(rows: list[dict[str, Any]], task: str = "retrieval", **settings: Any) -> tuple[int, str, str]:
+    def finetune(rows: list[dict[str, Any]], task: str = "retrieval", batch: int = 0, **settings: Any) -> Any:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (tmp_path / "rows.jsonl").write_text(text, encoding="utf-8")
         own = {"source": "rows.jsonl", "task": task, **settings}
-        content = {
+        content: dict[str, Any] = {
             "model": {"name_or_path": str(encoder_dir)},
             "data": {"mixture": {"root": str(tmp_path), "datasets": {"faq": own}}},
             "train": {"output_dir": tempfile.mkdtemp(dir=tmp_path), "max_steps": 1},
         }
+        content["data"].update({"batch_size": batch} if batch else {})
         path = tmp_path / "run.yaml"
         path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
         monkeypatch.setattr(sys, "argv", ["finetune.py", str(path)])
@@ -72,3 +73,25 @@ def test_a_run_on_another_scale_of_scores_says_which(run: Run) -> None:
     code, out, err = run(rows, "sts", score_range=[0, 4])
     assert code == 0, err
     assert "warning: faq" not in out
+
+
+def test_a_dataset_that_its_loss_cannot_learn_from_is_refused(run: Run) -> None:
+    pairs = [{"query": f"问{n}", "positive": f"答{n}"} for n in NUMBERS]
+    for own in ({}, {"negative": []}):
+        code, _, err = run([{**row, **own} for row in pairs], "classification", columns={"query": "query"})
+        assert code == 2, err
+        assert "dataset 'faq', OwnNegativesLoss, compares each row with its own negatives" in err
+        assert "give it a column of negatives" in err
+    code, _, err = run(pairs, batch=1)
+    assert code == 2 and "a batch of all processes has 1; raise the batch size (data.batch_size" in err, err
+    scored = [{"sentence1": row["query"], "sentence2": row["positive"], "score": 1} for row in pairs]
+    code, _, err = run(scored, "sts")
+    assert code == 2 and "compares rows of different scores, and all rows have the same" in err, err
+
+
+def test_the_table_says_where_negatives_come_from(run: Run) -> None:
+    pairs = [{"query": f"问{n}", "positive": f"答{n}"} for n in NUMBERS]
+    code, out, err = run([{**row, "negative": ["错"]} for row in pairs], "classification", columns={"query": "query"})
+    assert code == 0 and "  own: 1  " in out, err
+    code, out, err = run(pairs)
+    assert code == 0 and "  in batch  " in out, err

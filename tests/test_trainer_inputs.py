@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from transformers.trainer_utils import HPSearchBackend
 
 from piccolo_st import HomogeneousBatchSampler, PiccoloDataCollator, PiccoloLoss, PiccoloTrainer
@@ -20,7 +22,9 @@ from piccolo_st.arguments import PiccoloTrainingArguments
 from piccolo_st.data.collator import list_missing
 from piccolo_st.dropout import FastDropout
 from piccolo_st.errors import InputError
+from piccolo_st.losses import OwnNegativesLoss
 from piccolo_st.packing import packs
+from piccolo_st.watching import Meter
 from tests.conftest import CHARACTERS
 from tests.ranks import run_ranks
 
@@ -237,6 +241,42 @@ def test_a_search_over_learning_rates_gives_what_sts_trainer_gives(
             if '"train.learning_rate"' in line
         ]
     assert rates == [1e-5, 1e-3]
+
+
+# A loss that is 0
+
+
+def test_a_dataset_that_teaches_nothing_is_refused(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    model = make_model()
+    data = DatasetDict(faq=Dataset.from_dict({**FULL, "negative": SOME}), classes=Dataset.from_dict(FULL))
+    loss = {name: OwnNegativesLoss(model) for name in data}
+    trainer = PiccoloTrainer(model, arguments(PiccoloTrainingArguments, tmp_path), train_dataset=data, loss=loss)
+    with pytest.raises(InputError, match=r"dataset 'classes', OwnNegativesLoss, .* no row has one; give it a column"):
+        trainer.train()
+    with pytest.raises(InputError, match=r"dataset 'train', PiccoloLoss, .* of all processes has 1; raise the batch"):
+        train(make_model, Dataset.from_dict(FULL), tmp_path, per_device_train_batch_size=1)
+
+
+def test_a_loss_that_stays_zero_is_told_once(
+    make_model: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_model()
+    data = DatasetDict(faq=Dataset.from_dict({**FULL, "negative": TEXTS[ROWS:]}), idle=Dataset.from_dict(FULL))
+    loss = {"faq": PiccoloLoss(model), "idle": MultipleNegativesRankingLoss(model)}
+    settings = arguments(PiccoloTrainingArguments, tmp_path, max_steps=90, per_device_train_batch_size=1)
+    PiccoloTrainer(model, settings, train_dataset=data, loss=loss).train()
+    (line,) = (record.getMessage() for record in caplog.records if "teaches nothing" in record.getMessage())
+    assert "dataset 'idle' teaches nothing: its loss was exactly 0 in its last 20 micro-steps" in line
+    assert "check its columns, loss and batch size" in line
+
+
+def test_one_loss_that_is_not_zero_begins_the_count_anew() -> None:
+    meter = Meter()
+    for loss in [0.0] * 19 + [1e-30] + [0.0] * 19:
+        meter.add_loss("faq", torch.tensor(loss))
+        assert meter.newly_idle() == []
+    meter.add_loss("faq", torch.tensor(0.0))
+    assert meter.newly_idle() == ["faq"] and meter.newly_idle() == []
 
 
 # What comes out

@@ -26,7 +26,7 @@ class DatasetReport:
         added: rows gained where one row with several positives became several.
         kept: rows of the dataset as it is trained on, or evaluated.
         rejected: reason -> faulty rows.
-        left_out: reason -> sound rows that the preset does not use.
+        left_out: reason -> sound rows that the preset or ``positives: first`` does not use.
         held_out: reason -> rows that hold a held-out query or positive.
         removed: reason -> items left out of lists whose row stayed.
         unused_columns: columns of the source that play no role.

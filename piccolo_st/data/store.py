@@ -276,11 +276,16 @@ def _spread_positives(spec: DatasetSpec, table: pa.Table, report: dict[str, Any]
     import pyarrow.compute as pc
 
     lists = table["positive"].combine_chunks()
+    flat = pc.list_flatten(lists)
+    further = len(flat) - table.num_rows
+    report["added"] += further
     if spec.positives == "first":
+        if further:
+            reason = "a further positive of its row (positives: first)"
+            report["left_out"][reason] = report["left_out"].get(reason, 0) + further
         return table.set_column(table.column_names.index("positive"), "positive", pc.list_element(lists, 0))
     spread = table.drop_columns(["positive"]).take(pc.list_parent_indices(lists))
-    report["added"] += spread.num_rows - table.num_rows
-    return spread.append_column("positive", pc.list_flatten(lists))
+    return spread.append_column("positive", flat)
 
 
 def read_rejects(folder: Path) -> Iterator[Reject]:

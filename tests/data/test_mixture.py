@@ -258,7 +258,9 @@ def test_several_positives_become_rows_or_stay_a_list(positives: str, expected: 
     assert list(zip(dataset["query"], dataset["positive"], strict=True)) == expected
     assert dataset["negative"][0] == ["错"]
     report = mixture.report.datasets["a"]
-    assert report.rows == report.kept - report.added == 2
+    assert report.rows == 2 and report.added == (positives != "list")
+    assert sum(report.left_out.values()) == (positives == "first")
+    assert ("1 row left out: a further positive of its row" in str(mixture.report)) == (positives == "first")
 
 
 def test_the_report_adds_up_and_prints(folder: Path) -> None:

@@ -246,6 +246,12 @@ def dataset(**columns: Any) -> Callable[[World], Any]:
     return lambda world: Dataset.from_dict(columns)
 
 
+def own_negatives_loss(world: World) -> Any:
+    from piccolo_st.losses import OwnNegativesLoss
+
+    return OwnNegativesLoss(model(world))
+
+
 def benchmark(world: World) -> Any:
     from piccolo_st.benchmarks import C_MTEB_35
 

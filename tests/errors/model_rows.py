@@ -10,11 +10,13 @@ from tests.errors.acts import (
     broken_weights,
     call,
     cut_on_the_left,
+    dataset,
     examples,
     finetune,
     jsonl,
     leaking,
     model,
+    own_negatives_loss,
     pool,
     pooled,
     relevant,
@@ -340,6 +342,17 @@ ROWS: dict[str, list[Row]] = {
             "loss of dataset 'pairs': weight must be a positive number, got 0",
             code=None,
         ),
+    ],
+    "losses.needs": [
+        Row("classes without negatives",
+            call("losses.needs:check_needs", "faq", own_negatives_loss, dataset(q=["猫"], p=["狗"]), 8, 1),
+            "the loss of dataset 'faq', OwnNegativesLoss, compares each row with its own negatives, and no row has "
+            "one; give it a column of negatives, a `label` (`columns: {label: NAME}`), or the task retrieval "
+            "(PiccoloLoss), where rows stand against each other"),
+        Row("one row a batch", finetune("--data.batch_size", "1"),
+            "the loss of dataset 'faq', PiccoloLoss, compares the rows of a batch with each other, and a batch of all "
+            "processes has 1; raise the batch size (data.batch_size, in Python per_device_train_batch_size) to 2 or "
+            "more"),
     ],
     "losses.piccolo": [
         Row("mini-batches of 0", call("losses.piccolo:PiccoloLoss", model, mini_batch_size=0),
