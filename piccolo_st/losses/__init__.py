@@ -7,6 +7,7 @@ batch.py            what the ranks must know of a batch beside its embeddings
 piccolo.py          PiccoloLoss: embeds, gathers, masks, calls contrast
 classes.py          OtherClassesLoss: labelled texts, each of the class a positive
 hybrid.py           task type -> loss with its weight
+needs.py            what a loss must find in a dataset to teach anything
 """
 
 from piccolo_st.losses.classes import OtherClassesLoss
