@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict
 
 from piccolo_st.losses import PiccoloLoss
 from piccolo_st.pooling import InstructionPooling
+from tests.readme_commands import told
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -54,16 +55,9 @@ def test_each_part_alone(
     assert SentenceTransformer("portable").prompts["query"] == "查询："
 
 
-def commands() -> list[str]:
-    """Every command of the README, a line each: those of its bash blocks and those between backticks."""
-    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.S)).replace("\\\n", " ")
-    lines = [line.split("#")[0].strip() for line in blocks.splitlines()]
-    return [line for line in [*lines, *re.findall(r"`((?:python|pytest|accelerate) [^`]+)`", README)] if line]
-
-
 def test_every_command_names_what_there_is() -> None:
-    found = commands()
-    assert len(found) > 20
+    found = [command.text for command in told()]
+    assert len(found) > 50
     for command in found:
         for path in re.findall(r"(?:recipes|tests)/[\w./-]+", command):
             assert (ROOT / path).exists(), command

@@ -240,17 +240,6 @@ def test_the_misspelt_key_under_accelerate_launch() -> None:
     assert "error: unknown key 'data.bach_size' in the command line; did you mean data.batch_size?" in ran.stderr
 
 
-@pytest.mark.slow
-def test_the_quickstart_cut_short(tmp_path: Path) -> None:
-    pytest.importorskip("jionlp", reason="the quickstart reads its dictionaries")
-    ran = launch(
-        "recipes/finetune.py", "--train.output_dir", str(tmp_path / "run"), "--train.max_steps", "8",
-        "--data.mixture.datasets.words.holdout", "{queries: 100, max_corpus: 2000}",
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    assert "held-out search" in ran.stdout and (tmp_path / "run" / "model" / "modules.json").exists()
-
-
 FINETUNE = str(ROOT / "recipes" / "finetune.py")
 ZERO1 = str(ROOT / "recipes" / "accelerate" / "cpu_zero1.yaml")
 BUILT = ["--model.name_or_path", "null", "--model.build", "{hidden_size: 16, layers: 1, heads: 2, vocab_size: 200}"]
