@@ -79,12 +79,13 @@ def run_of(folder: str, *patterns: str) -> Check:
 
 
 def quickstart(ran: Ran) -> None:
-    run_of("runs/quickstart", "1,000 queries among 12,000 texts", r"compute +cpu, fp32, plain, 1 process")(ran)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    queries, texts = re.findall(r"searches ([\d,]+) held-out words among ([\d,]+)\s+definitions", readme)[0]
+    run_of("runs/quickstart", f"{queries} queries among {texts} texts", "compute +cpu, fp32, plain, 1 process")(ran)
     before, after = (ran.json("runs/quickstart/run.json")["evaluations"][place]["nDCG@10"] for place in (0, -1))
     assert after - before >= 25, f"the quickstart gained only {before:.2f} -> {after:.2f}"
     printed = ran.output[ran.output.index("from sentence_transformers") :]
     assert "tensor([[" in alone(ran.place, printed)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     code, shown = re.findall(r"\n## Search with it\n.*?```python\n(.*?)```.*?```\n(.*?)```", readme, re.S)[0]
     answers = [line.partition(" [")[0] for line in shown.strip().splitlines()]
     assert [line.partition(" [")[0] for line in alone(ran.place, code).strip().splitlines()] == answers

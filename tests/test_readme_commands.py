@@ -150,15 +150,21 @@ def execute(command: str, place: Place, seconds: int, cwd: Path | None = None, *
         except subprocess.TimeoutExpired:
             code = f"no end after {seconds} s"
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(shell.pid, signal.SIGKILL)
-            shell.wait()
+            end(shell)
     text = log.read_text(encoding="utf-8", errors="replace")
     last = "\n".join(re.split(r"[\r\n]+", text)[-40:])
     assert code == 0, f"{command}\nended with {code}; its last lines:\n{last}"
     assert TOKEN not in text
     place.took[command] = time.monotonic() - start
     return Ran(text, place)
+
+
+def end(shell: subprocess.Popen[bytes]) -> None:
+    """End what still runs of its session: asked first, since a launcher's processes have sessions of their own."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(shell.pid, how)
+            shell.wait(timeout=30)
 
 
 def visit(command: str, place: Place) -> Ran:
