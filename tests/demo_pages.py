@@ -19,7 +19,9 @@ import pytest
 
 
 @contextlib.contextmanager
-def serving(command: Sequence[str], cwd: Path, env: Mapping[str, str], log: Path) -> Iterator[str]:
+def serving(
+    command: Sequence[str], cwd: Path, env: Mapping[str, str], log: Path, seconds: float = 180
+) -> Iterator[str]:
     """Run a command that serves a page at GRADIO_SERVER_PORT until the block ends; yields the page's address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -36,7 +38,7 @@ def serving(command: Sequence[str], cwd: Path, env: Mapping[str, str], log: Path
                 return bool(urllib.request.urlopen(f"{url}/config", timeout=10).status == 200)
             return False
 
-        wait_until(answers, "the page does not answer", seconds=180)
+        wait_until(answers, "the page does not answer", seconds)
         yield url
     finally:
         server.terminate()

@@ -152,11 +152,15 @@ def execute(command: str, place: Place, seconds: int, cwd: Path | None = None, *
         finally:
             end(shell)
     text = log.read_text(encoding="utf-8", errors="replace")
-    last = "\n".join(re.split(r"[\r\n]+", text)[-40:])
-    assert code == 0, f"{command}\nended with {code}; its last lines:\n{last}"
+    assert code == 0, f"{command}\nended with {code}; its last lines:\n{last_lines(text)}"
     assert TOKEN not in text
     place.took[command] = time.monotonic() - start
     return Ran(text, place)
+
+
+def last_lines(text: str) -> str:
+    """The last 40 lines, of progress bars only how they ended."""
+    return "\n".join(line.rpartition("\r")[2] for line in text.rstrip().split("\n")[-40:])
 
 
 def end(shell: subprocess.Popen[bytes]) -> None:
@@ -167,14 +171,17 @@ def end(shell: subprocess.Popen[bytes]) -> None:
             shell.wait(timeout=30)
 
 
-def visit(command: str, place: Place) -> Ran:
+def visit(command: str, place: Place, seconds: int) -> Ran:
     """Start a page, ask for it once, stop it."""
     log = place.clone.parent / "page.log"
     place.took[command] = None
     start = time.monotonic()
-    with serving(["bash", "-c", f"exec {command}"], place.clone, place.env, log) as url:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        shown = opener.open(url, timeout=60).read().decode()
+    try:
+        with serving(["bash", "-c", f"exec {command}"], place.clone, place.env, log, seconds) as url:
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            shown = opener.open(url, timeout=60).read().decode()
+    except AssertionError as error:
+        raise AssertionError(f"{command}\n{error}; its last lines:\n{last_lines(log.read_text())}") from None
     assert "<html" in shown and "gradio" in shown
     place.took[command] = time.monotonic() - start
     return Ran(log.read_text(encoding="utf-8"), place)
@@ -195,7 +202,7 @@ def test_as_told(command: Command, place: Place) -> None:
     row = row_of(command)
     assert row is not None
     if row.serves:
-        ran = visit(command.filled, place)
+        ran = visit(command.filled, place, row.seconds)
     else:
         ran = execute(command.filled, place, row.seconds, **environment_of(command, row))
     row.check(ran)
