@@ -205,6 +205,7 @@ def test_as_told(command: Command, place: Place) -> None:
         ran = visit(command.filled, place, row.seconds)
     else:
         ran = execute(command.filled, place, row.seconds, **environment_of(command, row))
+    print(last_lines(ran.output))  # shown where the check fails
     row.check(ran)
 
 
