@@ -85,7 +85,8 @@ def _model(model: BaseModel) -> dict[str, Any]:
             }
         tokenizer: Any = getattr(module, "tokenizer", None)
         if hasattr(tokenizer, "get_vocab"):
-            words = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
+            vocabulary = tokenizer.get_vocab()  # a mapping to numbers, or, of ST's word tokenizers, the list of words
+            words = json.dumps(vocabulary, sort_keys=True, ensure_ascii=False)
             parts[name]["vocabulary"] = hashlib.sha256(words.encode("utf-8", "backslashreplace")).hexdigest()[:16]
         if (length := getattr(module, "max_seq_length", None)) is not None:
             parts[name]["max_seq_length"] = length

@@ -258,7 +258,7 @@ ROWS: dict[str, list[Row]] = {
                     "b.parquet": parquet(query=["猫"], answer=["狗"]),
                 },
             ),
-            "every file of dataset 'faq' must have the column 'positive', as the first has, got TMP/b.parquet with "
+            "every file of dataset 'faq' must have the column 'positive', as another has, got TMP/b.parquet with "
             "the columns query, answer; rename it there",
         ),
     ],

@@ -413,9 +413,6 @@ ROWS: dict[str, list[Row]] = {
             "TMP has no config.json; give the folder of a checkpoint, as save_portable writes it"),
     ],
     "pooling": [
-        Row("no instruction to exclude", call("pooling:InstructionPooling", 32, include_instruction=False),
-            "include_instruction=False needs instruction_ids, got none; build the layer with "
-            "InstructionPooling.from_tokenizer, or use stock Pooling"),
         Row("an empty instruction", call("pooling:InstructionPooling", 32, instruction_ids=lambda w: [[]]),
             "instruction_ids must not hold an empty prefix, which every row begins with, got [[]]"),
         Row("no pooling", call("pooling:set_instruction_pooling", without_pooling, "piccolo"),
