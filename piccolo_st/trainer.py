@@ -131,6 +131,15 @@ class PiccoloTrainer(DurableTrainer):
             raise TrainingStopped(message)
         return output
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The stock evaluation, which leaves the random numbers of training as they are.
+
+        An encoding draws from torch's generator, so a run with other or further evaluations would drop out others.
+        """
+        kind = self.args.device.type
+        with torch.random.fork_rng([self.args.device] if kind == "cuda" else [], device_type=kind):
+            return super().evaluate(*args, **kwargs)
+
     def _check_savable(self) -> None:
         """Refuse what is known to fail, then what could not be saved."""
         cached = sorted({type(one).__name__ for one in self._loss_modules() if _caches_gradients(one)})

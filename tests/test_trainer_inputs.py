@@ -22,6 +22,7 @@ from piccolo_st.arguments import PiccoloTrainingArguments
 from piccolo_st.data.collator import list_missing
 from piccolo_st.dropout import FastDropout
 from piccolo_st.errors import InputError
+from piccolo_st.evaluation import RetrievalEvaluator
 from piccolo_st.losses import OwnNegativesLoss
 from piccolo_st.packing import packs
 from piccolo_st.watching import Meter
@@ -307,3 +308,23 @@ def test_a_trained_model_encodes_in_two_processes(trained: PiccoloTrainer) -> No
     expected = trained.model.encode(TEXTS)
     found = trained.model.encode(TEXTS, device=["cpu", "cpu"], chunk_size=4)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_trains_the_same_with_and_without_evaluations(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    """So a run that was cut short, with an evaluation at its end, goes on as if it had not been."""
+    search = {"queries": {"q": TEXTS[0]}, "corpus": {"d": TEXTS[1], "e": TEXTS[5]}, "relevant": {"q": ["d"]}}
+
+    def run(name: str, **settings: Any) -> list[float]:
+        model = make_model(dropout=True)
+        trainer = PiccoloTrainer(
+            model,
+            arguments(PiccoloTrainingArguments, tmp_path / name, **settings),
+            train_dataset=Dataset.from_dict(FULL),
+            loss=PiccoloLoss(model),
+            evaluator=RetrievalEvaluator(**search) if settings else None,
+        )
+        found = losses(trainer)
+        assert sum("eval_ndcg@10" in entry for entry in trainer.state.log_history) == (4 if settings else 0)
+        return found
+
+    assert run("without") == run("with", eval_strategy="steps", eval_steps=1)
