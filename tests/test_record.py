@@ -196,9 +196,10 @@ def test_a_push_that_the_hub_refuses_is_one_sentence_and_loses_nothing(server: H
     assert "is the end of this run" in recipe(server, folder, "finetune", "run.yaml", *push)
     assert "model.safetensors" in server.repos["model", REPO].resolve("main").files
     assert (folder / "run" / "run.json").read_bytes() == before
-    server.fail("create_repo", status=403)
-    said = recipe(server, folder, "finetune", "run.yaml", *push, code=2)
-    assert "error: making the repository sensenova/run failed: the token may not write there" in said
+    server.fail("create_repo", status=403)  # of one that is there already, it would not matter
+    elsewhere = [*push, "--train.hub_model_id", "sensenova/other"]
+    said = recipe(server, folder, "finetune", "run.yaml", *elsewhere, code=2)
+    assert "error: making the repository sensenova/other failed: the token may not write there" in said
 
 
 # ------------------------------------------------------------------------------------------------ the record of a run
