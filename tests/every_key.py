@@ -83,6 +83,7 @@ TRAIN = {
     "resume": Row("never", "arguments"),
     "accept_changes": Row(True, "arguments"),
     "max_non_finite_steps": Row(7, "guard"),
+    "max_seconds": Row(5.0, "arguments"),
     "fast_dropout": Row(False, "modules"),
     "packing": Row(False, "modules"),
     "activation_checkpointing": Row(True, "arguments"),
