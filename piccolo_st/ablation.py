@@ -28,7 +28,7 @@ import yaml
 from sentence_transformers import SentenceTransformer
 
 from piccolo_st import report
-from piccolo_st.arguments import FINETUNE, PRETRAIN
+from piccolo_st.arguments import FINETUNE, PRETRAIN, TIME_LIMIT
 from piccolo_st.baseline import train_stock
 from piccolo_st.configuration import RunConfig, merge, parse_run, read_yaml
 from piccolo_st.data import store
@@ -157,13 +157,20 @@ class Ablation:
             say: gets a line after each run.
 
         Raises:
-            InputError: an unknown name, or what a variant cannot run with.
+            InputError: an unknown name, a time limit, or what a variant cannot run with.
         """
         if self.settings.tasks:
             from piccolo_st.evaluation import evaluate  # noqa: F401  # a missing mteb is told before hours of training
         for name in only:
             if name not in self.variants:
                 raise InputError(f"unknown variant {name!r} in {self.path}{nearest(name, list(self.variants))}")
+        for name in only or self.variants:
+            limit = os.environ.get(TIME_LIMIT) or (self.plans[name].sections.get("train") or {}).get("max_seconds")
+            if limit:  # the result of a run that was cut short would be kept as that of all its steps
+                raise InputError(
+                    f"variants are compared at equal steps, so {name!r} must have no time limit, got {limit} seconds; "
+                    f"unset train.max_seconds and {TIME_LIMIT}"
+                )
         for seed in self.settings.seeds:
             for name in only or self.variants:
                 if self.result(name, seed) is None:

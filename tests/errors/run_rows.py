@@ -45,6 +45,9 @@ ROWS: dict[str, list[Row]] = {
             "`after` of variant 'full' of TMP/ablation.yaml must be a variant, got 'stok'; known are full"),
         Row("an unknown --only", ablation(ABLATION, "--only", "fll"),
             "unknown variant 'fll' in TMP/ablation.yaml; did you mean full?"),
+        Row("a time limit", ablation({**ABLATION, "train": {"max_seconds": 5}}),
+            "variants are compared at equal steps, so 'full' must have no time limit, got 5 seconds; unset "
+            "train.max_seconds and PICCOLO_ST_MAX_SECONDS"),
     ],
     "arguments": [
         Row("batch size 0", finetune("--data.batch_size", "0"),
