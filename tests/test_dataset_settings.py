@@ -42,7 +42,7 @@ def make_run(tmp_path: Path, encoder_dir_no_dropout: Path) -> Run:
                       **(model or {})},
             "data": {"mixture": {"datasets": {"plain": dataset, "other": {**dataset, **(own or {})}}}, "batch_size": 8,
                      **data},
-            "train": {"output_dir": str(tmp_path / "run"), "max_steps": 2, "save_strategy": "no", "use_cpu": True,
+            "train": {"output_dir": str(tmp_path / "run"), "max_steps": 2, "save_strategy": "no",
                       "disable_tqdm": True},
         }  # fmt: skip
         path = tmp_path / "run.yaml"
@@ -162,7 +162,7 @@ def test_instructions_on_the_command_line(tmp_path: Path) -> None:
         ("none", Instructions()),
         ("piccolo", Instructions("查询：", "结果：")),
     ):
-        given = ["--model.instructions", text, "--train.output_dir", str(tmp_path), "--train.use_cpu", "true"]
+        given = ["--model.instructions", text, "--train.output_dir", str(tmp_path)]
         assert parse_run(given, FINETUNE, path)["model"].instructions == expected
 
 
@@ -197,7 +197,7 @@ def test_what_is_no_instruction_of_a_dataset_is_refused_everywhere(
     path = tmp_path / "run.yaml"
     path.write_text(
         yaml.safe_dump({"model": {"name_or_path": str(encoder_dir)}, "data": {"mixture": mixture},
-                        "train": {"max_steps": 2, "use_cpu": True}})
+                        "train": {"max_steps": 2}})
     )  # fmt: skip
     with pytest.raises(InputError, match=rule):
         show_plan(parse_run([str(path)], FINETUNE, path))

@@ -102,7 +102,7 @@ def files(tmp_path_factory: pytest.TempPathFactory, encoder_dir: Path) -> Path:
     content = {
         "model": {"name_or_path": str(encoder_dir), "query_length": 16, "document_length": 24, "build": small},
         "data": {"mixture": {"root": str(root), "datasets": datasets}, "batch_size": 8},
-        "train": {"output_dir": str(root / "run"), "max_steps": 4, "use_cpu": True, "save_strategy": "no"},
+        "train": {"output_dir": str(root / "run"), "max_steps": 4, "save_strategy": "no"},
     }
     (root / "run.yaml").write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
     return root
@@ -196,7 +196,7 @@ def test_every_key_has_an_effect(group: str, key: str, files: Path, monkeypatch:
                 TrainingRun(configure(files, {"train.output_dir": str(files / "refused"), **changed}))
         COUNTS["refused"] += 1
     elif row.changes == "section":
-        kept = build_section(place, GROUPS[group][1], {"output_dir": str(files), "use_cpu": True, key: row.value})
+        kept = build_section(place, GROUPS[group][1], {"output_dir": str(files), key: row.value})
         assert getattr(kept, key) in (row.value, [row.value])
         COUNTS["handed to transformers as it is"] += 1
     elif row.changes == "plan":
@@ -231,9 +231,9 @@ def test_an_inherited_key_arrives_or_is_refused(key: str, files: Path, tmp_path:
             if not isinstance(value, bool) and "str" in kind and "float" not in kind and "int" not in kind
             else value
         )
-    given = {"output_dir": str(tmp_path), "use_cpu": True, key: value}
+    given = {"output_dir": str(tmp_path), key: value}
     found = getattr(build_section("train", cls, given), key)
-    plain = getattr(build_section("train", cls, {"output_dir": str(tmp_path), "use_cpu": True}), key)
+    plain = getattr(build_section("train", cls, {"output_dir": str(tmp_path)}), key)
     assert found != plain, f"{key}={value!r} leaves {found!r}"
     COUNTS["took effect"] += 1
 

@@ -119,7 +119,6 @@ def make(kind: str, encoder: Path, output: Path, **options: Any) -> PiccoloTrain
         max_steps=4,
         save_steps=2,
         learning_rate=1e-2,
-        use_cpu=True,
         disable_tqdm=True,
         router_mapping={"query": "query", "positive": "document"} if kind == "router" else None,
         **options,

@@ -383,7 +383,7 @@ def _train(rank: int, world: int, model: SentenceTransformer, include: bool, fol
             num_train_epochs=1,
             learning_rate=1e-2,
             prompts=dataset_prompts(columns, "piccolo", per_dataset),
-            use_cpu=True,
+            use_cpu=True,  # the stock trainer does not see by itself that there is nothing else
             report_to="none",
             save_strategy="no",
             logging_steps=1,

@@ -38,7 +38,7 @@ def make(encoder: Path, output: Path, change: Change | None = None, **settings: 
     arguments = PiccoloTrainingArguments(
         **{
             "output_dir": str(output), "per_device_train_batch_size": 4, "max_steps": 4, "save_steps": 2,
-            "use_cpu": True, "disable_tqdm": True, **options.get("arguments", {}), **settings,
+            "disable_tqdm": True, **options.get("arguments", {}), **settings,
         }
     )  # fmt: skip
     data = DatasetDict(pairs=make_datasets()["pairs"])

@@ -38,7 +38,7 @@ FULL = {"query": TEXTS[:ROWS], "positive": TEXTS[1 : ROWS + 1]}
 def arguments(kind: type, folder: Any, **settings: Any) -> Any:
     defaults = {"max_steps": 4, "per_device_train_batch_size": 4, "save_strategy": "no", "logging_steps": 1}
     defaults |= {"learning_rate": 1e-4, "warmup_steps": 0, "lr_scheduler_type": "constant", "weight_decay": 0.0}
-    fixed = {"use_cpu": True, "report_to": "none", "disable_tqdm": True}
+    fixed = {"report_to": "none", "disable_tqdm": True}
     return kind(output_dir=str(folder), **fixed, **{**defaults, **settings})
 
 

@@ -179,7 +179,7 @@ def test_layer_wise_losses_train_through_the_collator(make_model: Callable[..., 
         trainer = SentenceTransformerTrainer(
             model,
             SentenceTransformerTrainingArguments(
-                output_dir=str(tmp_path), max_steps=2, use_cpu=True, report_to="none", save_strategy="no"
+                output_dir=str(tmp_path), max_steps=2, report_to="none", save_strategy="no"
             ),
             train_dataset=data,
             loss=AdaptiveLayerLoss(model, inner(model), n_layers_per_step=-1),
