@@ -300,6 +300,7 @@ def _exit_code(main: Callable[[Sequence[str]], None]) -> Any:
     speaks = os.environ.get("RANK", "0") == "0"
     try:
         main(sys.argv[1:])
+        _leave_the_others()
     except InputError as error:
         if speaks:
             print(f"error: {error}", file=sys.stderr)
@@ -311,6 +312,13 @@ def _exit_code(main: Callable[[Sequence[str]], None]) -> Any:
     except SystemExit as end:
         return end.code
     return 0
+
+
+def _leave_the_others() -> None:
+    """End the process group: a rank that just goes may abort as Python shuts down, and its launcher ends the rest."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _reader_has_gone() -> bool:

@@ -142,10 +142,11 @@ class TrainingRun:
         return record.log[: len(log)] == log and record.content_hash == content_hash(model)
 
     def _leave(self, seconds: float) -> None:
-        """Write the model, its card, the record and the picture."""
+        """Write the model, its card, the record and the picture; no rank ends before all of it is there."""
         folder = self.output / "model"
         self.trainer.save_model(str(folder), _internal_call=True)
-        if self.trainer.is_world_process_zero():
+
+        def write() -> None:
             record = RunRecord.of(
                 self.config.resolved,
                 self.trainer,
@@ -158,6 +159,8 @@ class TrainingRun:
             record.write(self.output)
             report.picture(report.plot_curves, record.log, self.output / "curves.png", self.output.name)
             add_training(folder, self.output)
+
+        on_first_rank(write)
 
     def _datasets(self) -> dict[str, DatasetRecord]:
         """What each dataset of the mixture was."""
