@@ -43,3 +43,7 @@ def nearest(key: str, known: Sequence[str]) -> str:
     """``; did you mean X?`` for the known key most like ``key``, or the list of known ones when none is like it."""
     match = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     return f"; did you mean {match[0]}?" if match else f"; known are {', '.join(sorted(known))}"
+
+
+class MixtureError(InputError):
+    """A mixture file, or the data it names, breaks a rule; the message says which, where, and what to do."""

@@ -12,8 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from piccolo_st.ablation import Ablation
-from piccolo_st.configuration import ConfigError, parse_overrides, run_recipe
+from piccolo_st.command import run_recipe
+from piccolo_st.config import parse_overrides
+from piccolo_st.errors import ConfigError
+from piccolo_st.experiments import Ablation
 
 DEFAULT = Path(__file__).parent / "configs" / "ablation-zh-mini.yaml"
 

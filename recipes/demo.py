@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from piccolo_st.configuration import OptionParser, run_recipe
+from piccolo_st.command import run_recipe
+from piccolo_st.config import OptionParser
 from piccolo_st.demo import Comparison, serve
 from piccolo_st.demo.corpus import read_corpus, thin_out
 from piccolo_st.errors import InputError
-from piccolo_st.evaluation.loading import load_model
+from piccolo_st.evaluation import load_model
 
 
 def parser() -> OptionParser:

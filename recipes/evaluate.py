@@ -24,14 +24,13 @@ from pathlib import Path
 import datasets
 
 from piccolo_st import evaluation  # its names are loaded where they are used, some of them with mteb
-from piccolo_st.benchmarks import C_MTEB_35, Averages, Benchmark
-from piccolo_st.configuration import ConfigError, OptionParser, read_value, read_yaml, run_recipe
+from piccolo_st.command import run_recipe
+from piccolo_st.config import OptionParser, read_value, read_yaml
 from piccolo_st.distributed import process_state
-from piccolo_st.errors import InputError, nearest
-from piccolo_st.evaluation.results import Column, Evaluation, score_table
-from piccolo_st.instructions import Instructions
-from piccolo_st.model_card.folder import read_rows
-from piccolo_st.model_card.results import read_results, scores
+from piccolo_st.errors import ConfigError, InputError, nearest
+from piccolo_st.evaluation import C_MTEB_35, Averages, Benchmark, Column, Evaluation, score_table
+from piccolo_st.modeling import Instructions
+from piccolo_st.releasing import read_results, read_rows, scores
 
 
 def parser() -> OptionParser:

@@ -14,8 +14,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from piccolo_st.configuration import parse_run, read_yaml, run_recipe
-from piccolo_st.data.prepare.steps import SECTIONS, STEPS, run_step
+from piccolo_st.command import run_recipe
+from piccolo_st.config import parse_run, read_yaml
+from piccolo_st.curation import SECTIONS, STEPS, run_step
 from piccolo_st.errors import ConfigError, nearest
 
 CONFIG = Path(__file__).parent / "configs" / "prepare.yaml"

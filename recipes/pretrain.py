@@ -10,10 +10,9 @@ python recipes/pretrain.py CONFIG.yaml --plan      memory of a GPU, bytes on the
 from collections.abc import Sequence
 from pathlib import Path
 
-from piccolo_st.arguments import PRETRAIN
-from piccolo_st.budget import show_plan
-from piccolo_st.configuration import parse_run, run_recipe
-from piccolo_st.run import TrainingRun
+from piccolo_st.command import run_recipe
+from piccolo_st.config import parse_run
+from piccolo_st.training import PRETRAIN, TrainingRun, show_plan
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -17,12 +17,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from piccolo_st.benchmarks import C_MTEB_35, Benchmark, get_benchmark
-from piccolo_st.configuration import OptionParser, run_recipe
+from piccolo_st.command import run_recipe
+from piccolo_st.config import OptionParser
 from piccolo_st.demo.corpus import read_corpus, thin_out
-from piccolo_st.hub import release, release_space
-from piccolo_st.model_card import prepare_card, read_rows
-from piccolo_st.onnx_export import export_onnx
+from piccolo_st.demo.space import release_space
+from piccolo_st.evaluation import C_MTEB_35, Benchmark, get_benchmark
+from piccolo_st.modeling import export_onnx
+from piccolo_st.releasing import prepare_card, read_rows, release
 
 
 def parser() -> OptionParser:

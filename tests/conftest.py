@@ -1,6 +1,6 @@
 """Shared fixtures: a tiny Chinese tokenizer and encoder, built here, so that no test needs a network.
 
-OMP_NUM_THREADS is set before torch is imported: the ranks of tests/ranks.py are forked, and a forked child of a
+OMP_NUM_THREADS is set before torch is imported: the ranks of tests/helpers/ranks.py are forked, and a forked child of a
 process with a running OpenMP pool hangs in its first parallel region.
 """
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from tests.evaluation_data import write_jsonl, write_local_tasks, write_search
-from tests.hub_server import HubServer
+from tests.helpers.evaluation_data import write_jsonl, write_local_tasks, write_search
+from tests.helpers.hub_server import HubServer
 from tests.readme_commands import PLACEHOLDERS, ROOT
 
 REPO = PLACEHOLDERS["ORG/NAME"]

@@ -33,7 +33,7 @@ EXCEPTIONS = {
     r"^python recipes/ablation\.py": "minutes for each of dozens of runs",
     r"pytest -m benchmark ": "minutes each, some of them with data of one's own; collected only",
     r'^pytest -m "slow or not slow" tests/': "minutes; a step of .ci/run; collected only",
-    r"^python -m tests\.kill_test$": "an hour of runs that are killed",
+    r"^python -m tests\.helpers\.kill_test$": "an hour of runs that are killed",
     r"recipes/accelerate/(zero1|multinode_zero1|ddp)\.yaml": "needs several GPUs",
     r"^srun ": "needs a cluster",
     r"--executor\.kind slurm": "needs a cluster",

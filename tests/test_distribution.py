@@ -17,7 +17,7 @@ pytest.importorskip("setuptools", minversion="70.1", reason="builds the wheel, w
 ROOT = Path(__file__).parent.parent
 SOURCES = ["piccolo_st", "recipes", "tests", "model_cards", "setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md",
            "LICENSE", "CHANGELOG.md"]  # fmt: skip
-DATA = {"piccolo_st/py.typed", "piccolo_st/model_card/template.md"}
+DATA = {"piccolo_st/py.typed", "piccolo_st/releasing/template.md"}
 BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, 'build_' + sys.argv[1])(sys.argv[2])"
 USE = """
 import sys, piccolo_st

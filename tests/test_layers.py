@@ -1,12 +1,14 @@
-"""The house: imports point one way, nothing heavy is imported for its sake, importing has no side effects."""
+"""The house: rooms in an order, entered by the door; nothing heavy is imported; importing changes nothing."""
 
 from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -14,32 +16,42 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "piccolo_st"
 
-# Ground first: a module may import only from layers before its own; modules of one layer do not import each other,
-# but a package (losses, data, evaluation) may import within itself.
-LAYERS = [
+# Ground first. A room, a folder or a file at the top, imports only from floors below its own, inside functions and for
+# types too; rooms of one floor do not import each other.
+FLOORS = [
     {"_version", "errors"},
-    {"configuration", "redaction"},
-    {"distributed", "dropout", "instructions", "benchmarks", "report", "positions"},
-    {"attention"},
-    {"batching", "lengths", "packing"},
-    {"losses", "pooling", "data"},
-    {"portable", "onnx_export", "encoder", "demo"},
-    {"checkpoint", "evaluation", "arguments", "guards", "watching", "ownership", "unread", "record", "signature"},
-    {"model_card", "resume", "zero", "budget", "disk", "push"},
-    {"durable"},
-    {"trainer", "hub"},
-    {"run", "baseline"},
-    {"ablation"},
+    {"_lazy", "cache", "config", "distributed", "environment", "hashing", "redaction", "tables"},
+    {"command"},
+    {"modeling"},
+    {"data", "batches"},
+    {"losses", "mining", "pooling"},
+    {"evaluation"},
+    {"releasing"},
+    {"training", "curation"},
+    {"demo", "experiments"},
 ]
-LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
+LEVEL = {name: level for level, floor in enumerate(FLOORS) for name in floor}
+DOORLESS = {
+    "demo": "its __init__ is copied into a Space, where only the page is",
+}
 
 # Packages that only some users install: imported inside the function that needs them.
 OPTIONAL = {"mteb", "faiss", "matplotlib", "jionlp", "deepspeed", "datasketch", "bm25s", "opencc", "onnx",
             "onnxruntime", "onnxscript", "datatrove", "gradio", "pandas", "rensa"}  # fmt: skip
 
 
-def _modules() -> list[Path]:
+def _files() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
+
+
+def _name(path: Path) -> str:
+    """Dotted, below the package: ``data.mixture``; a folder's __init__ is the folder; the package's own is empty."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _room(name: str) -> str:
+    return name.split(".")[0]
 
 
 def _at_import(body: list[ast.stmt]) -> Iterator[ast.stmt]:
@@ -55,49 +67,93 @@ def _at_import(body: list[ast.stmt]) -> Iterator[ast.stmt]:
                 yield from _at_import(handler.body)
 
 
-def _imports(path: Path, top_level_only: bool = False) -> set[str]:
+@cache
+def _taken(path: Path, at_import: bool = False) -> tuple[tuple[str, str], ...]:
+    """(module, name) of every import, name empty for a module as a whole."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = list(_at_import(tree.body)) if top_level_only else list(ast.walk(tree))
-    names: set[str] = set()
-    for node in nodes:
+    found: list[tuple[str, str]] = []
+    for node in list(_at_import(tree.body)) if at_import else ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            found += [(alias.name, "") for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{path}: relative import; write the whole name"
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+            found += [(node.module, alias.name) for alias in node.names]
+    return tuple(found)
 
 
-def _layer_name(path: Path) -> str:
-    relative = path.relative_to(PACKAGE)
-    return relative.parts[0].removesuffix(".py")
+@cache
+def _given() -> dict[str, dict[str, str]]:
+    """Room -> the names that its __init__ gives -> the file that defines each, as the room's table for types says."""
+    given: dict[str, dict[str, str]] = {}
+    for path in PACKAGE.glob("*/__init__.py"):
+        room = _name(path)
+        given[room] = {name: module for module, name in _taken(path) if module.startswith(f"piccolo_st.{room}.")}
+    return given
 
 
-@pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def _arrows(path: Path, at_import: bool = False) -> Iterator[str]:
+    """The modules of the package that a file imports; a name taken from a room is an arrow to the file behind it."""
+    names = {_name(file) for file in _files()}
+    for module, name in _taken(path, at_import):
+        if module.split(".")[0] == "piccolo_st":
+            below = module.removeprefix("piccolo_st").lstrip(".")
+            whole = f"{below}.{name}".lstrip(".")
+            behind = _given().get(below, {}).get(name, module).removeprefix("piccolo_st").lstrip(".")
+            yield whole if whole in names else behind
+
+
+FILES = pytest.mark.parametrize("path", _files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+
+
+@FILES
 def test_imports_point_to_the_ground(path: Path) -> None:
-    own = _layer_name(path)
-    if own == "__init__":
+    own = _room(_name(path))
+    if not own:
         return
-    assert own in LEVEL, f"{path.name} has no layer; give it one in LAYERS and in the package's docstring"
-    for name in _imports(path):
-        if not name.startswith("piccolo_st."):
-            continue
-        other = name.split(".")[1]
-        if other == own or other not in LEVEL:
-            continue
-        assert LEVEL[other] < LEVEL[own], f"{path.relative_to(PACKAGE)} imports {name}: not below its own layer"
+    assert own in LEVEL, f"{own} has no floor; give it one in FLOORS and in the package's docstring"
+    for other in _arrows(path):
+        if _room(other) not in (own, ""):
+            assert LEVEL[_room(other)] < LEVEL[own], f"{_name(path)} imports {other}: not on a floor below its own"
 
 
-def test_no_module_is_imported_by_what_it_imports() -> None:
-    files = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in _modules()}
-    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
-    graph = {}
-    for name, path in files.items():
-        found = _imports(path, top_level_only=True)
-        # "from package import module" is an import of the module; the name of something else in it is not.
-        owners = {one.rsplit(".", 1)[0] for one in found if one in files}
-        graph[name] = {one for one in found if one in files and one != name} - (owners - {name})
-    assert sum(map(len, graph.values())) > len(files), "the graph has next to no edges"
+@FILES
+def test_rooms_are_entered_by_the_door(path: Path) -> None:
+    """A name that a room's __init__ gives is taken from there by the other rooms."""
+    own = _room(_name(path))
+    for module, name in _taken(path):
+        below = module.removeprefix("piccolo_st.")
+        room = _room(below)
+        if own and module.startswith("piccolo_st.") and room not in (own, *DOORLESS):
+            assert not re.match("_[^_]", name), f"{_name(path)} takes the private {name} of {below}"
+            assert below == room or _given().get(room, {}).get(name) != module, (
+                f"{_name(path)} takes {name} from {below}; take it from piccolo_st.{room}"
+            )
+
+
+@pytest.mark.parametrize("room", sorted(room for room, names in _given().items() if names))
+def test_a_room_gives_what_its_table_for_types_says(room: str) -> None:
+    import importlib
+
+    if room == "evaluation":
+        pytest.importorskip("mteb")
+    module = importlib.import_module(f"piccolo_st.{room}")
+    for name, home in _given()[room].items():
+        assert getattr(module, name) is getattr(importlib.import_module(home), name), f"{name} of {room}"
+    if hasattr(module, "__all__"):
+        assert set(_given()[room]) <= set(dir(module))
+    elif room not in DOORLESS:
+        assert set(dir(module)) == set(_given()[room])
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = module.no_such_name
+
+
+def test_nothing_is_imported_by_what_it_imports() -> None:
+    """Files, with imports inside functions and for types: no circle at all."""
+    graph = {_name(path): {one for one in _arrows(path) if one != _name(path)} for path in _files()}
+    for path in PACKAGE.rglob("__init__.py"):  # what a room gives is no import of its files by it
+        room = _name(path)
+        graph[room] = {one for one in graph[room] if room and not one.startswith(f"{room}.")}
+    assert sum(map(len, graph.values())) > len(graph), "the graph has next to no edges"
     try:
         tuple(TopologicalSorter(graph).static_order())
     except CycleError as error:
@@ -107,28 +163,31 @@ def test_no_module_is_imported_by_what_it_imports() -> None:
 def test_the_package_takes_its_own_names_from_where_they_are_defined() -> None:
     import piccolo_st
 
-    for path in _modules():
-        shortcuts = {f"piccolo_st.{name}" for name in piccolo_st._EXPORTS} & _imports(path)
-        assert not shortcuts, f"{path.relative_to(PACKAGE)} imports {shortcuts} from the top, which is above it"
+    for path in _files():
+        shortcuts = {name for module, name in _taken(path) if module == "piccolo_st"} & set(piccolo_st._EXPORTS)
+        assert not shortcuts, f"{_name(path)} imports {shortcuts} from the top, which is above it"
 
 
 @pytest.mark.parametrize("recipe", sorted((PACKAGE.parent / "recipes").glob("*.py")), ids=lambda path: path.stem)
-def test_recipes_import_nothing_private(recipe: Path) -> None:
-    names = {name for name in _imports(recipe) if name.startswith("piccolo_st")}
-    private = {name for name in names if any(part.startswith("_") for part in name.split("."))}
-    assert names and not private, f"{recipe.name} imports {private}"
+def test_recipes_take_public_names_by_the_door(recipe: Path) -> None:
+    taken = [(module, name) for module, name in _taken(recipe) if module.split(".")[0] == "piccolo_st"]
+    private = [one for one in taken if any(part.startswith("_") for part in [*one[0].split("."), one[1]])]
+    assert taken and not private, f"{recipe.name} imports {private}"
+    for module, name in taken:
+        room = _room(module.removeprefix("piccolo_st.").removeprefix("piccolo_st"))
+        assert _given().get(room, {}).get(name) != module or module == f"piccolo_st.{room}", f"{recipe.name}: {name}"
 
 
-@pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+@FILES
 def test_optional_packages_are_imported_where_they_are_used(path: Path) -> None:
-    # The modules of evaluation that need mteb are themselves only loaded when one of their names is asked for.
-    lazy = {"mteb"} if _layer_name(path) == "evaluation" else set()
-    found = ({name.split(".")[0] for name in _imports(path, top_level_only=True)} & OPTIONAL) - lazy
-    assert not found, f"{path.relative_to(PACKAGE)} imports {found} at the top"
+    # The files of evaluation that need mteb are themselves only loaded when one of their names is asked for.
+    lazy = {"mteb"} if _room(_name(path)) == "evaluation" else set()
+    found = ({module.split(".")[0] for module, _ in _taken(path, at_import=True)} & OPTIONAL) - lazy
+    assert not found, f"{_name(path)} imports {found} at the top"
 
 
 def test_training_loads_no_optional_package() -> None:
-    code = f"import sys, piccolo_st.run; print(sorted({OPTIONAL - {'pandas'}!r} & set(sys.modules)))"
+    code = f"import sys, piccolo_st.training.run; print(sorted({OPTIONAL - {'pandas'}!r} & set(sys.modules)))"
     environment = {**os.environ, "ACCELERATE_USE_DEEPSPEED": "false"}
     ran = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, env=environment
@@ -139,14 +198,28 @@ def test_training_loads_no_optional_package() -> None:
 
 
 def test_only_evaluation_imports_mteb() -> None:
-    users = {_layer_name(path) for path in _modules() if any(n.split(".")[0] == "mteb" for n in _imports(path))}
+    users = {_room(_name(path)) for path in _files() if any(m.split(".")[0] == "mteb" for m, _ in _taken(path))}
     assert users <= {"evaluation"}
 
 
-def test_every_layer_exists_or_is_gone() -> None:
-    present = {_layer_name(path) for path in _modules()} - {"__init__"}
-    assert present <= set(LEVEL)
-    assert set(LEVEL) <= present, f"LAYERS names modules that do not exist: {set(LEVEL) - present}"
+def test_nothing_imports_the_curation_of_data() -> None:
+    users = {_room(_name(path)) for path in _files() for one in _arrows(path) if _room(one) == "curation"}
+    assert users <= {"curation"}
+
+
+def test_every_room_exists_or_is_gone() -> None:
+    present = {_room(_name(path)) for path in _files()} - {""}
+    assert present == set(LEVEL), f"FLOORS and the tree differ in {present ^ set(LEVEL)}"
+
+
+@pytest.mark.parametrize("room", sorted(name for name in LEVEL if (PACKAGE / name).is_dir()))
+def test_a_room_costs_nothing_until_a_name_is_asked_for(room: str) -> None:
+    if room in ("losses", "demo"):
+        pytest.skip("few names, each of which needs all of it")
+    code = f"import sys, piccolo_st.{room}; print('torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip() == "False"
 
 
 def test_importing_the_package_loads_nothing_and_changes_nothing() -> None:

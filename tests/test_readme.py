@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from piccolo_st.losses import PiccoloLoss
-from piccolo_st.pooling import InstructionPooling
+from piccolo_st.modeling import InstructionPooling
 from tests.readme_commands import told
 
 ROOT = Path(__file__).parent.parent

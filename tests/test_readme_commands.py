@@ -21,8 +21,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.demo_pages import serving
-from tests.hub_server import HubServer, User
+from tests.helpers.demo_pages import serving
+from tests.helpers.hub_server import HubServer, User
 from tests.readme_checks import RUNS, Place, Ran, Row, write_what_a_user_has
 from tests.readme_commands import (
     COLLECTED,

@@ -9,9 +9,9 @@ import numpy as np
 
 from piccolo_st.data import chunks
 from piccolo_st.data.chunks import Chunk, Reject, excerpt
-from piccolo_st.data.specs import MixtureError
 from piccolo_st.data.strict import parse_number
 from piccolo_st.data.text_files import read_delimited, read_jsonl
+from piccolo_st.errors import MixtureError
 
 
 def read_texts(path: Path) -> tuple[dict[str, str], list[Reject]]:

@@ -20,9 +20,10 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from piccolo_st.data.roles import flatten
-from piccolo_st.data.shingles import text_hashes, text_key
-from piccolo_st.data.specs import DatasetSpec, HoldoutSpec, MixtureError
+from piccolo_st.data.columns import flatten
+from piccolo_st.data.specs import DatasetSpec, HoldoutSpec
+from piccolo_st.errors import MixtureError
+from piccolo_st.hashing import text_hashes, text_key
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from piccolo_st.data.specs import MixtureError
-from piccolo_st.errors import MissingPackage
+from piccolo_st.errors import MissingPackage, MixtureError
 
 _ARCHIVES = {
     "words": "chinese_word_dictionary",

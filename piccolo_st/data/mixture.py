@@ -37,14 +37,15 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
-from piccolo_st.configuration import read_yaml
-from piccolo_st.data import store
-from piccolo_st.data.accounts import DatasetReport, MixtureReport
-from piccolo_st.data.duplicates import text_identities
+from piccolo_st.cache import default_cache, digest, entry
+from piccolo_st.config import build, read_yaml, unknown_key
+from piccolo_st.data.build import LAYOUT, enforce, open_arrow, prepare, read_report, write_arrow
 from piccolo_st.data.holdout import RetrievalHoldout, clean, draw, forbidden, read_beir
+from piccolo_st.data.report import DatasetReport, MixtureReport
 from piccolo_st.data.sources import locate
-from piccolo_st.data.specs import DatasetSpec, HoldoutSpec, MixtureError, MixtureSpec, PresetSpec, build, unknown_key
-from piccolo_st.errors import ConfigError
+from piccolo_st.data.specs import DatasetSpec, HoldoutSpec, MixtureSpec, PresetSpec
+from piccolo_st.errors import ConfigError, MixtureError
+from piccolo_st.hashing import text_identities
 
 __all__ = [
     "DatasetReport",
@@ -192,21 +193,21 @@ def load_mixture(config: Mapping[str, Any] | str | Path, *, cache_dir: str | Pat
         MixtureError: anything wrong with the file or the data, in one sentence with the place and the remedy.
     """
     specs, root, policy = parse_mixture(config)
-    cache = Path(cache_dir) if cache_dir is not None else store.default_cache()
+    cache = Path(cache_dir) if cache_dir is not None else default_cache()
     folders: dict[str, Path] = {}
     keys: dict[str, str] = {}
     evaluation: dict[str, Dataset] = {}
     holdouts: dict[str, RetrievalHoldout] = {}
     for name, spec in specs.items():
-        folders[name], keys[name] = store.prepare(spec, root, cache)
-        store.enforce(spec, folders[name], spec.policy or policy)
+        folders[name], keys[name] = prepare(spec, root, cache)
+        enforce(spec, folders[name], spec.policy or policy)
         if spec.use == "evaluate":
             location = locate(spec, root)
             if location.format == "beir":
                 holdouts[name] = read_beir(location.files)
             else:
-                evaluation[name] = store.open_arrow(folders[name] / "data.arrow")
-    training = {name: store.open_arrow(folders[name] / "data.arrow") for name in specs if name not in holdouts}
+                evaluation[name] = open_arrow(folders[name] / "data.arrow")
+    training = {name: open_arrow(folders[name] / "data.arrow") for name in specs if name not in holdouts}
     training = {name: dataset for name, dataset in training.items() if specs[name].use == "train"}
     for name, dataset in training.items():
         if specs[name].holdout is not None:
@@ -214,7 +215,7 @@ def load_mixture(config: Mapping[str, Any] | str | Path, *, cache_dir: str | Pat
     lost = _hold_out(training, {n: h for n, h in holdouts.items() if specs[n].use == "train"}, keys, specs, cache)
     reports = {
         name: DatasetReport.of(
-            spec, store.read_report(folders[name]), folders[name] / "rejects.jsonl", lost.get(name, NOTHING_LOST)
+            spec, read_report(folders[name]), folders[name] / "rejects.jsonl", lost.get(name, NOTHING_LOST)
         )
         for name, spec in specs.items()
     }
@@ -228,7 +229,7 @@ def load_mixture(config: Mapping[str, Any] | str | Path, *, cache_dir: str | Pat
         holdouts=holdouts,
         specs=specs,
         report=MixtureReport(reports),
-        fingerprint=store.digest([keys, settings]),
+        fingerprint=digest([keys, settings]),
     )
 
 
@@ -245,20 +246,18 @@ def _hold_out(
     drawn = [[name, keys[name], dataclasses.asdict(specs[name].holdout)] for name in holdouts]  # type: ignore[arg-type]
     lost = {}
     for name, dataset in training.items():
-        key = store.digest(
-            ["without held-out texts", store.LAYOUT, name if name in holdouts else "", keys[name], drawn]
-        )
+        key = digest(["without held-out texts", LAYOUT, name if name in holdouts else "", keys[name], drawn])
         known = cache / key
 
         def write(folder: Path, dataset: Dataset = dataset, name: str = name) -> None:
             tables = (pa.Table.from_batches(t.to_batches()) for t in dataset.with_format("arrow").iter(100_000))
             gone: dict[str, dict[str, int]] = {"held_out": {}, "removed": {}}
-            store.write_arrow(folder / "data.arrow", clean(name, tables, forbidden(holdouts), gone))
+            write_arrow(folder / "data.arrow", clean(name, tables, forbidden(holdouts), gone))
             (folder / "report.json").write_text(json.dumps(gone, ensure_ascii=False, indent=1), encoding="utf-8")
 
-        store.entry(cache, key, write)
-        training[name] = store.open_arrow(known / "data.arrow")
-        lost[name] = store.read_report(known)
+        entry(cache, key, write)
+        training[name] = open_arrow(known / "data.arrow")
+        lost[name] = read_report(known)
         if not len(training[name]):
             raise MixtureError(f"dataset {name!r} has no row left without the held-out texts; lower `holdout.queries`")
     return lost

@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from piccolo_st.data.specs import DatasetSpec, MixtureError, PresetSpec
+from piccolo_st.data.specs import DatasetSpec, PresetSpec
 from piccolo_st.data.validation import clean_list
+from piccolo_st.errors import MixtureError
 
 # The names of the three NLI relations in use; numbers are those of SNLI and MultiNLI on the Hub.
 _ENTAILMENT = ("entailment", "entailed", "0")

@@ -26,8 +26,9 @@ import pyarrow.parquet as pq
 from piccolo_st.data import chunks, jionlp
 from piccolo_st.data.beir import read_beir_pairs
 from piccolo_st.data.chunks import Chunk, Reject, excerpt
-from piccolo_st.data.specs import DatasetSpec, MixtureError
+from piccolo_st.data.specs import DatasetSpec
 from piccolo_st.data.text_files import read_delimited, read_json, read_jsonl
+from piccolo_st.errors import MixtureError
 
 _SUFFIXES = {
     ".jsonl": "jsonl",

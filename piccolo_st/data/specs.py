@@ -6,21 +6,15 @@ known one), a missing one, or a value of the wrong type. The annotations are the
 
 from __future__ import annotations
 
-import types
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
-from piccolo_st.errors import InputError, nearest
-from piccolo_st.instructions import Instructions
+from piccolo_st.modeling import Instructions
 
 T = TypeVar("T")
 
 Task = Literal["retrieval", "sts", "pair", "classification", "clustering"]
-
-
-class MixtureError(InputError):
-    """A mixture file, or the data it names, breaks a rule; the message says which, where, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +79,7 @@ class DatasetSpec:
         max_rejected: the largest share of faulty rows before the dataset counts as misread, which is an error.
         max_rows: read only so many rows, faulty ones among them.
         holdout: queries kept for evaluation.
-        mining: settings for hard negatives, as ``piccolo_st.data.mining.MiningSettings`` takes them.
+        mining: settings for hard negatives, as ``piccolo_st.mining.miner.MiningSettings`` takes them.
         instruction: what goes before this dataset's queries and documents, a preset's name or a mapping of both; None:
             the run's.
         weight: the dataset's share where the sampler mixes by weights.
@@ -148,76 +142,3 @@ class MixtureSpec:
     root: str | None = None
     policy: Literal["drop", "error"] = "drop"
     defaults: Mapping[str, Any] = field(default_factory=dict)
-
-
-def unknown_key(key: object, known: Iterable[str], place: str) -> MixtureError:
-    """The error for a key that no field has, naming the nearest one that there is."""
-    return MixtureError(f"unknown key {str(key)!r} in {place}{nearest(str(key), list(known))}")
-
-
-def build(cls: type[T], mapping: object, place: str, **given: Any) -> T:
-    """Fill dataclass ``cls`` from ``mapping``; ``given`` are fields that the mapping may not set.
-
-    Raises:
-        MixtureError: not a mapping, an unknown or missing key, or a value of another type than the annotation.
-    """
-    if not isinstance(mapping, Mapping):
-        raise MixtureError(f"{place} must be a mapping of keys to values, got {_shown(mapping)}")
-    hints = get_type_hints(cls)
-    settable = {f.name: f for f in fields(cls) if f.name not in given}  # type: ignore[arg-type]
-    values = dict(given)
-    for key, value in mapping.items():
-        if key not in settable:
-            raise unknown_key(key, settable, place)
-        values[key] = _convert(hints[key], value, f"{key} of {place}")
-    for name, f in settable.items():
-        if name not in values and f.default is MISSING and f.default_factory is MISSING:
-            raise MixtureError(f"{place} has no {name!r}, which is required; add it")
-    return cls(**values)
-
-
-def _convert(hint: Any, value: Any, place: str) -> Any:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        options = [option for option in arguments if option is not type(None)]
-        for option in options[:-1]:
-            try:
-                return _convert(option, value, place)
-            except MixtureError:
-                continue
-        return _convert(options[-1], value, place)
-    if origin is Literal:
-        if value not in arguments:
-            raise MixtureError(f"{place} must be one of {', '.join(map(str, arguments))}, got {value!r}")
-        return value
-    if from_plain := getattr(hint, "from_plain", None):
-        try:
-            return from_plain(value, place)
-        except InputError as error:
-            raise MixtureError(str(error)) from None
-    if is_dataclass(hint):
-        return build(hint, value, place)  # type: ignore[arg-type]
-    if origin is tuple:
-        if isinstance(value, str | bytes) or not isinstance(value, Iterable) or isinstance(value, Mapping):
-            raise MixtureError(f"{place} must be a list, got {_shown(value)}")
-        return tuple(_convert(arguments[0], item, f"an item of {place}") for item in value)
-    if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(value, Mapping):
-            raise MixtureError(f"{place} must be a mapping of keys to values, got {_shown(value)}")
-        return {str(k): _convert(arguments[1], v, f"{k} of {place}") for k, v in value.items()}
-    if hint is Any:
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is str and isinstance(value, int) and not isinstance(value, bool):
-        return str(value)  # YAML reads an unquoted label such as 0 as a number
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise MixtureError(f"{place} must be of type {hint.__name__}, got {_shown(value)}")
-    return value
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from piccolo_st.data.chunks import Chunk
-from piccolo_st.data.roles import Roles, find_columns, is_list, is_text, may_list, optional_roles, required_roles
+from piccolo_st.data.columns import Roles, find_columns, is_list, is_text, may_list, optional_roles, required_roles
 from piccolo_st.data.specs import DatasetSpec
 from piccolo_st.data.strict import parse_list
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from piccolo_st.data.chunks import Chunk, Reject, excerpt
-from piccolo_st.data.roles import Roles, flatten, to_table
+from piccolo_st.data.columns import Roles, flatten, to_table
 from piccolo_st.data.specs import DatasetSpec
 
 EMPTY, INVISIBLE = "empty", "only whitespace or invisible characters"

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from piccolo_st.data.beir import read_texts
-from piccolo_st.data.mixture import load_mixture
+from piccolo_st.data import load_mixture, read_texts
 from piccolo_st.errors import InputError
 
 

@@ -14,8 +14,7 @@ from sentence_transformers import SentenceTransformer
 
 from piccolo_st.distributed import process_state
 from piccolo_st.errors import InputError, reason
-from piccolo_st.evaluation.identity import Identity, identify
-from piccolo_st.instructions import set_prompts
+from piccolo_st.modeling import Identity, identify, set_prompts
 
 DTYPES = ("float32", "float16", "bfloat16")
 

@@ -37,12 +37,10 @@ from mteb.abstasks.sts import AbsTaskSTS
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.get_tasks import TASK_LIST
 
-from piccolo_st.benchmarks import CARD_METRICS, MTEB_METRIC_NAMES, BenchmarkTask
-from piccolo_st.data.beir import read_qrels, read_texts
-from piccolo_st.data.chunks import Reject, excerpt
-from piccolo_st.data.sources import locate, read_chunks
-from piccolo_st.data.specs import DatasetSpec, build
+from piccolo_st.config import build
+from piccolo_st.data import DatasetSpec, Reject, excerpt, locate, read_chunks, read_qrels, read_texts
 from piccolo_st.errors import InputError, reason
+from piccolo_st.evaluation.benchmarks import CARD_METRICS, MTEB_METRIC_NAMES, BenchmarkTask
 
 _MAX_CLUSTERED = 2048  # rows drawn for each of mteb's clustering experiments
 

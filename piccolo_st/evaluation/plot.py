@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from piccolo_st.benchmarks import Benchmark
 from piccolo_st.errors import InputError
+from piccolo_st.evaluation.benchmarks import Benchmark
 from piccolo_st.evaluation.results import Column
-from piccolo_st.report import empty_figure
+from piccolo_st.tables import empty_figure
 
 
 def plot_evaluations(columns: Sequence[Column], benchmark: Benchmark, path: str | Path) -> Path:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from piccolo_st.benchmarks import Averages, Benchmark, average_scores, scores_from_results
-from piccolo_st.evaluation.identity import Identity
-from piccolo_st.report import table, versions
+from piccolo_st.environment import versions
+from piccolo_st.evaluation.benchmarks import Averages, Benchmark, average_scores, scores_from_results
+from piccolo_st.modeling import Identity
+from piccolo_st.tables import table
 
 
 @dataclass(frozen=True)

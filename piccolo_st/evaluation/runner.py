@@ -6,7 +6,7 @@ For each task and each truncation, in order:
     another name and said so; one of another revision of the data is not used. Splits that it has are not run again.
 (2) The task's data is loaded, the main process first. Without a network this ends the evaluation with what to do;
     a single data set that cannot be had is noted as a failure and the next task follows.
-(3) mteb evaluates the missing splits with :class:`~piccolo_st.evaluation.encoder.BenchmarkEncoder`. Every rank takes
+(3) mteb evaluates the missing splits with :class:`~piccolo_st.evaluation.mteb_model.BenchmarkEncoder`. Every rank takes
     part in the encoding; every rank then scores, and only the main process keeps the scores.
 (4) The examples, then the result file are written. An interruption loses the running task and nothing else: a result
     file torn in the middle is what (1) sets aside.
@@ -33,16 +33,16 @@ from mteb.abstasks.abstask import AbsTask
 from mteb.cache import ResultCache
 from mteb.results import TaskResult
 
-from piccolo_st.benchmarks import BenchmarkTask, scores_from_results
 from piccolo_st.distributed import process_state
 from piccolo_st.errors import InputError, reason
-from piccolo_st.evaluation import examples
-from piccolo_st.evaluation.encoder import BenchmarkEncoder
-from piccolo_st.evaluation.identity import Identity
+from piccolo_st.evaluation import per_example
+from piccolo_st.evaluation.benchmarks import BenchmarkTask, scores_from_results
 from piccolo_st.evaluation.loading import Loaded, load_model
 from piccolo_st.evaluation.local_tasks import LocalTask
+from piccolo_st.evaluation.mteb_model import BenchmarkEncoder
 from piccolo_st.evaluation.results import Evaluation
 from piccolo_st.evaluation.tasks import TaskGroup, select
+from piccolo_st.modeling import Identity
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -91,7 +91,7 @@ def evaluate(
     """Evaluate a model with mteb's own tasks and keep the results in mteb's layout.
 
     Results are at ``output/results/<org>__<name>/<revision>/<Task>.json``, where name and revision are those of
-    :func:`piccolo_st.evaluation.identity.identify`; truncations and dtypes are experiments below the revision.
+    :func:`piccolo_st.modeling.fingerprint.identify`; truncations and dtypes are experiments below the revision.
 
     Args:
         model: a model, a directory, or a repository on the Hub.
@@ -104,7 +104,7 @@ def evaluate(
         dtype: evaluate in "float16" or "bfloat16", whatever the weights are stored in.
         device: where to load a directory or repository to.
         instructions: in place of the model's own prompts, anything that
-            :func:`piccolo_st.instructions.resolve_instructions` takes.
+            :func:`piccolo_st.modeling.instructions.resolve_instructions` takes.
         tokens_per_batch: longest batch in tokens, padding included.
         overwrite: run every task again.
         on_task: called after each task and truncation, on the main process.
@@ -233,7 +233,7 @@ class _Run:
         fresh.rng_state = copy.deepcopy(task.rng_state)
         fresh.np_rng = copy.deepcopy(task.np_rng)
         fresh.filter_eval_splits(missing)
-        searched = task.metadata.type in examples.RETRIEVAL_TYPES
+        searched = task.metadata.type in per_example.RETRIEVAL_TYPES
         with tempfile.TemporaryDirectory() as folder:
             outcome = mteb.evaluate(
                 self.encoder,
@@ -245,13 +245,13 @@ class _Run:
                 show_progress_bar=False,
             )
             result = outcome.task_results[0]
-            arrays = examples.collect(fresh, result.scores, Path(folder), self.encoder.retrieved)
+            arrays = per_example.collect(fresh, result.scores, Path(folder), self.encoder.retrieved)
         if stored is not None:
             result = stored.merge(result)
         if self.state.is_main_process:
             meta = self.encoder.mteb_model_meta
             path = self.cache.get_task_result_path(task.metadata.name, meta)
-            examples.save(arrays, examples.examples_path(path))
+            per_example.save(arrays, per_example.examples_path(path))
             self.cache.save_to_cache(result, meta, encode_kwargs={"tokens_per_batch": self.encoder.tokens_per_batch})
             result = TaskResult.from_disk(path)  # rounded, as every later run will read it
         return broadcast_object_list([result])[0]

@@ -1,8 +1,9 @@
 """Names -> mteb tasks and the definition by which they are scored.
 
-A name is, in this order: a file of local tasks (``*.yaml``); a benchmark (:data:`piccolo_st.benchmarks.BENCHMARKS`);
-one of the six task types, meaning those tasks of ``c-mteb-35``; a task of ``c-mteb-35``; or any other text task of
-mteb, with ``:subset`` behind it where it has several (``STS22:zh-en``), which is scored by mteb's own main score.
+A name is, in this order: a file of local tasks (``*.yaml``); a benchmark
+(:data:`piccolo_st.evaluation.benchmarks.BENCHMARKS`); one of the six task types, meaning those tasks of ``c-mteb-35``;
+a task of ``c-mteb-35``; or any other text task of mteb, with ``:subset`` behind it where it has several
+(``STS22:zh-en``), which is scored by mteb's own main score.
 
 Every benchmark and every file is a group with its own table and averages. Single tasks and types together are one
 group, ``selection``, scored by the definition of ``c-mteb-35`` where it has the task.
@@ -18,8 +19,8 @@ import mteb
 from mteb.abstasks.abstask import AbsTask
 from mteb.get_tasks import TASK_LIST
 
-from piccolo_st.benchmarks import BENCHMARKS, C_MTEB_35, TASK_TYPES, Benchmark, BenchmarkTask, nearest
 from piccolo_st.errors import InputError
+from piccolo_st.evaluation.benchmarks import BENCHMARKS, C_MTEB_35, TASK_TYPES, Benchmark, BenchmarkTask, nearest
 from piccolo_st.evaluation.local_tasks import load_local_tasks
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from piccolo_st.batching import row_count
 from piccolo_st.distributed import agree, gather_rows, get_world_size
 from piccolo_st.losses.false_negatives import Exclusions
 from piccolo_st.losses.identity import column_identities, has_identities
+from piccolo_st.modeling import row_count
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,11 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from piccolo_st.batching import Features, row_count
 from piccolo_st.distributed import gather_rows, get_world_size
 from piccolo_st.losses.batch import Batch, agree_on_columns
 from piccolo_st.losses.contrast import EXP_FLOOR, check_temperature, tile_ranges, unit
 from piccolo_st.losses.piccolo import PiccoloLoss
+from piccolo_st.modeling import Features, row_count
 
 
 class OtherClassesLoss(PiccoloLoss):

@@ -27,13 +27,13 @@ from sentence_transformers.sentence_transformer.losses import CoSENTLoss, Matryo
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from torch import Tensor, nn
 
-from piccolo_st.batching import Features, embed_columns, row_count
 from piccolo_st.distributed import gather_rows
 from piccolo_st.errors import InputError, nearest
 from piccolo_st.losses.batch import agree_on_columns, local_owners
 from piccolo_st.losses.classes import OtherClassesLoss
 from piccolo_st.losses.contrast import check_temperature, unit
 from piccolo_st.losses.piccolo import PiccoloLoss, chunk_tokens_for
+from piccolo_st.modeling import Features, embed_columns, row_count
 
 # Temperature and weight of each task's loss where a dataset does not set them; Piccolo2's, but for labelled classes.
 SCORED = {"temperature": 0.05, "weight": 0.04}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from piccolo_st.batching import row_borders
+from piccolo_st.modeling import row_borders
 
 
 def _signed(number: int) -> int:

@@ -4,8 +4,8 @@ What happens in one call:
 
 (1) the ranks agree that they run the same loss on the same kind of batch, and exchange whose hard negative is whose
     and which texts are the same;
-(2) the rows of all columns are embedded, sorted by length (``batching.py``), or mini-batch by mini-batch with gradient
-    caching (ST's ``CachedLossMixin``);
+(2) the rows of all columns are embedded, sorted by length (``modeling/batching.py``), or mini-batch by mini-batch with
+    gradient caching (ST's ``CachedLossMixin``);
 (3) the unit vectors of all ranks are gathered (``distributed.py``);
 (4) each rank computes the losses of its own rows against all (``contrast.py``); the gradients go back to the ranks
     that own the rows.
@@ -22,14 +22,6 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses.gradcache import CachedLossMixin, RandContext, has_static_embedding_input
 from torch import Tensor, nn
 
-from piccolo_st.batching import (
-    Features,
-    SortedRows,
-    columns_stay_apart,
-    embed_columns,
-    model_reads_task,
-    sort_rows,
-)
 from piccolo_st.distributed import gather_rows, get_world_size
 from piccolo_st.losses.batch import Batch, describe, device_of
 from piccolo_st.losses.contrast import (
@@ -41,7 +33,15 @@ from piccolo_st.losses.contrast import (
     contrastive_loss,
     unit,
 )
-from piccolo_st.packing import packs
+from piccolo_st.modeling import (
+    Features,
+    SortedRows,
+    columns_stay_apart,
+    embed_columns,
+    model_reads_task,
+    packs,
+    sort_rows,
+)
 
 CPU_CHUNK_TOKENS = 512
 """Tokens in one forward pass on a CPU with padding: small ones have little of it. Of long rows, two rows."""
@@ -89,8 +89,8 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
             memory of a small batch, for a second forward pass. None: no caching.
         mini_batch_num_tokens: the same, with the mini-batches cut by their number of tokens.
         chunk_tokens: without caching, the largest forward pass in tokens, padding included, rows sorted by length.
-            "auto": on a CPU 2,048 where the model packs (packing.py), else 512 or two rows; everything at once
-            elsewhere. None: everything at once.
+            "auto": on a CPU 2,048 where the model packs (modeling/packed/packing.py), else 512 or two rows; everything
+            at once elsewhere. None: everything at once.
         show_progress_bar: of the mini-batches.
 
     Raises:

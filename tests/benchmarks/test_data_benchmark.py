@@ -27,9 +27,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from piccolo_st.data.mining import MiningSettings, mine_negatives
 from piccolo_st.data.mixture import load_mixture
-from piccolo_st.report import table
+from piccolo_st.mining.candidates import MiningSettings
+from piccolo_st.mining.miner import mine_negatives
+from piccolo_st.tables import table
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(7200)]
 
@@ -47,7 +48,7 @@ def watch():
         time.sleep(0.05)
 step, source, tests, output, cache = sys.argv[1:]
 from piccolo_st.data.mixture import load_mixture
-from piccolo_st.data.prepare.steps import STEPS, PrepareData, run_step
+from piccolo_st.curation.steps import STEPS, PrepareData, run_step
 threading.Thread(target=watch, daemon=True).start()
 config = {"datasets": {
     "pairs": {"source": source, "task": "retrieval"},
@@ -58,8 +59,8 @@ if step == "load":
     load_mixture(config, cache_dir=cache)
 elif step == "read":
     import itertools
-    from piccolo_st.data.reading import HomogeneousDataset
-    from piccolo_st.data.sampler import HomogeneousBatchSampler
+    from piccolo_st.batches.reading import HomogeneousDataset
+    from piccolo_st.batches.sampler import HomogeneousBatchSampler
     train = HomogeneousDataset([load_mixture(config, cache_dir=cache).train["pairs"]])
     sampler = HomogeneousBatchSampler(train, batch_size=1024, drop_last=True)
     start, begin = time.perf_counter(), time.process_time()  # without torch's import

@@ -34,9 +34,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from torch.utils.data import DataLoader
 
-from piccolo_st.evaluation.encoder import BenchmarkEncoder
-from piccolo_st.evaluation.identity import Identity
-from piccolo_st.report import table
+from piccolo_st.evaluation.mteb_model import BenchmarkEncoder
+from piccolo_st.modeling.fingerprint import Identity
+from piccolo_st.tables import table
 from tests.benchmarks.test_throughput import peak
 from tests.conftest import CHARACTERS, build_encoder
 

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from tests.conftest import build_encoder
-from tests.ranks import run_ranks
-from tests.resume_cases import Case, make_trainer
+from tests.helpers.ranks import run_ranks
+from tests.helpers.resume_cases import Case, make_trainer
 
 HIDDEN, LAYERS, BATCH, STEPS = 256, 4, 32, 3
 

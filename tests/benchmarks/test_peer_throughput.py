@@ -24,8 +24,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from piccolo_st.encoder import EncoderSettings, build_encoder
-from piccolo_st.report import table
+from piccolo_st.modeling.tiny_bert import EncoderSettings, build_encoder
+from piccolo_st.tables import table
 from tests.benchmarks.test_throughput import HIDDEN, LAYERS, SETS, Contender, read
 
 BATCH, SHORT, LONG = 64, 2, 8

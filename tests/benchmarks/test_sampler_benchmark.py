@@ -25,9 +25,9 @@ from sentence_transformers.base.sampler import DefaultBatchSampler, Proportional
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch.utils.data import ConcatDataset, RandomSampler
 
-from piccolo_st.data.collator import PiccoloDataCollator
-from piccolo_st.data.reading import HomogeneousDataset
-from piccolo_st.data.sampler import HomogeneousBatchSampler
+from piccolo_st.batches.collator import PiccoloDataCollator
+from piccolo_st.batches.reading import HomogeneousDataset
+from piccolo_st.batches.sampler import HomogeneousBatchSampler
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(600)]
 

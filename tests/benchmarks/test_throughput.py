@@ -39,18 +39,18 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
-from piccolo_st.arguments import PiccoloTrainingArguments
-from piccolo_st.data.sampler import HomogeneousBatchSampler
-from piccolo_st.encoder import EncoderSettings, build_encoder
-from piccolo_st.lengths import set_lengths
+from piccolo_st.batches import HomogeneousBatchSampler
 from piccolo_st.losses import PiccoloLoss
 from piccolo_st.losses.batch import describe
-from piccolo_st.report import table
-from piccolo_st.trainer import PiccoloTrainer
+from piccolo_st.modeling import EncoderSettings, build_encoder
+from piccolo_st.modeling.lengths import set_lengths
+from piccolo_st.tables import table
+from piccolo_st.training.arguments import PiccoloTrainingArguments
+from piccolo_st.training.trainer import PiccoloTrainer
 from tests.benchmarks.test_memory_benchmark import SavedBytes
 from tests.conftest import CHARACTERS
-from tests.ranks import run_ranks
-from tests.resume_cases import Case, make_trainer
+from tests.helpers.ranks import run_ranks
+from tests.helpers.resume_cases import Case, make_trainer
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
 

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piccolo_st.data.mixture import DatasetReport, Mixture, MixtureError, load_mixture
+from piccolo_st.data.mixture import Mixture, load_mixture
+from piccolo_st.data.report import DatasetReport
+from piccolo_st.errors import MixtureError
 
 
 def _load(folder: Path, rows: list[dict[str, Any]], task: str = "retrieval", **settings: Any) -> Mixture:

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from piccolo_st.data import chunks
-from piccolo_st.data.mixture import Mixture, MixtureError, load_mixture
+from piccolo_st.data.mixture import Mixture, load_mixture
 from piccolo_st.data.strict import parse_json, parse_list, parse_number
+from piccolo_st.errors import MixtureError
 
 
 def _load(source: Path, task: str = "retrieval", **settings: Any) -> Mixture:

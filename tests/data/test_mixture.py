@@ -15,10 +15,10 @@ import pytest
 import yaml
 from datasets import DatasetDict
 
-from piccolo_st.data import store
-from piccolo_st.data.mixture import MixtureError, load_mixture, parse_mixture
+from piccolo_st.data import build, sources
+from piccolo_st.data.mixture import load_mixture, parse_mixture
 from piccolo_st.data.specs import DatasetSpec, HoldoutSpec, PresetSpec
-from piccolo_st.errors import InputError
+from piccolo_st.errors import InputError, MixtureError
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -332,16 +332,16 @@ def test_max_rows_reads_so_many_rows_and_no_more(
             lines[number - 1], faulty[number] = "{", "not valid JSON"
         (folder / "faulty.jsonl").write_text("\n".join(lines), encoding="utf-8")
     spec = DatasetSpec("faulty", f"faulty.{format}", "retrieval", max_rows=limit)
-    entry, _ = store.prepare(spec, folder, folder / "cache")
+    entry, _ = build.prepare(spec, folder, folder / "cache")
     read = range(1, min(limit, 12) + 1)
-    report = store.read_report(entry)
+    report = build.read_report(entry)
     assert (report["rows"], report["kept"]) == (len(read), len(set(read) - set(faulty)))
-    assert sorted((reject.row, reject.reason) for reject in store.read_rejects(entry)) == sorted(
+    assert sorted((reject.row, reject.reason) for reject in build.read_rejects(entry)) == sorted(
         (number, reason) for number, reason in faulty.items() if number in read
     )
     assert sum(report["rejected"].values()) + report["kept"] == report["rows"]
     kept = [f"答{number}" for number in read if number not in faulty]
-    assert (store.open_arrow(entry / "data.arrow")["positive"][:] if kept else []) == kept
+    assert (build.open_arrow(entry / "data.arrow")["positive"][:] if kept else []) == kept
 
 
 def test_max_rows_does_not_look_beyond_its_last_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,14 +361,14 @@ def test_rows_are_kept_under_a_key_of_all_that_changes_them(field: str, folder: 
     (folder / "copy.jsonl").write_bytes((folder / "pairs.jsonl").read_bytes())
     value, changes = FIELDS[field]
     spec = DatasetSpec("pairs", "pairs.jsonl", "retrieval")
-    location = store.locate(spec, folder)
-    key = store.row_key(spec, location, folder / "cache")
-    assert (store.row_key(dataclasses.replace(spec, **{field: value}), location, folder / "cache") != key) == changes
+    location = sources.locate(spec, folder)
+    key = build.row_key(spec, location, folder / "cache")
+    assert (build.row_key(dataclasses.replace(spec, **{field: value}), location, folder / "cache") != key) == changes
 
 
 def test_what_was_read_is_not_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = _load(folder, MIXTURE)
-    monkeypatch.setattr(store, "read_chunks", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(build, "read_chunks", lambda *_: pytest.fail("read again"))
     again = _load(folder, MIXTURE)
     assert {name: list(dataset) for name, dataset in again.train.items()} == {
         name: list(dataset) for name, dataset in first.train.items()
@@ -380,13 +380,13 @@ def test_a_killed_read_leaves_no_half_entry(folder: Path, monkeypatch: pytest.Mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "write_arrow", killed)
+        patch.setattr(build, "write_arrow", killed)
         with pytest.raises(KeyboardInterrupt):
             _load(folder, MIXTURE)
     spec = parse_mixture({"root": str(folder), "datasets": MIXTURE})[0]["pairs"]
-    location = store.locate(spec, folder)
+    location = sources.locate(spec, folder)
     # What kill -9 would leave: a folder of the right name, half full.
-    partial = folder / "cache" / f"{store.row_key(spec, location, folder / 'cache')}.partial"
+    partial = folder / "cache" / f"{build.row_key(spec, location, folder / 'cache')}.partial"
     partial.mkdir(parents=True)
     (partial / "data.arrow").write_bytes(b"half")
     assert len(_load(folder, MIXTURE).train["pairs"]) == 20

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piccolo_st.data.mixture import Mixture, MixtureError, load_mixture
-from piccolo_st.data.shingles import text_key
+from piccolo_st.data.mixture import Mixture, load_mixture
+from piccolo_st.errors import MixtureError
+from piccolo_st.hashing import text_key
 
 
 def _load(folder: Path, rows: list[dict[str, Any]], holdout: dict[str, int], **others: list[dict[str, Any]]) -> Mixture:

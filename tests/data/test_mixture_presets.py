@@ -11,7 +11,8 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piccolo_st.data.mixture import Mixture, MixtureError, load_mixture
+from piccolo_st.data.mixture import Mixture, load_mixture
+from piccolo_st.errors import MixtureError
 
 
 def _load(folder: Path, rows: list[dict[str, Any]], **settings: Any) -> Mixture:

@@ -19,9 +19,9 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from piccolo_st.data import jionlp, sources, text_files
-from piccolo_st.data.mixture import MixtureError, load_mixture
+from piccolo_st.data.mixture import load_mixture
 from piccolo_st.data.specs import DatasetSpec
-from piccolo_st.errors import MissingPackage
+from piccolo_st.errors import MissingPackage, MixtureError
 
 ROWS = [{"query": f"问题{i}", "positive": f"回答{i}，好"} for i in range(7)]
 

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from piccolo_st.data import chunks
-from piccolo_st.data.mixture import Mixture, MixtureError, load_mixture
+from piccolo_st.data.mixture import Mixture, load_mixture
+from piccolo_st.errors import MixtureError
 
 GOOD = {"query": "今天的天气", "positive": "今天是晴天", "negative": ["明天有雨"]}
 

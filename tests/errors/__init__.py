@@ -1,1 +1,1 @@
-"""The errors that a person can cause, as a table; tests/test_errors.py goes through it."""
+"""The errors that a person can cause, as a table; tests/errors/test_errors.py goes through it."""

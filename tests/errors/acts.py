@@ -32,9 +32,9 @@ PAIRS = [
 
 @functools.cache
 def command(name: str) -> Callable[[Sequence[str]], Any]:
-    """The main function of a recipe, or of ``python -m piccolo_st.model_card``."""
+    """The main function of a recipe, or of ``python -m piccolo_st.releasing``."""
     if name == "model_card":
-        return importlib.import_module("piccolo_st.model_card.__main__").main
+        return importlib.import_module("piccolo_st.releasing.__main__").main
     spec = importlib.util.spec_from_file_location(f"recipe_{name}", ROOT / "recipes" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module: ModuleType = importlib.util.module_from_spec(spec)
@@ -138,7 +138,7 @@ def owned(act: Act) -> Act:
     def refused(world: World) -> Any:
         from filelock import FileLock
 
-        from piccolo_st import ownership
+        from piccolo_st.training import ownership
 
         world.patch.setattr(ownership, "PATIENCE", 0.1)
         world.write("run/.owner.json", json.dumps({"process": 123, "host": "h", "since": "2026-11-26 12:03"}))
@@ -253,7 +253,7 @@ def own_negatives_loss(world: World) -> Any:
 
 
 def benchmark(world: World) -> Any:
-    from piccolo_st.benchmarks import C_MTEB_35
+    from piccolo_st.evaluation import C_MTEB_35
 
     return C_MTEB_35
 
@@ -303,7 +303,7 @@ def checkpoint(manifest: Any = None, name: str = "checkpoint-3", **files: str) -
         planted[path + "manifest.json"] = manifest if isinstance(manifest, str) else json.dumps(manifest)
 
     def act(world: World) -> Any:
-        from piccolo_st.checkpoint import verify
+        from piccolo_st.training.checkpoint import verify
 
         for file, content in planted.items():
             world.write(file, content)
@@ -313,7 +313,7 @@ def checkpoint(manifest: Any = None, name: str = "checkpoint-3", **files: str) -
 
 
 def found(world: World, **run: Any) -> Any:
-    from piccolo_st.checkpoint import Checkpoint
+    from piccolo_st.training.checkpoint import Checkpoint
 
     before = {"resumable": True, "signature": {"seed": 1}, "engine": "plain", "world_size": 1, "environment": {}}
     return Checkpoint(world.tmp / "run" / "checkpoint-3", 3, {**before, **run})
@@ -321,7 +321,7 @@ def found(world: World, **run: Any) -> Any:
 
 def decide(before: Mapping[str, Any], now: Mapping[str, Any]) -> Act:
     def act(world: World) -> Any:
-        from piccolo_st.resume import decide
+        from piccolo_st.training.resume import decide
 
         return decide(found(world, **before), {**found(world).run, **now}, accept_changes=False)
 
@@ -329,7 +329,7 @@ def decide(before: Mapping[str, Any], now: Mapping[str, Any]) -> Act:
 
 
 def relevant(**relevant: Any) -> Act:
-    return call("evaluation:RetrievalEvaluator", {"q": "猫"}, {"d": "狗"}, relevant, "faq")
+    return call("evaluation.in_training:RetrievalEvaluator", {"q": "猫"}, {"d": "狗"}, relevant, "faq")
 
 
 def examples(value: Sequence[float], ids: Sequence[str]) -> Callable[[Path], None]:
@@ -338,11 +338,11 @@ def examples(value: Sequence[float], ids: Sequence[str]) -> Callable[[Path], Non
     def write(path: Path) -> None:
         import numpy as np
 
-        from piccolo_st.evaluation import examples
+        from piccolo_st.evaluation import per_example
 
         arrays = {"dev/default": {"id": np.array(ids), "value": np.array(value)}}
         path.write_text(json.dumps({"task_name": path.stem}))
-        examples.save(arrays, examples.examples_path(path))
+        per_example.save(arrays, per_example.examples_path(path))
 
     return write
 
@@ -373,7 +373,7 @@ def plain_loader(world: World) -> Any:
 
 def training_arguments(world: World, **settings: Any) -> Any:
     """Training arguments, with settings that would start something if they were given at once."""
-    from piccolo_st.arguments import PiccoloTrainingArguments
+    from piccolo_st.training.arguments import PiccoloTrainingArguments
 
     arguments = PiccoloTrainingArguments(output_dir=str(world.tmp))
     for name, value in settings.items():
@@ -413,7 +413,7 @@ def space_without_gradio(world: World) -> Any:
     """The files of a Space where gradio, whose version they name, is not installed."""
     from importlib.metadata import PackageNotFoundError
 
-    from piccolo_st.hub import space
+    from piccolo_st.demo import space
 
     def version(package: str) -> str:
         raise PackageNotFoundError(package)

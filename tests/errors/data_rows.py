@@ -38,13 +38,13 @@ ROWS: dict[str, list[Row]] = {
             "TMP/beir/qrels.tsv must begin with the line query-id TAB corpus-id TAB score, got the columns q1, d1, 1",
         ),
     ],
-    "data.candidates": [
+    "mining.candidates": [
         Row("fewer than no negatives", prepare("mine", "--mine.settings", "{num_negatives: -1}"),
             "num_negatives of mining must be at least 0, got -1"),
         Row("a range of two for seven", prepare("mine", "--mine.settings", "{num_negatives: 7, range_max: 2}"),
             "range_min=0 to range_max=2 of mining leaves fewer candidates than num_negatives=7; raise range_max"),
     ],
-    "data.collator": [
+    "batches.collator": [
         Row("none of the negatives", lambda world: collator(num_negatives=0)(world),
             "num_negatives must be None, for all, or at least 1, got 0"),
         Row("rows of two kinds", collate({"query": "猫", "positive": "狗"}, {"query": "猫"}),
@@ -58,13 +58,13 @@ ROWS: dict[str, list[Row]] = {
         Row("a row without a positive", collate({"query": "猫", "positive": ["狗"]}, {"query": "鱼", "positive": []}),
             "row 1 of the batch must list at least one text in column 'positive', got none; drop such rows"),
     ],
-    "data.curation": [
+    "curation.duplicates": [
         Row("a similarity above 1", prepare("dedup", "--dedup.near", "80"),
             "near of dedup must be above 0 and at most 1, got 80.0"),
         Row("shingles of nothing", prepare("dedup", "--dedup.shingle", "0"),
             "shingle of dedup must be at least 1, got 0"),
     ],
-    "data.filtering": [
+    "curation.quality": [
         Row("a share above 1", prepare("filter", "--filter.min_han", "30"),
             "min_han of filter must be a share from 0 to 1, got 30.0"),
         Row("a pool of none", prepare("filter", "--filter.pool", "0"),
@@ -95,21 +95,21 @@ ROWS: dict[str, list[Row]] = {
             "the source 'jionlp:words' of dataset 'faq' needs jionlp; run: pip install "
             '"piccolo_st[quickstart]"'),
     ],
-    "data.lexical": [
+    "mining.lexical": [
         Row("bm25s missing", prepare("mine", "--mine.model", "bm25", without=["bm25s"]),
             'BM25 needs bm25s; run: pip install "piccolo_st[data]"'),
     ],
-    "data.mining": [
+    "mining.miner": [
         Row(
             "an unknown miner",
-            call("data.mining:mine_negatives", dataset(query=["猫"], positive=["狗"]), "bm52"),
+            call("mining.miner:mine_negatives", dataset(query=["猫"], positive=["狗"]), "bm52"),
             "model of mining must be a SentenceTransformer, 'lexical', 'bm25' or 'random', got 'bm52'",
         ),
-        Row("no positives", call("data.mining:mine_negatives", dataset(query=["猫"]), "random"),
+        Row("no positives", call("mining.miner:mine_negatives", dataset(query=["猫"]), "random"),
             "mining needs the column 'positive', got the columns query; only retrieval data can be mined"),
         Row(
             "lists of positives",
-            call("data.mining:mine_negatives", dataset(query=["猫"], positive=[["狗"]]), "random"),
+            call("mining.miner:mine_negatives", dataset(query=["猫"], positive=[["狗"]]), "random"),
             "mining needs one text a row in 'positive', got list<…>",
         ),
     ],
@@ -138,11 +138,11 @@ ROWS: dict[str, list[Row]] = {
             "dataset 'faq' has no row left without the held-out texts; lower `holdout.queries`",
         ),
     ],
-    "data.permutation": [
-        Row("a permutation of none", call("data.permutation:Permutation", 0, 1),
+    "batches.permutation": [
+        Row("a permutation of none", call("batches.permutation:Permutation", 0, 1),
             "the size of a permutation must be from 1 to 2**40, got 0"),
     ],
-    "data.plan": [
+    "batches.plan": [
         Row("an unknown mixing", finetune("--data.mixing", "sometimes"),
             "mixing must be one of proportional, weights, temperature, got 'sometimes'"),
         Row("an unknown fate of small sets", finetune("--data.small_datasets", "ignore"),
@@ -161,9 +161,9 @@ ROWS: dict[str, list[Row]] = {
             "batch_multiples of dataset 'faq' times the batch size 8 must be whole rows, got 0.3"),
         Row("a batch of less than a row", faq("batch_multiple=0.0000000000001"),
             "batch_multiples of dataset 'faq' must make at least 1 row a device, got 8e-13; raise it"),
-        Row("no dataset", call("data.plan:BatchPlan", lambda w: [], 4),
+        Row("no dataset", call("batches.plan:BatchPlan", lambda w: [], 4),
             "a plan needs at least one dataset, got none"),
-        Row("an empty dataset", call("data.plan:BatchPlan", lambda w: [0], 4),
+        Row("an empty dataset", call("batches.plan:BatchPlan", lambda w: [0], 4),
             "dataset 0 must have 1 to 2**40 rows, got 0; leave it out"),
         Row("a batch of none", batch(world_size=0),
             "world_size must be at least 1, got 0"),
@@ -180,7 +180,7 @@ ROWS: dict[str, list[Row]] = {
             "global batch size that the position was written with",
         ),
     ],
-    "data.prepare.models": [
+    "curation.models": [
         Row("no such encoder", prepare("filter", "--filter.top_k", "2", "--filter.model", "TMP/nowhere"),
             "filter.model cannot be loaded, got 'TMP/nowhere': …; give a folder or a Hub id"),
         Row("no such miner", prepare("mine", "--mine.model", "TMP/nowhere"),
@@ -190,7 +190,7 @@ ROWS: dict[str, list[Row]] = {
         Row("no such reranker", prepare("mine", "--mine.reranker", "TMP/nowhere"),
             "mine.reranker cannot be loaded, got 'TMP/nowhere': …; give a folder or a Hub id"),
     ],
-    "data.prepare.stages": [
+    "curation.stages": [
         Row("another's output", prepare("check", files={"out/check/made_of.json": '{"identity": "x"}'}),
             "TMP/out/check holds the output of another mixture or other settings (see TMP/out/check/made_of.json); "
             "choose another `data.output` or delete the folder"),
@@ -204,7 +204,7 @@ ROWS: dict[str, list[Row]] = {
             "executor.options must suit datatrove's local executor, got {'partitoin': 'cpu'}: …",
         ),
     ],
-    "data.prepare.steps": [
+    "curation.steps": [
         Row("no data", run("prepare", "check", "TMP/empty.yaml", files={"empty.yaml": {"data": {}}}),
             "no data are named; give a mixture file, or a file whose section `data` has a `mixture`"),
     ],
@@ -218,26 +218,26 @@ ROWS: dict[str, list[Row]] = {
         Row("one class alone", faq("task=classification", rows=OTHER_LABELS),
             "the preset 'classes' of dataset 'faq' needs at least two labels, got 'a' in every row; check `columns`"),
     ],
-    "data.reading": [
-        Row("a name too few", call("data.reading:HomogeneousDataset", lambda w: [[1], [2]], lambda w: ["faq"]),
+    "batches.reading": [
+        Row("a name too few", call("batches.reading:HomogeneousDataset", lambda w: [[1], [2]], lambda w: ["faq"]),
             "2 datasets need as many names, got ['faq']"),
         Row(
             "rows of two datasets",
             lambda world: call(
-                "data.reading:HomogeneousDataset", lambda w: [dataset(query=["猫"])(w), dataset(query=["狗"])(w)]
+                "batches.reading:HomogeneousDataset", lambda w: [dataset(query=["猫"])(w), dataset(query=["狗"])(w)]
             )(world).__getitems__([0, 1]),
             "a homogeneous batch must have rows of one dataset, got rows of the datasets [0, 1]; draw it with "
             "HomogeneousBatchSampler",
         ),
     ],
-    "data.limits": [
+    "mining.limits": [
         Row("a length of what cuts nothing",
-            call("data.limits:check_dataset", lambda w: [None],
+            call("mining.limits:check_dataset", lambda w: [None],
                  lambda w: DatasetSpec("faq", "faq.jsonl", "retrieval", query_length=8)),
             "query_length and document_length of dataset 'faq': two lengths need a Transformer with a tokenizer as the "
             "first module, got None"),
     ],
-    "data.roles": [
+    "data.columns": [
         Row("a role that is none", faq("columns={quest: a}"),
             "unknown key 'quest' in columns of dataset 'faq'; did you mean query?"),
         Row("a column that is not there", faq("columns={query: question}"),
@@ -262,23 +262,23 @@ ROWS: dict[str, list[Row]] = {
             "the columns query, answer; rename it there",
         ),
     ],
-    "data.sampler": [
+    "batches.sampler": [
         Row("no batch size", batch(batch_size=None),
             "HomogeneousBatchSampler needs batch_samplers, as a trainer passes them, or batch_size"),
-        Row("a stream", call("data.sampler:HomogeneousBatchSampler", lambda w: iter([]), batch_size=4),
+        Row("a stream", call("batches.sampler:HomogeneousBatchSampler", lambda w: iter([]), batch_size=4),
             "HomogeneousBatchSampler reads rows by their number, which a list_iterator does not allow; use a "
             "datasets.Dataset, which stays on disk as well"),
         Row(
             "a sampler of one's own",
-            call("data.sampler:HomogeneousBatchSampler", lambda w: [1, 2], own_samplers),
+            call("batches.sampler:HomogeneousBatchSampler", lambda w: [1, 2], own_samplers),
             "HomogeneousBatchSampler orders the rows itself and would ignore the BatchSampler of args.batch_sampler; "
             "leave that at its default",
         ),
-        Row("a dataloader without it", call("data.sampler:check_dataloader", plain_loader),
+        Row("a dataloader without it", call("batches.sampler:check_dataloader", plain_loader),
             "the dataloader must draw its batches from a HomogeneousBatchSampler, got BatchSampler; set "
             "args.multi_dataset_batch_sampler and args.batch_sampler"),
     ],
-    "data.shingles": [
+    "curation.shingles": [
         Row("too few permutations", prepare("dedup", "--dedup.permutations", "1", "--dedup.near", "0.1"),
             "finding pairs of similarity 0.1 with probability 0.99 needs more permutations, got 1; raise "
             "`permutations`, or the similarity"),
@@ -312,7 +312,19 @@ ROWS: dict[str, list[Row]] = {
             "the Hub dataset 'org/nowhere' of dataset 'faq' cannot be loaded (revision None, subset None, split "
             "train): …; give a file, or a dataset that this machine can reach"),
     ],
-    "data.specs": [
+    "data.build": [
+        Row("no rows", faq(rows=""),
+            "dataset 'faq' is empty: faq.jsonl has no rows; remove it or give it data"),
+        Row("a faulty row under the policy error", faq("policy=error", rows=[{**FAQ[0], "query": ""}, *FAQ]),
+            "dataset 'faq' has a faulty row and the policy 'error': TMP/faq.jsonl, row 1: query: empty (query='' | "
+            "positive='一一的结果'); mend such rows or set `policy: drop`"),
+        Row("more faults than rows", faq(rows=[{**row, "query": ""} for row in FAQ]),
+            "100 of the 100 rows of dataset 'faq' are faulty (100 query: empty), more than max_rejected=0.5; look at "
+            "…/rejects.jsonl, and check `columns` and `task`"),
+        Row("nothing but faults", faq("max_rejected=1", rows=[{**row, "query": ""} for row in FAQ]),
+            "dataset 'faq' has no row left of 100: 100 query: empty"),
+    ],
+    "config": [
         Row("a misspelt field", faq("tsak=sts"),
             "unknown key 'tsak' in dataset 'faq' of TMP/mixture.yaml; did you mean task?"),
         Row("an unknown task", faq("task=retrieve"),
@@ -334,18 +346,6 @@ ROWS: dict[str, list[Row]] = {
             "unknown key 'dta' in task 1 of TMP/own.yaml; did you mean data?"),
         Row("a misspelt part of the encoder", finetune("--model.name_or_path", "null", "--model.build", "{layer: 2}"),
             "unknown key 'layer' in model.build; did you mean layers?"),
-    ],
-    "data.store": [
-        Row("no rows", faq(rows=""),
-            "dataset 'faq' is empty: faq.jsonl has no rows; remove it or give it data"),
-        Row("a faulty row under the policy error", faq("policy=error", rows=[{**FAQ[0], "query": ""}, *FAQ]),
-            "dataset 'faq' has a faulty row and the policy 'error': TMP/faq.jsonl, row 1: query: empty (query='' | "
-            "positive='一一的结果'); mend such rows or set `policy: drop`"),
-        Row("more faults than rows", faq(rows=[{**row, "query": ""} for row in FAQ]),
-            "100 of the 100 rows of dataset 'faq' are faulty (100 query: empty), more than max_rejected=0.5; look at "
-            "…/rejects.jsonl, and check `columns` and `task`"),
-        Row("nothing but faults", faq("max_rejected=1", rows=[{**row, "query": ""} for row in FAQ]),
-            "dataset 'faq' has no row left of 100: 100 query: empty"),
     ],
 }
 # fmt: on

@@ -42,17 +42,11 @@ OTHER_LABELS = [{"text": "猫", "label": "a"}, {"text": "狗", "label": "a"}, {"
 
 # fmt: off
 ROWS: dict[str, list[Row]] = {
-    "encoder": [
+    "modeling.loading": [
         Row("a pooling beside another", finetune("--model.name_or_path", "MODEL", "--model.pooling", "cls"),
             "model.pooling must be empty where MODEL brings its own, got 'cls'"),
         Row("a dtype by another name", finetune("--model.dtype", "bf16"),
             "model.dtype must name the numbers that weights are kept in, got 'bf16'; did you mean bfloat16?"),
-        Row("no layers", finetune("--model.name_or_path", "null", "--model.build", "{layers: 0}"),
-            "model.build.layers must be a whole number of at least 1, got 0"),
-        Row("a width that heads do not share", finetune("--model.name_or_path", "null", "--model.build", "{heads: 3}"),
-            "model.build.hidden_size must be a multiple of model.build.heads=3, got 256"),
-        Row("everything dropped", finetune("--model.name_or_path", "null", "--model.build", "{dropout: 1}"),
-            "model.build.dropout must be at least 0 and below 1, got 1.0"),
         Row("a folder that is no model", finetune("--model.name_or_path", "TMP"),
             "model.name_or_path must hold modules.json or config.json, got the directory TMP; give the directory "
             "that save_pretrained wrote, or a Hub id"),
@@ -60,14 +54,7 @@ ROWS: dict[str, list[Row]] = {
             "model.name_or_path cannot be loaded, got 'TMP/nowhere': …; give the directory of a model, or the id of "
             "one on the Hub that this machine can reach"),
     ],
-    "evaluation.__init__": [
-        Row("mteb missing", run("evaluate", "MODEL", "--benchmark", "STS", without=["mteb"]),
-            'evaluation on tasks needs mteb; run: pip install "piccolo_st[eval]"'),
-        Row("mteb missing, before anything is trained",
-            ablation({"variants": {"stock": {}}, "ablation": {"tasks": [STS]}}, without=["mteb"]),
-            'evaluation on tasks needs mteb; run: pip install "piccolo_st[eval]"'),
-    ],
-    "evaluation.compare": [
+    "evaluation.bootstrap": [
         Row("no results to compare", run("evaluate", "--compare", "TMP/a", "TMP/b"),
             "TMP/a holds no result files; give the folder of one revision, results/<org>__<name>/<revision>"),
         Row(
@@ -103,7 +90,7 @@ ROWS: dict[str, list[Row]] = {
             "T2Reranking has 2 examples for one model and 1 for the other; evaluate both again",
         ),
     ],
-    "evaluation.encoder": [
+    "evaluation.mteb_model": [
         Row(
             "weights that are not numbers",
             lambda world: tasks(STS, model=broken_weights(world))(world),
@@ -111,7 +98,7 @@ ROWS: dict[str, list[Row]] = {
             "95 texts; the weights are broken, or their numbers overflow in this dtype; try float32",
         ),
     ],
-    "evaluation.identity": [
+    "modeling.fingerprint": [
         Row("a name without its owner", run("evaluate", "MODEL", "--benchmark", "STS", "--name", "piccolo"),
             "the name of a model must be org/name (letters, digits, '_', '-', '.'), got 'piccolo'"),
     ],
@@ -187,10 +174,10 @@ ROWS: dict[str, list[Row]] = {
             "TMP/beir/qrels.tsv of task 'Own' has no document with a score above 0; add one"),
     ],
     "evaluation.plot": [
-        Row("nothing to draw", call("evaluation:plot_evaluations", lambda w: [], benchmark, "TMP/x.png"),
+        Row("nothing to draw", call("evaluation.plot:plot_evaluations", lambda w: [], benchmark, "TMP/x.png"),
             "no model has every task of any type of c-mteb-35; evaluate the others"),
     ],
-    "evaluation.retrieval": [
+    "evaluation.in_training": [
         Row("an unknown query", relevant(x=["d"]),
             "retrieval set 'faq': `relevant` names query 'x', which `queries` has not; leave it out"),
         Row("an unknown document", relevant(q=["x"]),
@@ -219,49 +206,49 @@ ROWS: dict[str, list[Row]] = {
             "STS17 has several subsets; name one, as in 'STS17:ko-ko'"),
         Row("an unknown subset", run("evaluate", "MODEL", "--benchmark", "MassiveIntentClassification:zh-XX"),
             "unknown subset 'zh-XX' of MassiveIntentClassification; nearest: zh-TW, zh-CN"),
-        Row("no task", call("evaluation:select", lambda w: []),
+        Row("no task", call("evaluation.tasks:select", lambda w: []),
             "nothing to evaluate on; name a benchmark (c-mteb-35, c-mteb-31, MTEB(cmn, v1)), a task or a type"),
     ],
-    "portable.contents": [
-        Row("no such folder", call("portable.contents:release_files", "TMP/nowhere"),
+    "modeling.portable.contents": [
+        Row("no such folder", call("modeling.portable.contents:release_files", "TMP/nowhere"),
             "TMP/nowhere is not a directory; give the directory of a saved model"),
-        Row("a file that is no model's", call("portable.contents:release_files", "TMP"),
+        Row("a file that is no model's", call("modeling.portable.contents:release_files", "TMP"),
             "TMP holds files that do not belong to a published model: faq.jsonl, mixture.yaml, pairs.jsonl, "
             "run.yaml; leave them out with --exclude PATTERN, publish them with --include PATTERN, or save the model "
             "to an empty directory"),
         Row("an empty folder",
-            call("portable.contents:release_files", lambda w: w.write("new/x", lambda p: None).parent),
+            call("modeling.portable.contents:release_files", lambda w: w.write("new/x", lambda p: None).parent),
             "TMP/new is empty; save the model there first"),
     ],
-    "hub.publish": [
+    "releasing.publish": [
         Row("a tag on a pull request", run("release", "MODEL", "org/name", "--pull-request", "--tag", "v1"),
             "a pull request gets no tag; release with the tag after it is merged"),
         Row("a model that is none", run("release", "TMP/nowhere", "org/name"),
             "TMP/nowhere is not ready to be released: TMP/nowhere is not a directory; give the directory of a saved "
             "model"),
     ],
-    "push": [
-        Row("a secret in the card", call("push:push_checkpoint", leaking, "org/name", message="x"),
+    "releasing.push": [
+        Row("a secret in the card", call("releasing.push:push_checkpoint", leaking, "org/name", message="x"),
             "TMP/leaking is not pushed: README.md, line 1: a Hugging Face token"),
     ],
-    "record": [
+    "releasing.record": [
         Row("no run there", run("release", "MODEL", "org/name", "--run-dir", "TMP/nowhere"),
             "TMP/nowhere/config.yaml does not exist; name the output directory of a run that has ended"),
     ],
-    "hub.space": [
-        Row("a text of two lines", call("hub.space:space_files", "org/name", lambda w: ["猫\n狗"]),
+    "demo.space": [
+        Row("a text of two lines", call("demo.space:space_files", "org/name", lambda w: ["猫\n狗"]),
             "the texts of a Space must be lines of a file and not empty, got '猫\\n狗'"),
         Row("gradio missing", space_without_gradio,
             'a Space, which names its version of gradio, needs gradio; run: pip install "piccolo_st[demo]"'),
     ],
-    "instructions": [
+    "modeling.instructions": [
         Row("a misspelt preset", finetune("--model.instructions", "picolo"),
             "model.instructions must be a preset (piccolo, piccolo-training-notes, none) or instructions of your own, "
             "{query: \"...\", document: \"...\"}, got 'picolo'; did you mean piccolo?"),
-        Row("a misspelt task", call("instructions:resolve_instructions", lambda w: {"qurey": "查询："}),
+        Row("a misspelt task", call("modeling.instructions:resolve_instructions", lambda w: {"qurey": "查询："}),
             "instructions must be a preset (piccolo, piccolo-training-notes, none) or instructions of your own, "
             "{query: \"...\", document: \"...\"} (or passage in the place of document), got the keys ['qurey']"),
-        Row("a column of neither kind", call("instructions:column_tasks", lambda w: ["query", "response"]),
+        Row("a column of neither kind", call("modeling.instructions:column_tasks", lambda w: ["query", "response"]),
             "columns ['response'] are neither queries nor documents, while ['query'] are; a retrieval dataset has the "
             "columns query, positive and negative (or negative_1, negative_2, ...); rename or remove the others"),
         Row("an instruction for scored pairs", finetune("--data.mixture.datasets.pairs.instruction", "piccolo"),
@@ -269,28 +256,29 @@ ROWS: dict[str, list[Row]] = {
             "documents, got ['sentence1', 'sentence2', 'label']; rename them, or set its instructions to 'none'"),
         Row(
             "an instruction for no dataset",
-            call("instructions:dataset_prompts", lambda w: {"faq": ["query"]}, "piccolo", lambda w: {"fqa": "none"}),
+            call("modeling.instructions:dataset_prompts", lambda w: {"faq": ["query"]}, "piccolo",
+                lambda w: {"fqa": "none"}),
             "instructions of single datasets must be for faq, got fqa",
         ),
-        Row("an instruction of nothing", call("instructions:instruction_token_ids", tokenizer, " "),
+        Row("an instruction of nothing", call("modeling.instructions:instruction_token_ids", tokenizer, " "),
             "the instruction ' ' has no tokens; leave it out, or write one with text"),
-        Row("an unknown character", call("instructions:instruction_token_ids", tokenizer, "龘："),
+        Row("an unknown character", call("modeling.instructions:instruction_token_ids", tokenizer, "龘："),
             "the instruction '龘：' has characters this tokenizer does not know; write it with characters of the "
             "vocabulary, since other unknown ones would be taken for it"),
-        Row("a number for an instruction", call("instructions:Instructions", 3),
+        Row("a number for an instruction", call("modeling.instructions:Instructions", 3),
             "the query instruction must be a string, got 3; write '' for none", code=None),
-        Row("a number for a preset", call("instructions:resolve_instructions", 3),
+        Row("a number for a preset", call("modeling.instructions:resolve_instructions", 3),
             "instructions must be a preset (piccolo, piccolo-training-notes, none) or instructions of your own, "
             '{query: "...", document: "..."}, got 3', code=None),
     ],
-    "lengths": [
+    "modeling.lengths": [
         Row("a query too short", finetune("--model.query_length", "3"),
             "query_length=3 is too short for the instruction '查询：': with the special tokens and one token of text "
             "it takes 6 tokens; raise query_length or shorten the instruction"),
         Row("a passage too long", finetune("--model.document_length", "9999"),
             "document_length=9999 is more than the 512 tokens that BertModel has positions for; lower it, or give "
             "it more with model.positions (extend_positions)"),
-        Row("a tokenizer that cuts on the left", call("lengths:set_lengths", cut_on_the_left),
+        Row("a tokenizer that cuts on the left", call("modeling.lengths:set_lengths", cut_on_the_left),
             "the tokenizer cuts on the left, which cuts the instruction first; set model.tokenizer.truncation_side = "
             '"right"'),
     ],
@@ -323,14 +311,14 @@ ROWS: dict[str, list[Row]] = {
         ),
     ],
     "losses.hybrid": [
-        Row("no dataset", call("losses:build_losses", model, lambda w: {}),
+        Row("no dataset", call("losses.hybrid:build_losses", model, lambda w: {}),
             "build_losses needs at least one dataset, got none", code=None),
-        Row("an unknown task", call("losses:build_losses", model, lambda w: {"faq": "retrieve"}),
+        Row("an unknown task", call("losses.hybrid:build_losses", model, lambda w: {"faq": "retrieve"}),
             "loss of dataset 'faq': the task must be one of retrieval, sts, pair, classification, clustering, got "
             "'retrieve'", code=None),
         Row(
             "an unknown option",
-            call("losses:build_losses", model, lambda w: {"pairs": ("sts", {"scale": 2})}),
+            call("losses.hybrid:build_losses", model, lambda w: {"pairs": ("sts", {"scale": 2})}),
             "loss of dataset 'pairs': unknown key 'scale'; known are chunk_tokens, temperature, weight",
             code=None,
         ),
@@ -338,7 +326,7 @@ ROWS: dict[str, list[Row]] = {
             "loss of dataset 'faq': unknown key 'temprature'; did you mean temperature?"),
         Row(
             "a weight of 0",
-            call("losses:build_losses", model, lambda w: {"pairs": ("sts", {"weight": 0})}),
+            call("losses.hybrid:build_losses", model, lambda w: {"pairs": ("sts", {"weight": 0})}),
             "loss of dataset 'pairs': weight must be a positive number, got 0",
             code=None,
         ),
@@ -358,7 +346,7 @@ ROWS: dict[str, list[Row]] = {
         Row("mini-batches of 0", call("losses.piccolo:PiccoloLoss", model, mini_batch_size=0),
             "mini_batch_size must be None or a whole number of at least 1, got 0", code=None),
     ],
-    "model_card.folder": [
+    "releasing.card_folder": [
         Row("no card.yaml", run("model_card", "TMP"),
             "TMP/card.yaml does not exist; write it, or name another folder"),
         Row("a broken card.yaml", run("model_card", "TMP", files={"card.yaml": "a: ["}),
@@ -386,12 +374,12 @@ ROWS: dict[str, list[Row]] = {
             "the results in TMP/0123456789abcdef belong to the model with the content hash 0123456789ab, MODEL has "
             "…; evaluate this directory, and give the folder named after its hash"),
     ],
-    "model_card.results": [
-        Row("no results there", call("model_card.results:read_results", "TMP/nowhere"),
+    "releasing.results": [
+        Row("no results there", call("releasing.results:read_results", "TMP/nowhere"),
             "the results TMP/nowhere do not exist; give a folder of mteb's JSON files, a .jsonl file or a card (.md)"),
-        Row("a folder without results", call("model_card.results:read_results", "TMP"),
+        Row("a folder without results", call("releasing.results:read_results", "TMP"),
             "TMP holds no result files (Task.json); give the folder of one model's revision"),
-        Row("results of another form", call("model_card.results:read_results", "TMP/run.yaml"),
+        Row("results of another form", call("releasing.results:read_results", "TMP/run.yaml"),
             "results must be a folder of mteb's JSON files, a .jsonl file or a card (.md), got TMP/run.yaml"),
         Row(
             "a broken line",
@@ -401,21 +389,21 @@ ROWS: dict[str, list[Row]] = {
         Row("a misspelt line", run("model_card", "TMP", files={"card.yaml": "{}", "results.jsonl": '{"task": 1}\n'}),
             "TMP/results.jsonl, line 1 must be a result with the fields task_type, dataset_type, dataset_name, "
             "config, split, revision, metrics, got {'task': 1}"),
-        Row("a result of mteb 1", call("model_card.results:from_mteb", lambda w: {"mteb_version": "1.0"}),
+        Row("a result of mteb 1", call("releasing.results:from_mteb", lambda w: {"mteb_version": "1.0"}),
             "a result must be as mteb 2.x writes it, got {'mteb_version': '1.0'}; evaluate the task again"),
     ],
-    "onnx_export": [
+    "modeling.portable.onnx_export": [
         Row("onnxscript missing for a release", run("release", "MODEL", "org/name", "--onnx", without=["onnxscript"]),
             'exporting to ONNX needs onnx, onnxscript and onnxruntime; run: pip install "piccolo_st[onnx]"'),
-        Row("onnxscript missing", call("onnx_export:export_onnx", "TMP", without=["onnxscript"]),
+        Row("onnxscript missing", call("modeling.portable.onnx_export:export_onnx", "TMP", without=["onnxscript"]),
             'exporting to ONNX needs onnx, onnxscript and onnxruntime; run: pip install "piccolo_st[onnx]"'),
-        Row("no checkpoint", call("onnx_export:export_onnx", "TMP"),
+        Row("no checkpoint", call("modeling.portable.onnx_export:export_onnx", "TMP"),
             "TMP has no config.json; give the folder of a checkpoint, as save_portable writes it"),
     ],
-    "pooling": [
-        Row("an empty instruction", call("pooling:InstructionPooling", 32, instruction_ids=lambda w: [[]]),
+    "modeling.pooling": [
+        Row("an empty instruction", call("modeling.pooling:InstructionPooling", 32, instruction_ids=lambda w: [[]]),
             "instruction_ids must not hold an empty prefix, which every row begins with, got [[]]"),
-        Row("no pooling", call("pooling:set_instruction_pooling", without_pooling, "piccolo"),
+        Row("no pooling", call("modeling.pooling:set_instruction_pooling", without_pooling, "piccolo"),
             "the model must have exactly one Pooling module, got ['Transformer']"),
         Row("no tokens", pool(),
             "excluding instructions needs input_ids, got the features ['attention_mask', 'token_embeddings']; use "
@@ -424,35 +412,52 @@ ROWS: dict[str, list[Row]] = {
             "excluding instructions needs one token embedding for each of the 5 input_ids of a row, got 4; use "
             "include_instruction=True with this encoder"),
     ],
-    "portable.limits": [
-        Row("a second encoder", call("portable:check_savable", wrapped_encoder),
+    "modeling.portable.limits": [
+        Row("a second encoder", call("modeling.portable.limits:check_savable", wrapped_encoder),
             "a checkpoint of this model would not hold it: module '0' holds a second encoder in auto_model, which is "
             "neither run nor saved; set .model, as in model[0].model = get_peft_model(model[0].model, ...)"),
     ],
-    "portable.saving": [
-        Row("no pooling at all", call("portable:save_portable", two_encoders, "TMP/out"),
+    "modeling.portable.saving": [
+        Row("no pooling at all", call("modeling.portable.saving:save_portable", two_encoders, "TMP/out"),
             "a portable checkpoint must be a Transformer, then Pooling, Dense and Normalize modules, got "
             "['Transformer', 'Transformer']; save such a model with model.save_pretrained"),
         Row(
             "an encoder with another output",
-            call("portable:save_portable", lambda w: model(w, module_output_name="sentence_embedding"), "TMP/out"),
+            call("modeling.portable.saving:save_portable", lambda w: model(w, module_output_name="sentence_embedding"),
+                "TMP/out"),
             "a portable checkpoint needs a Transformer with module_output_name='token_embeddings', got "
             "'sentence_embedding', which older versions and other servers would ignore",
         ),
-        Row("pooling in another order", call("portable:save_portable", lambda w: pooled(w, "mean", "cls"), "TMP/out"),
+        Row("pooling in another order",
+            call("modeling.portable.saving:save_portable", lambda w: pooled(w, "mean", "cls"), "TMP/out"),
             "the pooling modes must be in the order ['cls', 'max', 'mean', 'mean_sqrt_len_tokens', 'weightedmean', "
             "'lasttoken'], each at most once, as older versions join them, got ['mean', 'cls']"),
     ],
-    "positions": [
-        Row("no table of positions", call("positions:extend_positions", without_positions, 600),
+    "modeling.positions": [
+        Row("no table of positions", call("modeling.positions:extend_positions", without_positions, 600),
             "BertModel has no embeddings.position_embeddings table to extend; only encoders of the BERT and "
             "RoBERTa families have one; take one of them, or leave its positions as they are"),
-        Row("fewer positions", call("positions:extend_positions", model, 100),
+        Row("fewer positions", call("modeling.positions:extend_positions", model, 100),
             "the length must be above the 512 positions that the encoder has, got 100"),
-        Row("more than the method tells apart", call("positions:extend_positions", model, 10**6),
+        Row("more than the method tells apart", call("modeling.positions:extend_positions", model, 10**6),
             "hierarchical positions reach to 512 * 512 = 262144 tokens, got 1000000; use method='repeat'"),
-        Row("an unknown method", call("positions:extend_positions", model, 600, "copy"),
+        Row("an unknown method", call("modeling.positions:extend_positions", model, 600, "copy"),
             "the method must be 'hierarchical' or 'repeat', got 'copy'"),
+    ],
+    "_lazy": [
+        Row("mteb missing", run("evaluate", "MODEL", "--benchmark", "STS", without=["mteb"]),
+            'evaluation on tasks needs mteb; run: pip install "piccolo_st[eval]"'),
+        Row("mteb missing, before anything is trained",
+            ablation({"variants": {"stock": {}}, "ablation": {"tasks": [STS]}}, without=["mteb"]),
+            'evaluation on tasks needs mteb; run: pip install "piccolo_st[eval]"'),
+    ],
+    "modeling.tiny_bert": [
+        Row("no layers", finetune("--model.name_or_path", "null", "--model.build", "{layers: 0}"),
+            "model.build.layers must be a whole number of at least 1, got 0"),
+        Row("a width that heads do not share", finetune("--model.name_or_path", "null", "--model.build", "{heads: 3}"),
+            "model.build.hidden_size must be a multiple of model.build.heads=3, got 256"),
+        Row("everything dropped", finetune("--model.name_or_path", "null", "--model.build", "{dropout: 1}"),
+            "model.build.dropout must be at least 0 and below 1, got 1.0"),
     ],
 }
 # fmt: on

@@ -31,7 +31,7 @@ ABLATION = {"data": {"batch_size": 8}, "variants": {"stock": {"stock": True}, "f
 
 # fmt: off
 ROWS: dict[str, list[Row]] = {
-    "ablation": [
+    "experiments.ablation": [
         Row("a seed twice", ablation({**ABLATION, "ablation": {"seeds": [1, 1]}}),
             "ablation.seeds must be different numbers, at least one, got [1, 1]"),
         Row("no variants", ablation({"data": {}}),
@@ -49,7 +49,7 @@ ROWS: dict[str, list[Row]] = {
             "variants are compared at equal steps, so 'full' must have no time limit, got 5 seconds; unset "
             "train.max_seconds and PICCOLO_ST_MAX_SECONDS"),
     ],
-    "arguments": [
+    "training.arguments": [
         Row("batch size 0", finetune("--data.batch_size", "0"),
             "data.batch_size must be a whole number of at least 1, got 0"),
         Row("no negatives", finetune("--data.num_negatives", "0"),
@@ -67,16 +67,17 @@ ROWS: dict[str, list[Row]] = {
         Row("deepspeed missing", finetune("--train.deepspeed", "x.json", without=["deepspeed"]),
             'train.deepspeed needs deepspeed; run: pip install "piccolo_st[deepspeed]"'),
     ],
-    "benchmarks": [
+    "evaluation.benchmarks": [
         Row("a misspelt benchmark", run("release", "MODEL", "org/name", "--fill-card", "--benchmark", "cmteb"),
             "unknown benchmark 'cmteb'; nearest: c-mteb-35, c-mteb-31, MTEB(cmn, v1); all: c-mteb-35, c-mteb-31, "
             "MTEB(cmn, v1)"),
-        Row("a score of no task", call("benchmarks:average_scores", lambda w: {"T2Rerankng": 1.0}, benchmark),
+        Row("a score of no task",
+            call("evaluation.benchmarks:average_scores", lambda w: {"T2Rerankng": 1.0}, benchmark),
             "unknown task 'T2Rerankng' in c-mteb-35; nearest: T2Reranking, CMedQAv2-reranking, MMarcoReranking"),
         Row(
             "a result without its metric",
             call(
-                "benchmarks:scores_from_results",
+                "evaluation.benchmarks:scores_from_results",
                 lambda w: [{"task_name": "T2Reranking", "scores": {"dev": [{"hf_subset": "default"}]}}],
                 benchmark,
             ),
@@ -84,7 +85,7 @@ ROWS: dict[str, list[Row]] = {
             "evaluate the task again",
         ),
     ],
-    "budget": [
+    "training.estimate": [
         Row("a length unknown", finetune("--plan", "--train.max_steps", "-1"),
             "the length of the run is unknown; set train.max_steps, or plan.rows to the mixture's rows"),
         Row("a shape without layers", finetune("--plan", "--plan.encoder", "{hidden_size: 64}"),
@@ -100,8 +101,9 @@ ROWS: dict[str, list[Row]] = {
             "the configuration of model.name_or_path TMP/nowhere cannot be read: …; give the encoder's shape as "
             "plan.encoder: {layers: ..., hidden_size: ...}"),
     ],
-    "checkpoint": [
-        Row("a folder of another name", call("checkpoint:seal", lambda w: w.write("last/x", "").parent, lambda w: {}),
+    "training.checkpoint": [
+        Row("a folder of another name",
+            call("training.checkpoint:seal", lambda w: w.write("last/x", "").parent, lambda w: {}),
             "a checkpoint must be a folder checkpoint-N, got TMP/last"),
         Row("no manifest", checkpoint(),
             "the checkpoint TMP/ckpt/checkpoint-3 has no manifest.json: it was not finished, or another trainer "
@@ -126,7 +128,7 @@ ROWS: dict[str, list[Row]] = {
         Row("a resume from nowhere", finetune("--train.resume", "TMP/checkpoint-9"),
             "the checkpoint TMP/checkpoint-9 does not exist; name one that does"),
     ],
-    "configuration": [
+    "config": [
         Row("no such file", run("finetune", "TMP/nowhere.yaml"),
             "the configuration TMP/nowhere.yaml does not exist; give the path of a YAML file"),
         Row("a folder as the file", run("finetune", "TMP"),
@@ -196,7 +198,7 @@ ROWS: dict[str, list[Row]] = {
         Row("none of the corpus", run("demo", "MODEL", "--corpus", "TMP/corpus.txt", "--limit", "0", files=TEXTS),
             "the limit of texts to search must be at least 1, got 0"),
     ],
-    "durable": [
+    "training.resumable": [
         Row(
             "a broken checkpoint alone",
             finetune(files={"run/checkpoint-3/manifest.json": "{"}),
@@ -204,10 +206,11 @@ ROWS: dict[str, list[Row]] = {
             "whole: its manifest.json cannot be read: …); start anew with --train.resume never",
         ),
     ],
-    "guards": [
+    "training.guards": [
         Row(
             "DeepSpeed on a CPU",
-            call("guards:check_supported", lambda w: training_arguments(w, deepspeed="x.json"), None, lambda w: []),
+            call("training.guards:check_supported", lambda w: training_arguments(w, deepspeed="x.json"), None,
+                lambda w: []),
             "train.deepspeed must be unset on a CPU, got 'x.json'; transformers would silently use "
             "DistributedDataParallel there, so launch with recipes/accelerate/cpu_zero1.yaml, or unset train.use_cpu "
             "(or ACCELERATE_USE_CPU) if there is an accelerator",
@@ -217,23 +220,24 @@ ROWS: dict[str, list[Row]] = {
             "it is complete; unset it and set train.output_dir to a directory that all nodes share"),
         Row(
             "ZeRO stage 2 with cached gradients",
-            call("guards:check_supported", training_arguments, 2, lambda w: ["PiccoloLoss"]),
+            call("training.guards:check_supported", training_arguments, 2, lambda w: ["PiccoloLoss"]),
             "ZeRO stage 2 reduces each gradient as it arrives and fails with gradient caching (of PiccoloLoss), "
             'which runs several backward passes ("Gradient computed twice for this partition"); use ZeRO stage 1',
         ),
     ],
-    "ownership": [
+    "training.ownership": [
         Row("a directory that another run writes to", owned(finetune()),
             "TMP/run is being written to by process 123 on host h since 2026-11-26 12:03; wait for it, stop it, or "
             "choose another train.output_dir"),
         Row("an output under a file", finetune("--train.output_dir", "TMP/faq.jsonl/run"),
             "train.output_dir TMP/faq.jsonl/run cannot be written to: Not a directory; name another directory"),
     ],
-    "report": [
-        Row("matplotlib missing", call("report:plot_curves", lambda w: [], "TMP/x.png", without=["matplotlib.figure"]),
+    "tables": [
+        Row("matplotlib missing",
+            call("evaluation.curves:plot_curves", lambda w: [], "TMP/x.png", without=["matplotlib.figure"]),
             'a picture needs matplotlib; run: pip install "piccolo_st[quickstart]"'),
     ],
-    "resume": [
+    "training.resume": [
         Row("weights alone", decide({"resumable": False}, {}),
             "TMP/run/checkpoint-3 holds a model but no optimizer state (train.save_only_model), so training cannot "
             "go on from it; start from its weights with model.name_or_path, in another train.output_dir"),
@@ -249,10 +253,10 @@ ROWS: dict[str, list[Row]] = {
             "TMP/run/checkpoint-3 was written by 1 processes and there are 2; the optimizer state of FSDP is in one "
             "part for each process, and can be cut anew only for torch; go on with 1 processes, or start from the "
             "checkpoint's weights with model.name_or_path in another train.output_dir"),
-        Row("a part missing", call("resume:complete_for", found, lambda w: ["optimizer.pt"]),
+        Row("a part missing", call("training.resume:complete_for", found, lambda w: ["optimizer.pt"]),
             "the checkpoint TMP/run/checkpoint-3 is not whole: optimizer.pt is missing"),
     ],
-    "run": [
+    "training.run": [
         Row("no data", finetune("--data.mixture", "null"),
             "TMP/run.yaml names no data; set data.mixture to a mixture file or write the mapping there"),
         Row("a temperature of 0", finetune("--loss.temperature", "0"),

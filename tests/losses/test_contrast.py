@@ -1,4 +1,4 @@
-"""contrast.py against the naive formula in float64, and against ST's loss where both express the case."""
+"""losses/contrast.py against the naive formula in float64, and against ST's loss where both express the case."""
 
 from __future__ import annotations
 

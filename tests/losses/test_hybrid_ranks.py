@@ -11,8 +11,8 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from piccolo_st.losses import OtherClassesLoss, OwnNegativesLoss, PiccoloLoss, ScoredPairsLoss
+from tests.helpers.ranks import run_ranks
 from tests.losses.test_piccolo_ranks import features, load, share, text
-from tests.ranks import run_ranks
 
 LOSSES = {"own": OwnNegativesLoss, "scored": ScoredPairsLoss, "classes": OtherClassesLoss}
 CLASSES = [0, 1, 1, 2, 0, 1, 2, 2]

@@ -13,9 +13,9 @@ from sentence_transformers.sentence_transformer.losses import (
     MultipleNegativesRankingLoss,
 )
 
-from piccolo_st.batching import without_bookkeeping
 from piccolo_st.losses import PiccoloLoss
 from piccolo_st.losses.contrast import DIRECTIONS
+from piccolo_st.modeling import without_bookkeeping
 from tests.losses.reference import naive_loss
 
 QUERIES = ["天气", "猫和狗都是动物", "好", "红黄蓝"]

@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from piccolo_st.losses import PiccoloLoss
 from tests.conftest import CHARACTERS
+from tests.helpers.ranks import run_ranks
 from tests.losses.reference import naive_loss
-from tests.ranks import run_ranks
 
 HAN = [character for character in dict.fromkeys(CHARACTERS) if "一" <= character <= "鿿"]
 CACHING = [{}, {"mini_batch_size": 2}, {"mini_batch_num_tokens": 20}]

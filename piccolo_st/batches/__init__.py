@@ -1,0 +1,34 @@
+"""Batches: which rows stand together at which step, and how they become tensors.
+
+collator.py      Columns of a batch -> the tensors that sentence-transformers' losses read
+interleaving.py  The order of the datasets in an epoch: well mixed, evenly spread, and found for any block ...
+permutation.py   A seeded shuffle of 0..n-1 that is computed, not stored: any position, in any order, in O(1) ...
+plan.py          Which rows of which dataset stand at which step: a pure function of (epoch, step, rank), with ...
+reading.py       Reading a homogeneous batch as one query of one Arrow table, instead of a loop over its rows
+sampler.py       The batch plan as a batch sampler of sentence-transformers, for a DatasetDict or a single ...
+tokenization.py  ``model.preprocess`` for plain texts, without the detours: about half its time goes into ...
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from piccolo_st._lazy import lazily
+
+if TYPE_CHECKING:
+    from piccolo_st.batches.collator import PiccoloDataCollator as PiccoloDataCollator
+    from piccolo_st.batches.collator import list_missing as list_missing
+    from piccolo_st.batches.plan import BatchPlan as BatchPlan
+    from piccolo_st.batches.reading import homogeneous_dataloader as homogeneous_dataloader
+    from piccolo_st.batches.sampler import HomogeneousBatchSampler as HomogeneousBatchSampler
+    from piccolo_st.batches.sampler import check_dataloader as check_dataloader
+
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "collator": "PiccoloDataCollator list_missing",
+        "plan": "BatchPlan",
+        "reading": "homogeneous_dataloader",
+        "sampler": "HomogeneousBatchSampler check_dataloader",
+    },
+)

@@ -1,0 +1,223 @@
+"""What the preparation steps share: the mixture they read, its rows in parts, and the mixture they leave behind.
+
+A step reads a mixture and writes a folder::
+
+    OUTPUT/made_of.json            what it was made from; another input or other settings are refused
+    OUTPUT/NAME/part-00000.parquet the rows of dataset NAME that stay
+    OUTPUT/NAME_holdout/           its held-out queries, in the BEIR layout
+    OUTPUT/rejects/*.jsonl         the rows that went: dataset, row, reason, excerpt
+    OUTPUT/report.json             the counts
+    OUTPUT/mixture.yaml            a mixture of what stays: the input of the next step, or of a training run
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from piccolo_st.data import DatasetSpec, Mixture, RetrievalHoldout, excerpt, load_mixture, locate, parse_mixture
+
+# Settings of a dataset that say how to read its source; what a step writes is read by the defaults.
+_READING = ("name", "source", "format", "split", "revision", "subset", "columns", "preset", "positives", "labels",
+            "score_range", "max_rejected", "max_rows", "holdout", "policy")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows ``start`` to ``stop`` of a dataset."""
+
+    dataset: str
+    number: int
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """For files of this part."""
+        return f"{self.dataset}-{self.number:05d}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One step over one mixture; small and picklable, so that tasks on other machines can be given it.
+
+    Attributes:
+        config: the mixture file, or the mapping as JSON (a mapping cannot be hashed).
+        cache: where datasets read and checked before are found.
+        folder: the step's output.
+    """
+
+    config: str
+    cache: str | None
+    folder: Path
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any] | str | Path, cache: str | Path | None, folder: Path) -> Job:
+        """From a mixture as ``load_mixture`` takes it."""
+        text = json.dumps(config) if isinstance(config, Mapping) else str(Path(config).resolve())
+        return cls(text, str(cache) if cache is not None else None, folder)
+
+    @property
+    def given(self) -> dict[str, Any] | str:
+        """The mixture as it was given."""
+        return json.loads(self.config) if self.config.startswith("{") else self.config
+
+    @property
+    def mixture(self) -> Mixture:
+        """The loaded mixture, the same object for every task of a process."""
+        return _load(self.config, self.cache)
+
+    def parts(self, rows: int) -> list[Part]:
+        """The training rows of all datasets in parts of ``rows``."""
+        return [
+            Part(name, number, start, min(start + rows, len(dataset)))
+            for name, dataset in self.mixture.train.items()
+            for number, start in enumerate(range(0, len(dataset), rows))
+        ]
+
+    def pairs(self) -> list[str]:
+        """The retrieval datasets with one query and one positive a row."""
+        return [
+            name
+            for name, dataset in self.mixture.train.items()
+            if self.mixture.specs[name].task == "retrieval"
+            and getattr(dataset.features["positive"], "dtype", None) == "string"
+        ]
+
+    def table(self, part: Part) -> pa.Table:
+        """The rows of a part."""
+        return self.mixture.train[part.dataset].with_format("arrow")[part.start : part.stop]
+
+    def evaluation_texts(self) -> dict[str, pa.Array]:
+        """Name -> the texts of each evaluation set: of its rows, or its queries and their answers."""
+        return _evaluation_texts(self)
+
+
+@lru_cache(maxsize=2)
+def _load(config: str, cache: str | None) -> Mixture:
+    return load_mixture(json.loads(config) if config.startswith("{") else config, cache_dir=cache)
+
+
+@lru_cache(maxsize=1)
+def _evaluation_texts(job: Job) -> dict[str, pa.Array]:
+    texts: dict[str, pa.Array] = {}
+    for name, dataset in job.mixture.evaluation.items():
+        columns = [c for c, f in dataset.features.items() if getattr(f, "dtype", None) == "string" and c != "label"]
+        table = dataset.select_columns(columns).with_format("arrow")[:]
+        texts[name] = pa.concat_arrays([table[column].combine_chunks() for column in columns])
+    for name, holdout in job.mixture.holdouts.items():
+        answers = {document for found in holdout.relevant.values() for document in found}
+        both = [*holdout.queries.values(), *(holdout.corpus[document] for document in sorted(answers))]
+        texts[name] = pa.array(both, type=pa.string())
+    return texts
+
+
+def write_part(folder: Path, part: Part, table: pa.Table) -> None:
+    """One Parquet file, complete or not there."""
+    path = folder / part.dataset / f"part-{part.number:05d}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".partial")
+    pq.write_table(table, aside, row_group_size=50_000)
+    os.replace(aside, path)
+
+
+def write_rejects(folder: Path, part: Part, table: pa.Table, rows: np.ndarray, reasons: list[str]) -> None:
+    """The rows of a part that went, one JSON object a line; row numbers count from 1 in the input mixture."""
+    path = folder / "rejects" / f"{part.name}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    taken = table.take(pa.array(rows)).to_pylist()
+    with open(path, "w", encoding="utf-8") as file:
+        for row, reason, record in zip(rows.tolist(), reasons, taken, strict=True):
+            shown = excerpt(" | ".join(f"{key}={value!r}" for key, value in record.items()), 240)
+            line = {"dataset": part.dataset, "row": part.start + row + 1, "reason": reason, "excerpt": shown}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def write_counts(folder: Path, part: Part, kept: int, reasons: Iterable[str]) -> None:
+    """What became of a part's rows, for the report."""
+    path = folder / "counts" / f"{part.name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    counts = {"rows": part.stop - part.start, "kept": kept, **Counter(reasons)}
+    path.write_text(json.dumps(counts, ensure_ascii=False), encoding="utf-8")
+
+
+def read_counts(folder: Path, parts: Iterable[Part]) -> dict[str, dict[str, int]]:
+    """The counts of all parts by dataset."""
+    totals: dict[str, dict[str, int]] = {}
+    for part in parts:
+        into = totals.setdefault(part.dataset, {})
+        counts = json.loads((folder / "counts" / f"{part.name}.json").read_text(encoding="utf-8"))
+        for key, number in counts.items():
+            into[key] = into.get(key, 0) + number
+    return totals
+
+
+def finish(job: Job, step: str, counts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the held-out sets, mixture.yaml and, when all else is there, report.json; remove what stages left."""
+    given, root, _ = parse_mixture(job.given)
+    datasets: dict[str, Any] = {}
+    for name, spec in given.items():
+        if spec.use == "evaluate":
+            datasets[name] = _evaluation_entry(spec, root)
+        elif (job.folder / name).is_dir():
+            columns = pq.read_schema(next(iter(sorted((job.folder / name).glob("*.parquet"))))).names
+            datasets[name] = _training_entry(columns, spec)
+        if name in job.mixture.holdouts and spec.use == "train":
+            write_beir(job.folder / f"{name}_holdout", job.mixture.holdouts[name])
+            datasets[f"{name}_holdout"] = {
+                "source": f"{name}_holdout", "format": "beir", "task": "retrieval", "use": "evaluate",
+            }  # fmt: skip
+    header = f"# Made by the step {step!r} from the mixture {job.mixture.fingerprint}.\n"
+    text = header + yaml.safe_dump({"datasets": datasets}, allow_unicode=True, sort_keys=False)
+    report = {"step": step, "mixture": job.mixture.fingerprint, "datasets": counts}
+    for name, content in (("mixture.yaml", text), ("report.json", json.dumps(report, ensure_ascii=False, indent=1))):
+        aside = job.folder / f"{name}.partial"
+        aside.write_text(content, encoding="utf-8")
+        os.replace(aside, job.folder / name)
+    shutil.rmtree(job.folder / "work", ignore_errors=True)
+
+
+def _settings(spec: DatasetSpec, without: Iterable[str]) -> dict[str, Any]:
+    """The settings that are not the defaults, as plain values."""
+    plain = dataclasses.asdict(spec)
+    defaults = {f.name: f.default for f in dataclasses.fields(DatasetSpec)}
+    kept = {k: v for k, v in plain.items() if k not in without and v != defaults[k] and v not in ({}, None)}
+    return json.loads(json.dumps(kept))  # tuples become lists
+
+
+def _training_entry(columns: Iterable[str], spec: DatasetSpec) -> dict[str, Any]:
+    roles = {name: name for name in columns if name.partition("_")[0] != "negative"}
+    negatives = [name for name in columns if name.partition("_")[0] == "negative"]
+    if negatives:
+        roles["negative"] = negatives[0] if len(negatives) == 1 else negatives  # type: ignore[assignment]
+    positives = {"positives": "list"} if spec.positives == "list" else {}
+    return {"source": f"{spec.name}/*.parquet", **_settings(spec, _READING), "columns": roles, **positives}
+
+
+def _evaluation_entry(spec: DatasetSpec, root: Path) -> dict[str, Any]:
+    location = locate(spec, root)
+    source = spec.source if location.format in ("hub", "jionlp") else str((root / spec.source).resolve())
+    return {"source": source, **_settings(spec, ("name", "source"))}
+
+
+def write_beir(folder: Path, holdout: RetrievalHoldout) -> None:
+    """A retrieval evaluation in the BEIR layout: corpus.jsonl, queries.jsonl, qrels.tsv."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, texts in (("corpus", holdout.corpus), ("queries", holdout.queries)):
+        lines = (json.dumps({"_id": key, "text": text}, ensure_ascii=False) for key, text in texts.items())
+        (folder / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    judgements = (f"{q}\t{d}\t1\n" for q, found in holdout.relevant.items() for d in sorted(found))
+    (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(judgements), encoding="utf-8")

@@ -1,0 +1,136 @@
+"""The step ``mine``: hard negatives for the retrieval datasets of a mixture, shard by shard.
+
+    (1) mine: each shard (rows of whole queries) is mined and written, so that a killed run loses one shard at most;
+    (2) copy: datasets of other tasks go on unchanged.
+
+The rows of a mined dataset come out grouped by query; the sampler draws them in an order of its own anyway.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Any
+
+import pyarrow as pa
+from datasets import Dataset
+
+from piccolo_st.curation.job import Job, Part, finish, read_counts, write_counts, write_part
+from piccolo_st.curation.models import load_cross_encoder, load_sentence_transformer, load_tokenizer
+from piccolo_st.curation.stages import Stage
+from piccolo_st.mining import Miner, MiningSettings, reading, shard_rows, with_negatives
+
+
+@dataclass(frozen=True)
+class MineSettings:
+    """What mines, and how.
+
+    Attributes:
+        model: ``lexical``, ``bm25``, ``random``, or a SentenceTransformer's Hub id or folder.
+        tokenizer: of the lexical encoder; None: one learned from each dataset.
+        reranker: a cross-encoder's Hub id or folder, which drops false negatives.
+        settings: fields of MiningSettings; a dataset's own ``mining`` goes over them.
+    """
+
+    model: str = field(
+        default="lexical", metadata={"help": "lexical, bm25, random, or a SentenceTransformer's Hub id or folder."}
+    )
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "Of the lexical encoder; empty: learned from the data."}
+    )
+    reranker: str | None = field(default=None, metadata={"help": "A cross-encoder that drops false negatives."})
+    settings: dict[str, Any] | None = field(
+        default=None, metadata={"help": "How negatives are chosen; see data.mining.MiningSettings."}
+    )
+
+    def __post_init__(self) -> None:
+        MiningSettings.of(self.settings, place="mine.settings")
+
+
+@dataclass(frozen=True, eq=False)
+class NegativeMining:
+    """The step over one mixture.
+
+    Attributes:
+        job: its input and output.
+        settings: what mines, and how.
+    """
+
+    job: Job
+    settings: MineSettings
+
+    def stages(self) -> list[Stage]:
+        """What to run, in order."""
+        stages = [Stage(f"mine-{name}", self.shards(name), partial(_mine, self, name)) for name in self.mined]
+        copied = self.copied
+        return [
+            *stages,
+            *([Stage("copy", len(copied), partial(_copy, self))] if copied else []),
+            Stage("finish", 1, partial(_finish, self)),
+        ]
+
+    @property
+    def mined(self) -> list[str]:
+        """The datasets that get negatives: retrieval, one query and one positive a row."""
+        return [name for name in self.job.pairs() if self.of(name).num_negatives]
+
+    @property
+    def copied(self) -> list[Part]:
+        """Parts of the others."""
+        return [part for part in self.job.parts(200_000) if part.dataset not in self.mined]
+
+    def of(self, name: str) -> MiningSettings:
+        """The settings of one dataset."""
+        own = self.job.mixture.specs[name].mining
+        return MiningSettings.of(self.settings.settings, own, place=f"mining of dataset {name!r}")
+
+    def shards(self, name: str) -> int:
+        """How many shards a dataset is mined in."""
+        return len(list(shard_rows(_column(self.job.mixture.train[name], "query"), self.of(name).shard_rows)))
+
+
+def _column(dataset: Dataset, name: str) -> pa.Array:
+    return dataset.select_columns([name]).with_format("arrow")[:][name].combine_chunks()
+
+
+@lru_cache(maxsize=1)
+def _miner(
+    job: Job, model: str, tokenizer: str | None, reranker: str | None, settings: MiningSettings, name: str
+) -> Miner:
+    encoder: Any = model if model in ("lexical", "bm25", "random") else load_sentence_transformer(model, "mine.model")
+    return Miner(
+        job.mixture.train[name],
+        encoder,
+        settings,
+        tokenizer=load_tokenizer(tokenizer, "mine.tokenizer") if tokenizer else None,
+        reranker=load_cross_encoder(reranker, "mine.reranker") if reranker else None,
+        cache_folder=str(job.folder / "work" / "embeddings" / name) if not isinstance(encoder, str) else None,
+    )
+
+
+def _mine(step: NegativeMining, name: str, task: int) -> None:
+    given, settings = step.settings, step.of(name)
+    miner = _miner(step.job, given.model, given.tokenizer, given.reranker, settings, name)
+    rows = miner.shards[task]
+    with nullcontext() if isinstance(miner.encoder, str) else reading(miner.encoder, step.job.mixture.specs[name]):
+        mined = miner.mine(task)
+    own = step.job.mixture.train[name].with_format("arrow")[rows.tolist()]
+    table = with_negatives(own, mined, settings.existing)
+    part = Part(name, task, 0, len(rows))
+    write_part(step.job.folder, part, table)
+    missing = sum(not texts for texts in mined)
+    counts = ["negatives"] * sum(map(len, mined)) + ["without a mined negative"] * missing
+    write_counts(step.job.folder, part, table.num_rows, counts)
+
+
+def _copy(step: NegativeMining, task: int) -> None:
+    part = step.copied[task]
+    table = step.job.table(part)
+    write_part(step.job.folder, part, table)
+    write_counts(step.job.folder, part, table.num_rows, [])
+
+
+def _finish(step: NegativeMining, _: int) -> None:
+    parts = [Part(name, task, 0, 0) for name in step.mined for task in range(step.shards(name))]
+    finish(step.job, "mine", read_counts(step.job.folder, [*parts, *step.copied]))

@@ -1,0 +1,177 @@
+"""Which rows are worth training on: by their length, their language, repetition, and consistency.
+
+Functions of tables and arrays, with no files and no state:
+
+    (1) ``text_statistics`` and ``heuristic_faults`` judge length, language and repetition;
+    (2) ``simplified`` writes one Chinese script;
+    (3) ``consistent`` keeps a pair if its positive is among the ``top_k`` of a random pool for its query, as E5 does
+        (Wang et al. 2022, arXiv 2212.03533, section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from piccolo_st.curation.duplicates import identity_columns
+from piccolo_st.data import DatasetSpec
+from piccolo_st.errors import MissingPackage, MixtureError
+
+
+@dataclass(frozen=True)
+class FilterSettings:
+    """Which rows are kept; None switches a rule off. Lengths are in characters.
+
+    Attributes:
+        min_characters, max_query_characters, max_document_characters: limits of length.
+        min_han: least share of Chinese characters among letters and digits.
+        max_kana: largest share of Japanese kana among them.
+        max_repetition: largest share of a text's commonest character, in texts of 10 characters or more.
+        simplify: write traditional characters as simplified ones (OpenCC).
+        top_k: keep a pair if its positive is among the k of the pool most similar to its query.
+        pool: positives drawn at random to rank among.
+        model: encoder for ``top_k``: ``lexical``, or a SentenceTransformer's Hub id or folder.
+        batch_size: texts encoded at a time.
+        part_rows: rows a task and an output file.
+        seed: of the pool.
+    """
+
+    min_characters: int | None = field(default=None, metadata={"help": "Shorter texts go."})
+    max_query_characters: int | None = field(default=None, metadata={"help": "Longer queries and sentences go."})
+    max_document_characters: int | None = field(default=None, metadata={"help": "Longer positives go."})
+    min_han: float | None = field(default=0.3, metadata={"help": "Least share of Chinese among letters and digits."})
+    max_kana: float | None = field(default=0.1, metadata={"help": "Largest share of kana among letters and digits."})
+    max_repetition: float | None = field(default=0.5, metadata={"help": "Largest share of the commonest character."})
+    simplify: bool = field(default=False, metadata={"help": "Write traditional characters as simplified ones."})
+    top_k: int | None = field(default=None, metadata={"help": "Consistency: the positive is among the k nearest."})
+    pool: int = field(default=100_000, metadata={"help": "Positives drawn to rank among."})
+    model: str = field(default="lexical", metadata={"help": "Encoder for top_k: lexical, a Hub id or a folder."})
+    batch_size: int = field(default=256, metadata={"help": "Texts encoded at a time."})
+    part_rows: int = field(default=200_000, metadata={"help": "Rows a task and an output file."})
+    seed: int = field(default=13, metadata={"help": "Of the pool."})
+
+    def __post_init__(self) -> None:
+        for name in ("min_han", "max_kana", "max_repetition"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise MixtureError(f"{name} of filter must be a share from 0 to 1, got {value}")
+        for name in ("top_k", "pool", "part_rows", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise MixtureError(f"{name} of filter must be at least 1, got {value}")
+        if self.top_k is not None and self.top_k > self.pool:
+            raise MixtureError(
+                f"top_k of filter must be at most pool={self.pool}, beyond which every row is kept, got {self.top_k}"
+            )
+
+
+@dataclass(frozen=True)
+class TextStatistics:
+    """Of n texts: length in characters, shares of Han and kana among letters and digits, and of the commonest
+    character; (n,) each."""
+
+    length: np.ndarray
+    han: np.ndarray
+    kana: np.ndarray
+    repetition: np.ndarray
+
+
+def text_statistics(texts: pa.Array) -> TextStatistics:
+    """Count characters by kind; a text without letters and digits has shares of 0."""
+    length = pc.utf8_length(texts).to_numpy(False).astype(np.int64)
+
+    def count(pattern: str) -> np.ndarray:
+        return pc.count_substring_regex(texts, pattern).to_numpy(False)
+
+    letters = np.maximum(count(r"[\p{L}\p{Nd}]"), 1)
+    codes = np.frombuffer("".join(texts.to_pylist()).encode("utf-32-le"), dtype=np.uint32).astype(np.int64)
+    owners = np.repeat(np.arange(len(length)), length)
+    _, first, repeats = np.unique(owners << 21 | codes, return_index=True, return_counts=True)
+    commonest = np.zeros(len(length), dtype=np.int64)
+    np.maximum.at(commonest, owners[first], repeats)
+    return TextStatistics(
+        length,
+        count(r"\p{Han}") / letters,
+        count(r"[\p{Hiragana}\p{Katakana}]") / letters,
+        commonest / np.maximum(length, 1),
+    )
+
+
+def heuristic_faults(spec: DatasetSpec, table: pa.Table, settings: FilterSettings) -> np.ndarray:
+    """(n,) object: None, or the first rule that a text of the row breaks."""
+    faults = np.full(table.num_rows, None, dtype=object)
+    for column, texts in enumerate(identity_columns(spec, table)):
+        found = text_statistics(texts)
+        long = (
+            settings.max_document_characters if column and spec.task == "retrieval" else settings.max_query_characters
+        )
+        rules: tuple[tuple[str, float | None, Callable[[Any, Any], Any]], ...] = (
+            ("too short", settings.min_characters, lambda limit, s: s.length < limit),
+            ("too long", long, lambda limit, s: s.length > limit),
+            ("too little Chinese", settings.min_han, lambda limit, s: s.han < limit),
+            ("Japanese", settings.max_kana, lambda limit, s: s.kana > limit),
+            (
+                "one character repeated",
+                settings.max_repetition,
+                lambda limit, s: (s.repetition > limit) & (s.length >= 10),
+            ),
+        )
+        for reason, limit, broken in rules:
+            if limit is not None:
+                faults[broken(limit, found) & (faults == None)] = reason  # noqa: E711  (elementwise)
+    return faults
+
+
+def simplified(table: pa.Table) -> pa.Table:
+    """The table with traditional characters written as simplified ones.
+
+    Raises:
+        MissingPackage: OpenCC is not installed.
+    """
+    try:
+        from opencc import OpenCC
+    except ImportError as error:
+        raise MissingPackage("simplify", "OpenCC", "data") from error
+    convert = OpenCC("t2s").convert
+
+    def column(array: pa.ChunkedArray) -> pa.Array:
+        if pa.types.is_list(array.type):
+            return pa.array([[convert(text) for text in texts] for texts in array.to_pylist()], type=array.type)
+        return pa.array([convert(text) for text in array.to_pylist()], type=array.type)
+
+    textual = [not pa.types.is_floating(table.schema.field(name).type) for name in table.column_names]
+    columns = [column(array) if text else array for array, text in zip(table.columns, textual, strict=True)]
+    return pa.table(columns, names=table.column_names)
+
+
+def consistent(query: np.ndarray, positive: np.ndarray, pool: np.ndarray, top_k: int) -> np.ndarray:
+    """Whether each positive is among the ``top_k`` of pool and positive that are most similar to the query.
+
+    Args:
+        query: (n, d) float32, normalized.
+        positive: (n, d) float32, normalized.
+        pool: (m, d) float32, normalized.
+        top_k: ranks that count.
+
+    Raises:
+        MissingPackage: faiss is not installed.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise MissingPackage("the consistency filter", "faiss", "data") from error
+    if top_k > len(pool):
+        return np.ones(len(query), dtype=bool)
+    index: Any = faiss.IndexFlatIP(pool.shape[1])
+    if getattr(faiss, "get_num_gpus", lambda: 0)():
+        index = faiss.index_cpu_to_all_gpus(index)
+    index.add(np.ascontiguousarray(pool, dtype=np.float32))
+    nearest, _ = index.search(np.ascontiguousarray(query, dtype=np.float32), top_k)
+    own = np.einsum("nd,nd->n", query, positive)
+    # The positive itself may stand in the pool: rounding must not rank it below itself.
+    return own >= nearest[:, -1] - 1e-5

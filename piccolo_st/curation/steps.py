@@ -1,0 +1,125 @@
+"""Preparing a mixture before training: check, dedup, filter, mine; each resumes, and each feeds the next.
+
+(1) a step is claimed for its input and settings, so that a folder never mixes the work of two;
+(2) its stages run, here or on a cluster, passing over what is done (``stages``);
+(3) it ends with a report, and (but for check) a mixture file that the next step or a training run reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from piccolo_st.cache import content_digest, default_cache, digest
+from piccolo_st.curation.check import Checking, CheckSettings
+from piccolo_st.curation.dedup import Deduplication
+from piccolo_st.curation.duplicates import DedupSettings
+from piccolo_st.curation.filter import Filtering
+from piccolo_st.curation.job import Job
+from piccolo_st.curation.mine import MineSettings, NegativeMining
+from piccolo_st.curation.quality import FilterSettings
+from piccolo_st.curation.stages import ExecutorSettings, claim, run_stages
+from piccolo_st.data import build, locate, parse_mixture
+from piccolo_st.errors import MixtureError
+from piccolo_st.tables import table
+
+STEPS: dict[str, tuple[type, type]] = {
+    "check": (Checking, CheckSettings),
+    "dedup": (Deduplication, DedupSettings),
+    "filter": (Filtering, FilterSettings),
+    "mine": (NegativeMining, MineSettings),
+}
+
+
+@dataclass(frozen=True)
+class PrepareData:
+    """What is prepared, and where the output goes."""
+
+    mixture: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "The data mixture: a YAML file, or the mapping itself; see data.mixture."}
+    )
+    output: str = field(
+        default="runs/prepare", metadata={"help": "Folder of the output; each step has its own inside."}
+    )
+    cache: str | None = field(
+        default=None, metadata={"help": "Where checked datasets are kept; empty: beside datasets'."}
+    )
+
+
+SECTIONS: dict[str, type] = {
+    "data": PrepareData,
+    **{name: settings for name, (_, settings) in STEPS.items()},
+    "executor": ExecutorSettings,
+}
+
+
+def run_step(
+    step: str,
+    data: PrepareData,
+    settings: Any,
+    executor: ExecutorSettings | None = None,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Do one step, or what is left of it.
+
+    Args:
+        step: check, dedup, filter or mine.
+        data: input and output.
+        settings: of that step.
+        executor: where tasks run.
+        say: is given each line of progress and the report.
+
+    Returns:
+        The step's folder.
+
+    Raises:
+        MixtureError: the mixture or a setting cannot be used, a package is missing, or the folder is another's.
+    """
+    if data.mixture is None:
+        raise MixtureError("no data are named; give a mixture file, or a file whose section `data` has a `mixture`")
+    folder = Path(data.output) / step
+    job = Job.of(data.mixture, data.cache, folder.resolve())
+    made_of = {"step": step, "settings": dataclasses.asdict(settings), "mixture": job.given}
+    claim(folder, digest([made_of["settings"], _inputs(job), _model_files(job, settings)]), made_of)
+    work = STEPS[step][0](job, settings)
+    finished = run_stages(work.stages(), folder, executor, say)
+    if not finished:
+        say(f"submitted; the output will be in {folder}, complete when {folder / 'report.json'} is there")
+    elif step == "check":
+        say((folder / "report.txt").read_text(encoding="utf-8").rstrip())
+        pictures = " and histograms" if (folder / "lengths.png").is_file() else ""
+        say(f"report, rejected rows{pictures}: {folder}")
+    else:
+        say(_counts_table(json.loads((folder / "report.json").read_text(encoding="utf-8"))["datasets"]))
+        say(
+            f"what stays: {folder / 'mixture.yaml'}"
+            + ("; what went: " + str(folder / "rejects") if step != "mine" else "")
+        )
+    return folder
+
+
+def _inputs(job: Job) -> list[str]:
+    """What the rows depend on: contents of the sources, and the mixture's settings."""
+    specs, root, policy = parse_mixture(job.given)
+    cache = Path(job.cache) if job.cache is not None else default_cache()
+    rows = [build.row_key(spec, locate(spec, root), cache) for spec in specs.values()]
+    return [policy, *rows, *(digest(dataclasses.asdict(spec)) for spec in specs.values())]
+
+
+def _model_files(job: Job, settings: Any) -> list[str]:
+    """What local models hold: the next round's checkpoint may lie where the last one did."""
+    cache = Path(job.cache) if job.cache is not None else default_cache()
+    folders = [Path(getattr(settings, name, None) or "") for name in ("model", "tokenizer", "reranker")]
+    given = [folder for folder in folders if folder != Path("") and folder.is_dir()]
+    return [content_digest(sorted(p for p in folder.rglob("*") if p.is_file()), cache) for folder in given]
+
+
+def _counts_table(counts: Mapping[str, Mapping[str, int]]) -> str:
+    kinds = list(dict.fromkeys(kind for own in counts.values() for kind in own))
+    rows = [(name, *(own.get(kind, 0) for kind in kinds)) for name, own in counts.items()]
+    totals = ("all", *(sum(own.get(kind, 0) for own in counts.values()) for kind in kinds))
+    return table(("dataset", *kinds), [*rows, totals])

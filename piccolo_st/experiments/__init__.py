@@ -1,0 +1,21 @@
+"""What each part of the recipe is worth, beside sentence-transformers alone.
+
+ablation.py  What each part of the recipe is worth: the same encoder, data, steps and samples, one part more ...
+stock.py     What a run is held against: the same rows and encoder trained by sentence-transformers alone
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from piccolo_st._lazy import lazily
+
+if TYPE_CHECKING:
+    from piccolo_st.experiments.ablation import Ablation as Ablation
+
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "ablation": "Ablation",
+    },
+)

@@ -1,0 +1,142 @@
+"""The encoder of a run: loaded from a checkpoint, or built small from the run's own text.
+
+(1) learn a WordPiece vocabulary from the texts (``tokenizers``; each Chinese character stands alone, as in BERT);
+(2) write it and a random BERT of the asked size to a directory, once, by the first rank;
+(3) load that directory as any other checkpoint: stock Transformer, pooling, prompts and the two lengths.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from piccolo_st.errors import ConfigError, InputError, nearest, reason
+from piccolo_st.modeling.instructions import Instructions, InstructionSpec, resolve_instructions, set_prompts
+from piccolo_st.modeling.lengths import set_lengths
+from piccolo_st.modeling.pooling import set_instruction_pooling
+from piccolo_st.modeling.positions import extend_positions, usable_positions
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from torch import nn
+
+DTYPES = ("float32", "bfloat16", "float16", "stored")
+"""What the weights of an encoder can be loaded in; "stored" is the checkpoint's own."""
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise ConfigError for what is none of ``DTYPES``."""
+    if dtype not in DTYPES:
+        raise ConfigError(
+            f"model.dtype must name the numbers that weights are kept in, got {dtype!r}{nearest(str(dtype), DTYPES)}"
+        )
+
+
+def load_encoder(
+    name_or_path: str,
+    *,
+    revision: str | None = None,
+    pooling: str | None = None,
+    instructions: InstructionSpec = "piccolo",
+    other_instructions: Iterable[Instructions] = (),
+    include_instruction: bool = True,
+    query_length: int = 64,
+    document_length: int = 512,
+    positions: int | None = None,
+    dtype: str = "float32",
+) -> SentenceTransformer:
+    """Load a checkpoint and give it Piccolo's prompts, pooling and lengths.
+
+    Args:
+        name_or_path: a Hub id or a directory, of a sentence-transformers model or of a bare transformers encoder.
+        revision: branch, tag or commit of a Hub model.
+        pooling: pooling mode of a bare encoder, by default mean; a sentence-transformers model has its own.
+        instructions: the prompts, a preset's name or instructions of your own.
+        other_instructions: what texts may begin with beside them, of single datasets.
+        include_instruction: whether the instruction's tokens are pooled.
+        query_length: longest query, in tokens, instruction included.
+        document_length: longest passage, in tokens, instruction included.
+        positions: tokens that the encoder has positions for afterwards; fewer of them are extended
+            (``extend_positions``). Default: as many as it has.
+        dtype: of all weights, one of ``DTYPES``; float32 is what small steps of training need.
+
+    Raises:
+        InputError: an unknown dtype, a directory that holds no model, a Hub that gives none, or positions that cannot
+            be extended.
+    """
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from sentence_transformers.util import is_sentence_transformer_model
+
+    check_dtype(dtype)
+    folder = Path(name_or_path)
+    if folder.is_dir() and not ((folder / "modules.json").exists() or (folder / "config.json").exists()):
+        raise InputError(
+            f"model.name_or_path must hold modules.json or config.json, got the directory {name_or_path}; give the "
+            "directory that save_pretrained wrote, or a Hub id"
+        )
+    # Without it, transformers 5 loads in the stored dtype, and half-precision weights take next to no small step.
+    options = {"dtype": "auto" if dtype == "stored" else dtype}
+    try:
+        complete = is_sentence_transformer_model(name_or_path, revision=revision)
+        if pooling is not None and complete:
+            raise InputError(f"model.pooling must be empty where {name_or_path} brings its own, got {pooling!r}")
+        if not complete:
+            transformer = Transformer(name_or_path, model_kwargs={"revision": revision, **options})
+            modules = [transformer, Pooling(transformer.get_embedding_dimension(), pooling or "mean")]
+            model = SentenceTransformer(modules=modules)
+        else:
+            model = SentenceTransformer(name_or_path, revision=revision, model_kwargs=options)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model.name_or_path cannot be loaded, got {name_or_path!r}: {reason(error)}; give the directory of a "
+            "model, or the id of one on the Hub that this machine can reach"
+        ) from error
+    first: Any = model[0]
+    if positions is not None and positions > (usable_positions(first.auto_model) or positions):
+        extend_positions(model, positions)
+    own = resolve_instructions(instructions)
+    set_prompts(model, own)
+    texts = {text for one in (own, *other_instructions) for text in one.prompts.values() if text}
+    if texts:
+        set_instruction_pooling(model, sorted(texts), include_instruction)
+    set_lengths(model, query_length, document_length)
+    return model
+
+
+def weights_in_words(model: nn.Module, revision: str | None = None) -> str:
+    """The dtype of a model's weights, and of its encoder's checkpoint where that is another, for the table of a run.
+
+    Args:
+        model: as it was loaded.
+        revision: what it was loaded with.
+    """
+    own = sorted({str(weight.dtype).removeprefix("torch.") for weight in model.parameters()})
+    source = next((module.name_or_path for module in model.modules() if hasattr(module, "name_or_path")), None)
+    stored = stored_dtype(str(source), revision) if source else None
+    return ", ".join(own) + (f" (stored as {stored})" if stored and [stored] != own else "")
+
+
+def stored_dtype(name_or_path: str, revision: str | None = None) -> str | None:
+    """The dtype of an encoder's checkpoint: of its weights, or, where they are not one safetensors, as it says itself.
+
+    None where it says nothing.
+    """
+    from safetensors import safe_open
+    from transformers import PretrainedConfig
+    from transformers.utils.hub import cached_file
+
+    with suppress(OSError):
+        file = cached_file(name_or_path, "model.safetensors", revision=revision, local_files_only=True)
+        with safe_open(file, framework="pt") as weights:
+            kinds = Counter(weights.get_slice(name).get_dtype() for name in weights.keys())  # noqa: SIM118
+        return {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}.get(kinds.most_common(1)[0][0])
+    with suppress(OSError):
+        config = PretrainedConfig.get_config_dict(name_or_path, revision=revision)[0]
+        return config.get("dtype") or config.get("torch_dtype")
+    return None

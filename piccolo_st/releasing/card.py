@@ -1,0 +1,226 @@
+"""PiccoloModelCardData: sentence-transformers' model card with results, Chinese text and the facts of the training.
+
+How a card comes about:
+
+1. sentence-transformers collects what it collects for every model (architecture, datasets, losses, hyperparameters,
+   logs, citations) and asks for ``to_dict``;
+2. ``to_dict`` renders sentence-transformers' own template with it and cuts that into its sections;
+3. it adds the model-index and the parts of :mod:`piccolo_st.releasing.card_sections`;
+4. template.md puts those first, and every section of sentence-transformers that they do not stand for after them.
+
+With a model attached (``SentenceTransformer(model_card_data=...)``) this happens at every save. Without one, from
+facts that were written down, :func:`render_card` gives the card of a model whose weights are elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import eval_results_to_model_index
+from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
+
+from piccolo_st.evaluation import C_MTEB_35, Benchmark, average_scores
+from piccolo_st.modeling import Instructions
+from piccolo_st.releasing.card_sections import (
+    COMMENTS,
+    TableRow,
+    block,
+    evaluation_section,
+    training_section,
+    usage_section,
+)
+from piccolo_st.releasing.record import RunRecord
+from piccolo_st.releasing.results import TaskResult, eval_results, scores
+from piccolo_st.releasing.training_card import neutral
+
+PLACEHOLDER_ID = "sentence_transformers_model_id"
+"""What sentence-transformers writes in a usage snippet while it does not know the model's Hub id."""
+
+
+@dataclass
+class PiccoloModelCardData(SentenceTransformerModelCardData):
+    """The data of a model card; every field of ``SentenceTransformerModelCardData`` and those below.
+
+    Args:
+        summary: paragraphs before the first heading, such as one in Chinese and one in English.
+        results: evaluation results, see :func:`piccolo_st.releasing.results.read_results`.
+        benchmark: the definition by which they are averaged.
+        reported: this model's row of the table where its averages are known and its results are not.
+        comparison: rows of other models, scored by the same definition.
+        content_hash: of the model that was evaluated.
+        stages: one mapping of facts per training stage; see :func:`stage_facts`.
+        pictures: images below the model's directory, such as the curves of the run.
+        notes: paragraphs after the training part.
+        hub_datasets: Hub ids of the training data, for the metadata.
+        declared: facts about the architecture where no model is attached: ``output_dimensionality``,
+            ``model_max_length``, ``query_length``, ``document_length``, ``size_gb``.
+        instructions: where no model is attached; otherwise they are the model's prompts.
+        declared_base_model: Hub id of the encoder that training started from, where it cannot be looked up.
+    """
+
+    summary: Sequence[str] = ()
+    results: Sequence[TaskResult] = ()
+    benchmark: Benchmark = C_MTEB_35
+    reported: TableRow | None = None
+    comparison: Sequence[TableRow] = ()
+    content_hash: str | None = None
+    stages: Sequence[Mapping[str, Any]] = ()
+    pictures: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    hub_datasets: Sequence[str] = ()
+    declared: Mapping[str, Any] = field(default_factory=dict)
+    instructions: Instructions = field(default_factory=Instructions)
+    declared_base_model: str | None = None
+
+    template_path: Path = field(default=Path(__file__).parent / "template.md", init=False, repr=False)
+
+    def get_model_specific_metadata(self) -> dict[str, Any]:
+        """What sentence-transformers reads from the model, or else what was declared."""
+        if self.model is not None:
+            return super().get_model_specific_metadata()
+        return {"similarity_fn_name": "Cosine Similarity", **self.declared}
+
+    def run_usage_snippet(self) -> None:
+        """Chinese examples for the widget and the snippet, where training data gave none."""
+        if self.usage_examples is None:
+            self.usage_examples = ["什么时候下雪", "冬天冷的时候会下雪。", "春天花开了。"]
+        if self.model is not None:
+            super().run_usage_snippet()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything the template and the metadata need; see the module docstring."""
+        if self.results:
+            self.add_tags("mteb")
+        self.base_model = self.base_model or self.declared_base_model
+        self.datasets = list(dict.fromkeys([*self.datasets, *self.hub_datasets]))
+        data = super().to_dict()
+        if self.results:
+            name = (self.model_id or self.model_name or "").split("/")[-1]
+            ours = eval_results_to_model_index(name, eval_results(self.results))
+            theirs = [result for model in data.get("model-index", []) for result in model["results"]]
+            ours[0]["results"] += theirs
+            data["model-index"] = ours
+        evaluation = evaluation_section(
+            scores(self.results, self.benchmark), self.benchmark, self.own_row(), self.comparison, self.content_hash
+        )
+        data["evaluation"] = block("evaluation", evaluation)
+        usage = usage_section(self.model_id or PLACEHOLDER_ID, self.prompts_of_model())
+        data["usage"] = block("usage", usage)
+        data["training"] = block("training", training_section(self.stages, self.pictures))
+        data["inherited"] = self._inherited(data)
+        self._cached_dict = data
+        return data
+
+    def prompts_of_model(self) -> Instructions:
+        """The instructions that the attached model has as prompts, or else the declared ones."""
+        return self.instructions if self.model is None else prompts_of(self.model)
+
+    def own_row(self) -> TableRow:
+        """This model's row of the table of averages, computed from the results where there are any."""
+        if self.reported is not None and not self.results:
+            return self.reported
+        averages = average_scores(scores(self.results, self.benchmark), self.benchmark)
+        facts = self.get_model_specific_metadata()
+        return TableRow.computed(
+            self.model_id or str(self.model_name),
+            averages,
+            size_gb=self.declared.get("size_gb") or _size_gb(self.model),
+            dimension=facts.get("output_dimensionality"),
+            max_tokens=facts.get("model_max_length"),
+        )
+
+    def _inherited(self, data: Mapping[str, Any]) -> str:
+        """The sections of sentence-transformers' card that this card does not replace, in their order."""
+        template = Path(SentenceTransformerModelCardData.template_path).read_text(encoding="utf-8")
+        rendered = jinja2.Template(template).render(card_data="", hf_emoji="🤗", **data)
+        rendered = COMMENTS.sub("", rendered)  # cutting at headings would cut some in two
+        sections = {
+            text.split("\n", 1)[0].strip(): text.strip() for text in re.split(r"^## ", rendered, flags=re.M)[1:]
+        }
+        names = [name for name, text in sections.items() if name != "Usage" and re.search(r"\n[^#\s]", text)]
+        if self.model is None:  # the others describe the machine that writes the card, or a run that nobody made
+            names = ["Model Details"]
+            architecture = r"^### Full Model Architecture\n.*?(?=^#|\Z)"
+            sections["Model Details"] = re.sub(architecture, "", sections["Model Details"], flags=re.M | re.S).strip()
+        return "\n\n".join(f"## {sections[name]}" for name in names)
+
+
+def prompts_of(model: SentenceTransformer) -> Instructions:
+    """The instructions that a model has as prompts."""
+    prompts = model.prompts
+    return Instructions(prompts.get("query") or "", prompts.get("document") or prompts.get("passage") or "")
+
+
+def _size_gb(model: Any) -> float | None:
+    if model is None:
+        return None
+    return float(f"{sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9:.2g}")
+
+
+def render_card(data: PiccoloModelCardData) -> str:
+    """The whole card: metadata and text."""
+    metadata: Any = data  # which ModelCard asks for no more of than to_yaml
+    return ModelCard.from_template(metadata, template_path=str(data.template_path)).content
+
+
+def stage_facts(record: RunRecord) -> dict[str, Any]:
+    """The facts of one training run for the training part of a card: those that are known, without machine paths."""
+    sections = {name: record.configuration.get(name, {}) for name in ("model", "data", "loss", "train")}
+    model, data, loss, train = sections.values()
+    batch, world, last = data.get("batch_size"), record.world_size, (record.log or [{}])[-1]
+    used = {name: dataset.used for name, dataset in record.datasets.items() if dataset.used}
+    values = {
+        "stage": record.stage,
+        "encoder": neutral(model.get("name_or_path")) or ("built from the data" if model.get("build") else None),
+        "data": [f"{name} ({rows:,})" for name, rows in used.items()],
+        "samples": sum(used.values()),
+        "query length": model.get("query_length"),
+        "document length": model.get("document_length"),
+        "instructions": _instructions(model.get("instructions")),
+        "batch": f"{batch} x {world} = {batch * world}" if batch and world else batch,
+        "gradient accumulation": train.get("gradient_accumulation_steps", 1) if record.world_size else None,
+        "loss": list(dict.fromkeys(loss["name"] for loss in record.losses.values())),
+        "temperature": loss.get("temperature"),
+        "epochs": None if (train.get("max_steps") or 0) > 0 else train.get("num_train_epochs"),
+        "steps": record.steps if record.steps is not None else last.get("step"),
+        "learning rate": train.get("learning_rate"),
+        "precision": record.precision,
+        "hardware": record.hardware,
+        "processes": f"{world}, {record.engine}" if world and record.engine else world,
+        "seconds": record.seconds,
+        "seed": train.get("seed"),
+    }
+    return {name: value for name, value in values.items() if value not in (None, [], "", 0)}
+
+
+def _instructions(value: Any) -> str | None:
+    """Instructions as a configuration has them, a preset's name or a mapping, in words."""
+    if not isinstance(value, Mapping):
+        return value
+    return " ".join(f"{task} `{text}`" for task, text in value.items() if text) or "none"
+
+
+def dataset_facts(record: RunRecord) -> list[dict[str, Any]]:
+    """Where the rows of a run came from, one mapping for each dataset, for the training part of a card."""
+    return [
+        {
+            "dataset": name,
+            "source": neutral(dataset.source),
+            "task": dataset.task,
+            "read": dataset.counts.get("rows"),
+            **{
+                name.replace("_", " "): sum(dataset.counts.get(name, {}).values())
+                for name in ("rejected", "left_out", "held_out")
+            },
+            "used": dataset.used,
+            "licence": dataset.licence,
+            "note": dataset.note,
+        }
+        for name, dataset in record.datasets.items()
+    ]

@@ -1,0 +1,252 @@
+"""Cards of folders: written from data files, or renewed with the results of an evaluation.
+
+A folder of data files (model_cards/NAME) holds ``card.yaml``, whose keys are the fields of PiccoloModelCardData
+(``comparison`` names a YAML file of rows), and where results are known ``results.jsonl`` or a folder ``results`` of
+mteb's files. ``card_from_folder`` makes the README.md from them and from nothing else, so data and card cannot drift
+apart unnoticed.
+
+A model directory already has a README.md, written when the model was saved and perhaps edited since. ``add_results``
+puts results into its metadata and its evaluation part and leaves the rest as it is; ``prepare_card`` does that and
+whatever else a release asks of a card.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard
+from sentence_transformers import SentenceTransformer
+
+from piccolo_st.errors import InputError, nearest, reason
+from piccolo_st.evaluation import C_MTEB_35, Benchmark, average_scores, get_benchmark
+from piccolo_st.modeling import content_hash, resolve_instructions
+from piccolo_st.releasing.card import (
+    PLACEHOLDER_ID,
+    PiccoloModelCardData,
+    dataset_facts,
+    prompts_of,
+    render_card,
+    stage_facts,
+)
+from piccolo_st.releasing.card_sections import (
+    TableRow,
+    evaluated_mark,
+    evaluation_section,
+    replace_block,
+    replace_usage,
+    training_section,
+    usage_section,
+)
+from piccolo_st.releasing.record import RunRecord
+from piccolo_st.releasing.results import TaskResult, eval_result_files, eval_results, read_results, scores
+
+
+def read_rows(path: str | Path) -> list[TableRow]:
+    """The rows of a table of averages in a YAML file: a list of mappings with the fields of TableRow.
+
+    A row that names a file under ``results`` (relative to the YAML file) has its averages computed from it, by the
+    definition of c-mteb-35 or of the benchmark it names.
+
+    Raises:
+        InputError: the file is no such list; the message names the row.
+    """
+    path = Path(path)
+    content = _yaml(path)
+    if not isinstance(content, list):
+        raise InputError(f"{path} must hold a list of rows, got {type(content).__name__}")
+    return [_row(row, path.parent, f"{path}, row {n}") for n, row in enumerate(content, 1)]
+
+
+def card_from_folder(folder: str | Path) -> str:
+    """The card that the data files of a folder describe.
+
+    Raises:
+        InputError: card.yaml is missing or has a key that no field has; a results file is broken.
+    """
+    folder = Path(folder)
+    path = folder / "card.yaml"
+    content = _yaml(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold a mapping of card fields, got {type(content).__name__}")
+    known = [item.name for item in dataclasses.fields(PiccoloModelCardData) if item.init]
+    values: dict[str, Any] = {"local_files_only": True, "generate_widget_examples": False}
+    for key, value in content.items():
+        if key not in known:
+            raise InputError(f"unknown key {key!r} in {path}{nearest(key, known)}")
+        values[key] = value
+    values["benchmark"] = get_benchmark(values.get("benchmark", C_MTEB_35.name))
+    values["instructions"] = resolve_instructions(values.get("instructions", "none"))
+    if "comparison" in values:
+        rows = read_rows(folder / values["comparison"])
+        values["comparison"] = [row for row in rows if row.model != content.get("model_id")]
+        values["reported"] = next((row for row in rows if row.model == content.get("model_id")), None)
+    for name in ("results", "results.jsonl"):
+        if (folder / name).exists():
+            values["results"] = read_results(folder / name)
+    return render_card(PiccoloModelCardData(**values))
+
+
+def add_results(
+    model_dir: str | Path,
+    results: Sequence[TaskResult],
+    *,
+    evaluated: str,
+    model_id: str,
+    benchmark: Benchmark = C_MTEB_35,
+    comparison: Sequence[TableRow] = (),
+    date: str | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write results into the README.md and the ``.eval_results`` files of a model directory.
+
+    Args:
+        model_dir: the directory; its README.md has to exist.
+        results: what was measured, see :func:`read_results`. They replace results of an earlier evaluation.
+        evaluated: the content hash of the evaluated model; a release compares it with what it is about to publish.
+        model_id: the Hub id under which the model is or will be published.
+        benchmark: the definition by which the results are averaged.
+        comparison: rows of other models, scored by the same definition.
+        date: when it was evaluated, ISO 8601.
+        facts: ``size_gb``, ``dimension`` and ``max_tokens`` of the model for its row of the table.
+
+    Raises:
+        InputError: there is no README.md, or its metadata cannot be read.
+    """
+    card = _load_card(Path(model_dir))
+    data: Any = card.data  # a ModelCardData
+    data.model_name = model_id.split("/")[-1]
+    others = [result for result in data.eval_results or [] if not result.dataset_name.startswith("MTEB ")]
+    data.eval_results = eval_results(results) + others
+    data.tags = list(dict.fromkeys([*(data.tags or []), "mteb"]))
+    known = scores(results, benchmark)
+    own = TableRow.computed(model_id, average_scores(known, benchmark), **(facts or {}))
+    section = evaluation_section(known, benchmark, own, comparison, evaluated)
+    card.text = replace_block(card.text, "evaluation", section).replace(PLACEHOLDER_ID, model_id)
+    (Path(model_dir) / "README.md").write_text(str(card), encoding="utf-8")
+    files = eval_result_files(results, benchmark, date=date)
+    for old in (Path(model_dir) / ".eval_results").glob("*.yaml"):
+        if any((entry.get("source") or {}).get("name") == "mteb" for entry in _yaml(old) or []):
+            old.unlink()
+    for name, text in files.items():
+        file = Path(model_dir) / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+
+
+def add_training(model_dir: str | Path, run_dir: str | Path) -> None:
+    """Write what the run was that trained a model into its README.md, from the run's record, and its curves beside it.
+
+    Args:
+        model_dir: the saved model; its README.md has to exist.
+        run_dir: the output directory of the run, with ``config.yaml``, ``run.json`` and perhaps ``curves.png``.
+
+    Raises:
+        InputError: a file is missing or broken.
+    """
+    folder, record, pictures = Path(model_dir), RunRecord.read(Path(run_dir)), []
+    card = _load_card(folder)
+    if (Path(run_dir) / "curves.png").exists():
+        shutil.copyfile(Path(run_dir) / "curves.png", folder / "curves.png")
+        pictures.append("curves.png")
+    section = training_section([stage_facts(record)], pictures, dataset_facts(record))
+    evaluated = record.content_hash
+    if evaluated == content_hash(SentenceTransformer(str(folder), device="cpu")):
+        section += f"\n\n{evaluated_mark(evaluated)}"  # what the run measured at its end, it measured on this model
+    card.text = replace_block(card.text, "training", section)
+    (folder / "README.md").write_text(str(card), encoding="utf-8")
+
+
+def prepare_card(
+    model_dir: str | Path,
+    model_id: str,
+    *,
+    results: str | Path | None = None,
+    benchmark: Benchmark = C_MTEB_35,
+    comparison: Sequence[TableRow] = (),
+    run_dir: str | Path | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Make the card of a saved model ready for its release: usage by its id, metadata, training facts, results.
+
+    Args:
+        model_dir: the saved model; its README.md changes.
+        model_id: the Hub id under which it will be published.
+        results: the folder of its result files, ``.../org__name/REVISION``. The revision has to be the content hash
+            of this model, so another model's results are refused.
+        benchmark: the definition by which they are averaged.
+        comparison: rows of other models, scored by the same definition.
+        run_dir: the output directory of the run that trained it, with ``config.yaml``, ``run.json`` and ``curves.png``.
+        metadata: fields of the card's metadata to set, such as license and language.
+
+    Raises:
+        InputError: a file is missing or broken, or the results belong to another model.
+    """
+    folder = Path(model_dir)
+    card = _load_card(folder)
+    model = SentenceTransformer(str(folder), device="cpu")
+    evaluated = content_hash(model)
+    if results is not None and Path(results).name != evaluated:
+        raise InputError(
+            f"the results in {results} belong to the model with the content hash {Path(results).name[:12]}, {folder} "
+            f"has {evaluated[:12]}; evaluate this directory, and give the folder named after its hash"
+        )
+    for key, value in (metadata or {}).items():
+        card.data[key] = value
+    card.text = replace_usage(card.text, usage_section(model_id, prompts_of(model)))
+    card.text = card.text.replace(PLACEHOLDER_ID, model_id)
+    (folder / "README.md").write_text(str(card), encoding="utf-8")
+    if run_dir is not None:
+        add_training(folder, run_dir)
+    if results is None:
+        return
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9
+    add_results(
+        folder,
+        read_results(results, benchmark),
+        evaluated=evaluated,
+        model_id=model_id,
+        benchmark=benchmark,
+        comparison=[row for row in comparison if row.model != model_id],
+        facts={
+            "size_gb": float(f"{size:.2g}"),
+            "dimension": model.get_embedding_dimension(),
+            "max_tokens": model.max_seq_length,
+        },
+    )
+
+
+def _load_card(folder: Path) -> ModelCard:
+    path = folder / "README.md"
+    if not path.is_file():
+        raise InputError(f"{folder} has no README.md; save the model with its card first")
+    try:
+        return ModelCard.load(path)
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(f"the metadata of {path} cannot be read: {reason(error)}") from None
+
+
+def _row(content: Any, folder: Path, place: str) -> TableRow:
+    try:
+        facts = dict(content)
+        if "results" not in facts:
+            return TableRow(**facts)
+        results = read_results(folder / facts.pop("results"))
+        benchmark = get_benchmark(facts.pop("benchmark", C_MTEB_35.name))
+        return TableRow.computed(averages=average_scores(scores(results, benchmark), benchmark), **facts)
+    except (TypeError, ValueError):
+        fields = ", ".join(item.name for item in dataclasses.fields(TableRow))
+        raise InputError(f"{place} must be a row with the fields {fields}, got {content}") from None
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; write it, or name another folder") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {reason(error)}") from None

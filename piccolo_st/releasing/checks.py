@@ -1,0 +1,206 @@
+"""What a model directory has to satisfy before it is published, one :class:`Check` each.
+
+1. files: nothing but what a published model consists of; no secrets, no paths of this machine.
+2. portable: every consumer that ``check_portable`` knows would load it (ONNX only where an ONNX file is there). One
+   that knows nothing of the model's Dense module is named and does not stop a release.
+3. loads, embeddings: stock sentence-transformers loads it; its embeddings are finite, not zero, of length 1 when
+   normalised; and the same after it is saved and loaded again.
+4. card: its metadata are complete and valid, it loads the model by the id it is published under, and its
+   instructions are the model's prompts.
+5. results: the results in the card were measured on these weights.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from huggingface_hub import ModelCard
+from sentence_transformers import SentenceTransformer
+
+from piccolo_st.errors import InputError, reason
+from piccolo_st.modeling import PRESETS, check_portable, content_hash, find_leaks, release_files, save_portable
+from piccolo_st.releasing.card import PLACEHOLDER_ID
+from piccolo_st.releasing.card_sections import evaluated_model
+
+PROBES = (
+    "今天天气怎么样",
+    "查询：什么时候下雪",
+    "结果：冬天冷的时候会下雪。",
+    "Mixed 中英文 text, with numbers 123.",
+    "长" * 600,
+    "",
+)
+"""Texts whose embeddings are compared: both instructions, a text beyond 512 tokens, and an empty one."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of one check: its name, and what is wrong with the remedy; nothing wrong means passed.
+
+    Attributes:
+        name: what is checked.
+        problems: each stops a release.
+        note: what its reader should know besides.
+    """
+
+    name: str
+    problems: tuple[str, ...] = ()
+    note: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it passed."""
+        return not self.problems
+
+
+def embed(path: str | Path) -> np.ndarray:
+    """Embeddings of :data:`PROBES`, (len(PROBES), dimension) float32, by stock sentence-transformers on the CPU."""
+    return _embed(SentenceTransformer(str(path), device="cpu"))
+
+
+def check_release(
+    model_dir: str | Path,
+    repo_id: str,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    foreign_results: bool = False,
+) -> list[Check]:
+    """Run every check; see the module docstring.
+
+    Args:
+        model_dir: a saved model.
+        repo_id: the id under which it will be published.
+        include: see :func:`piccolo_st.modeling.portable.contents.release_files`.
+        exclude: the same.
+        foreign_results: accept results in the card that name no model they were measured on.
+    """
+    try:
+        files = release_files(model_dir, include, exclude)
+    except InputError as error:
+        return [Check("files", (str(error),))]
+    checks = [Check("files", tuple(find_leaks(model_dir, files))), _portable(model_dir, files)]
+    try:
+        model = SentenceTransformer(str(model_dir), device="cpu")
+    except Exception as error:  # whatever stops it from loading is the finding
+        return [
+            *checks,
+            Check("loads", (f"sentence-transformers cannot load it: {type(error).__name__}: {reason(error)}",)),
+        ]
+    card = Path(model_dir) / "README.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    return [
+        *checks,
+        Check("loads"),
+        Check("embeddings", tuple(_embedding_problems(model))),
+        Check("card", tuple(_card_problems(text, repo_id, model))),
+        Check("results", tuple(_result_problems(text, model, foreign_results))),
+    ]
+
+
+def _portable(model_dir: str | Path, files: Sequence[str]) -> Check:
+    needless = () if any(name.startswith("onnx/") for name in files) else ("ONNX",)
+    found: dict[str, list[str]] = {}
+    limits: dict[str, list[str]] = {}
+    for report in check_portable(model_dir):
+        if report.consumer not in needless:
+            for said, where in ((report.problems, found), (report.limits, limits)):
+                for one in said:
+                    where.setdefault(one, []).append(report.consumer)
+    return Check(
+        "portable",
+        tuple(
+            f"{problem} (for {', '.join(consumers)}); save the model with piccolo_st.save_portable"
+            for problem, consumers in found.items()
+        ),
+        "; ".join(f"not for {', '.join(consumers)}: {limit}" for limit, consumers in limits.items()),
+    )
+
+
+def _embed(model: SentenceTransformer) -> np.ndarray:
+    return np.asarray(model.encode(list(PROBES), show_progress_bar=False), dtype=np.float32)
+
+
+def _embedding_problems(model: SentenceTransformer) -> Iterator[str]:
+    before = _embed(model)
+    for text, vector in zip(PROBES, before, strict=True):
+        if not np.isfinite(vector).all():
+            yield f"the embedding of {text[:20]!r} has NaN or infinite numbers; the weights are broken"
+        elif not vector.any():
+            yield f"the embedding of {text[:20]!r} is zero"
+    normalised = np.asarray(model.encode(list(PROBES), normalize_embeddings=True), dtype=np.float64)
+    worst = float(np.abs(np.linalg.norm(normalised, axis=1) - 1).max())
+    if not worst < 2e-3:  # float16 rounds a length of 1 by up to 5e-4
+        yield f"normalised embeddings differ from length 1 by {worst:.1e}"
+    with tempfile.TemporaryDirectory(prefix="piccolo_st_release_") as folder:
+        try:
+            save_portable(model, folder, create_model_card=False)
+            after = embed(folder)
+        except InputError as error:
+            yield f"it cannot be saved again: {error}"
+            return
+    if not np.array_equal(before, after, equal_nan=True):
+        difference = float(np.abs(before - after).max())
+        yield f"after saving and loading again the embeddings differ by up to {difference:.1e}"
+
+
+def _card_problems(text: str, repo_id: str, model: SentenceTransformer) -> Iterator[str]:
+    if not text:
+        yield "README.md is missing; save the model with its card"
+        return
+    try:
+        card = ModelCard(text)
+        data: dict[str, Any] = card.data.to_dict()
+    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        yield f"the metadata of README.md cannot be read: {reason(error)}"
+        return
+    for key, example in (
+        ("license", "mit"),
+        ("language", "[zh]"),
+        ("pipeline_tag", "sentence-similarity"),
+        ("library_name", "sentence-transformers"),
+    ):
+        if not data.get(key):
+            yield f"the metadata of README.md have no {key}; add for example {key}: {example}"
+    if PLACEHOLDER_ID in text:
+        yield f"README.md loads {PLACEHOLDER_ID!r} instead of {repo_id!r}; fill it in with --fill-card"
+    elif f'SentenceTransformer("{repo_id}"' not in text:
+        yield f"README.md does not show how to load {repo_id!r} with SentenceTransformer"
+    prompts = {name: prompt for name, prompt in model.prompts.items() if prompt and name in ("query", "document")}
+    for name, prompt in prompts.items():
+        if prompt not in text:
+            yield f"the model's {name} prompt {prompt!r} does not occur in README.md"
+    for prompt in sorted({*chain.from_iterable(preset.prompts.values() for preset in PRESETS.values())} - {""}):
+        if prompt not in model.prompts.values() and any(f'"{prompt}"' in code for code in _snippets(text)):
+            yield (
+                f"README.md types the instruction {prompt!r}, but the model has no such prompt; set it with "
+                "piccolo_st.modeling.set_prompts where it was trained with it, or renew the usage with --fill-card"
+            )
+
+
+def _snippets(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+
+
+def _result_problems(text: str, model: SentenceTransformer, foreign_results: bool) -> Iterator[str]:
+    if not re.search(r"^model-index:", text, re.M) or foreign_results:
+        return
+    evaluated, actual = evaluated_model(text), content_hash(model)
+    if evaluated is None:
+        yield (
+            "the card has results that name no model they were measured on; add them with --results, or accept them as "
+            "they are with --foreign-results"
+        )
+    elif evaluated != actual:
+        yield (
+            f"the card's results belong to the model {evaluated[:8]}, this one is {actual[:8]}; evaluate it and add "
+            "its results with --results"
+        )

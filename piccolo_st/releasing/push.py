@@ -1,0 +1,258 @@
+"""What a trainer pushes while it trains, by the rules of a release: portable, only a model's files, one commit a push.
+
+transformers' own pushes upload the output directory as it is: whatever else lies there and the pickled training
+arguments (which may hold a token) go along, the tokenizer is saved a second time with the run's truncation in it, and
+model and trainer state are two commits. :class:`PortablePushes`, which PiccoloTrainer has, replaces them for every
+``hub_strategy``:
+
+    end              one push after training
+    every_save       one push at every save
+    checkpoint       the same, and the trainer's state below ``last-checkpoint`` in the same commit
+    all_checkpoints  the same below ``checkpoint-N``, which stay
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from transformers.trainer_utils import HubStrategy
+from transformers.utils.hub import PushInProgress
+
+from piccolo_st.errors import InputError
+from piccolo_st.modeling import check_portable, find_leaks, problems, split_files
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Base
+else:
+    _Base = object
+
+logger = logging.getLogger(__name__)
+
+_PICKLED_ARGUMENTS = "training_args.bin"  # needs unpickling to read, and holds hub_token where one was given
+# The trainer's state beside the model: all of it loads without running code. Anything else stays where it is.
+_STATE = (
+    "manifest.json", "trainer_state.json", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "latest",
+    "global_step*",
+)  # fmt: skip
+
+
+def push_checkpoint(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    message: str,
+    revision: str | None = None,
+    state_path: str | None = None,
+    portable: bool = True,
+    token: str | None = None,
+    api: HfApi | None = None,
+) -> CommitInfo:
+    """Push a saved checkpoint in one commit.
+
+    Args:
+        folder: a checkpoint with a portable model in it; of its other files none is pushed, unless
+        state_path: names a folder of the repository: then model and trainer state go there as well, for resuming
+            elsewhere.
+        portable: refuse a model that is not portable. Otherwise it has sentence-transformers' own layout, whose files
+            nobody knows beforehand: all but the trainer's state are the model's.
+        repo_id: an existing repository.
+        message: the commit's title.
+        revision: the branch, "main" by default.
+        token: in place of the one that huggingface_hub is logged in with.
+        api: the Hub to push to.
+
+    Raises:
+        InputError: the model is not portable, or a file of it holds a secret or a path of this machine, or one of the
+            state a secret.
+        HfHubHTTPError: the Hub refused or failed; nothing was committed.
+    """
+    folder = Path(folder)
+    files, others = split_files(folder)
+    model_and_state, rest = split_files(folder, _STATE)
+    if not portable:
+        files += [name for name in others if name in rest and Path(name).name != _PICKLED_ARGUMENTS]
+    state = sorted({*files, *model_and_state}) if state_path else []
+    found: dict[str, list[str]] = {}
+    for report in check_portable(folder) if portable else ():
+        for problem in report.problems if report.consumer != "ONNX" else ():
+            found.setdefault(problem, []).append(report.consumer)
+    faults = [f"{problem} (for {', '.join(consumers)})" for problem, consumers in found.items()]
+    faults += find_leaks(folder, files)
+    faults += find_leaks(folder, sorted({*state} - {*files}), paths=False)
+    if faults:
+        raise InputError(f"{folder} is not pushed: {'; '.join(faults)}")
+    operations = _additions(folder, files)
+    if state_path:
+        operations += _additions(folder, state, state_path)
+    api = api or HfApi(token=token)
+    return api.create_commit(repo_id, operations, commit_message=message, revision=revision, token=token)
+
+
+def _additions(folder: Path, names: Sequence[str], below: str = "") -> list[CommitOperationAdd]:
+    return [CommitOperationAdd(f"{below}/{name}" if below else name, str(folder / name)) for name in names]
+
+
+class PortablePushes(_Base):
+    """A mixin for a ``Trainer`` whose ``_save`` writes portable models: its pushes follow :func:`push_checkpoint`.
+
+    ``class MyTrainer(PortablePushes, SentenceTransformerTrainer)``. A push that fails while training goes on is
+    logged as an error; the next one carries everything again. Where the repository cannot be made, or the last push
+    fails, that is an InputError.
+    """
+
+    hub_model_id: Any  # None until the trainer has made its repository
+    push_in_progress: Any
+    model: Any
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make the repository, as the stock trainer does at its start."""
+        token = token if token is not None else self.args.hub_token
+        remedy = "mend that, or train without train.push_to_hub and publish with recipes/release.py"
+        with _explained(f"making the repository {self.args.hub_model_id or 'for the pushes'}", token, remedy):
+            super().init_hf_repo(token=token, private=private)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        args, strategy = self.args, self.args.hub_strategy
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        if not args.hub_always_push and self.push_in_progress is not None and not self.push_in_progress.is_done():
+            return
+        state_path = {
+            HubStrategy.CHECKPOINT: "last-checkpoint",
+            HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name,
+        }.get(HubStrategy(strategy))
+        # The trainer deletes old checkpoints while a push may still read them: links keep the files.
+        staging = Path(tempfile.mkdtemp(prefix="._push-", dir=args.output_dir))
+        shutil.copytree(checkpoint_folder, staging, copy_function=_link, dirs_exist_ok=True)
+
+        def push() -> CommitInfo:
+            try:
+                return push_checkpoint(
+                    staging,
+                    self.hub_model_id,
+                    message=f"Training in progress, step {self.state.global_step}",
+                    revision=args.hub_revision,
+                    state_path=state_path,
+                    portable=not problems(self.model),
+                    token=args.hub_token,
+                )
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+
+        job: Future[CommitInfo] = HfApi().run_as_future(push)
+        job.add_done_callback(_log_failure)
+        running: Any = [] if self.push_in_progress is None else [j for j in self.push_in_progress.jobs if not j.done()]
+        self.push_in_progress = PushInProgress([*running, job])  # type: ignore[arg-type]
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Save the model and push it in one commit; the arguments are those of ``Trainer.push_to_hub``."""
+        token = token if token is not None else self.args.hub_token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        with tempfile.TemporaryDirectory(prefix="._push-", dir=self.args.output_dir) as staging:
+            self.save_model(staging, _internal_call=True)  # every rank takes part in it
+            return self.push_saved(staging, commit_message or "End of training", token, revision)
+
+    def push_saved(
+        self, folder: str | Path, message: str, token: str | None = None, revision: str | None = None
+    ) -> CommitInfo | None:
+        """Push a model that is saved already, once the pushes before it have ended; the first rank does.
+
+        Raises:
+            InputError: it may not be pushed, or the Hub refused or failed.
+        """
+        if not self.is_world_process_zero():
+            return None
+        self._finish_current_push()
+        remedy = f"{self.args.output_dir} is as it was; start the run again to push it, or use recipes/release.py"
+        token, revision = token or self.args.hub_token, revision or self.args.hub_revision
+        with _explained(f"pushing to {self.hub_model_id}", token, remedy):
+            return push_checkpoint(
+                folder,
+                self.hub_model_id,
+                message=message,
+                revision=revision,
+                portable=not problems(self.model),
+                token=token,
+            )
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(source, target)
+
+
+def _log_failure(job: Future[CommitInfo]) -> None:
+    if not job.cancelled() and (error := job.exception()) is not None:
+        logger.error("pushing a checkpoint to the Hub failed: %s", hub_reason(error))
+
+
+@contextmanager
+def _explained(step: str, token: str | None, remedy: str) -> Iterator[None]:
+    """Turn what the Hub or the network raises into an InputError that says the step and the remedy, and no token."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{step} failed: {error}; {remedy}") from error
+    except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
+        raise InputError(f"{step} failed: {hub_reason(error, token)}; {remedy}") from None
+
+
+def hub_reason(error: BaseException, token: str | None = None) -> str:
+    """What went wrong, in a sentence; without credentials, signatures of storage addresses and request ids.
+
+    Args:
+        error: what the Hub or the network raised.
+        token: a token that was used in place of the one that huggingface_hub is logged in with.
+    """
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    if any(isinstance(link, LocalTokenNotFoundError) for link in chain):
+        return "there is no token; log in with `hf auth login` or set HF_TOKEN"
+    for link in chain:
+        if isinstance(link, HfHubHTTPError) and link.response is not None:
+            status = link.response.status_code
+            said = f": {_clean(link.server_message, token)}" if link.server_message else ""
+            waiting = link.response.headers.get("Retry-After")
+            meaning = {
+                401: "the Hub does not accept the token, or there is none; log in with `hf auth login` or set HF_TOKEN",
+                403: "the token may not write there; use one with write access to that organisation",
+                404: "the Hub does not know it, or does not show it to this token",
+                409: "it conflicts with something that is going on or there already",
+                413: "a file or the request is larger than the Hub accepts",
+                429: f"too many requests; wait {waiting or 'some'} seconds",
+            }.get(status, "the Hub failed" if status >= 500 else "the Hub refused")
+            return f"{meaning} (HTTP {status}{said})"
+    last = chain[-1]
+    return _clean(f"{type(last).__name__}: {last}", token)
+
+
+def _clean(text: str, token: str | None = None) -> str:
+    text = " ".join(str(text).split())
+    for secret in filter(None, (token, get_token())):
+        text = text.replace(secret, "***")
+    return re.sub(r"\?[^\s'\")]+", "", text)[:300].rstrip(".")

@@ -1,0 +1,217 @@
+"""What a run was: every setting and what was measured or counted, in two files of its directory.
+
+    config.yaml  every setting of every section, also those that nobody typed; a recipe starts the same run from it
+    run.json     versions, precision, hardware, losses, the rows of each dataset, steps, seconds, evaluations, the log
+
+Both without secrets. The model card is made from this record and from nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from piccolo_st.data import DatasetReport, DatasetSpec
+from piccolo_st.environment import versions
+from piccolo_st.errors import InputError, reason
+from piccolo_st.evaluation import evaluations
+from piccolo_st.redaction import redact
+
+CONFIGURATION, FACTS = "config.yaml", "run.json"
+_LIFTED = ("source", "task", "revision", "licence", "note")  # of a dataset's settings
+
+
+@dataclass(frozen=True)
+class DatasetRecord:
+    """What a dataset of a run was.
+
+    Attributes:
+        source, task, revision, licence, note: what the mixture says of it.
+        used: rows that were trained on; 0 of one that was only evaluated on, or smaller than one batch.
+        counts: rows read, kept, held out, and reason -> rows rejected; see ``data.accounts.DatasetReport``.
+        settings: the mixture's other settings of it.
+    """
+
+    source: str | None = None
+    task: str | None = None
+    revision: str | None = None
+    licence: str | None = None
+    note: str | None = None
+    used: int = 0
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, spec: DatasetSpec, report: DatasetReport, used: int) -> DatasetRecord:
+        """From the mixture's account of it."""
+        settings, counts = dataclasses.asdict(spec), report.as_dict()
+        lifted = {name: settings.pop(name) for name in _LIFTED}
+        for name in ("name", "task", "licence"):
+            counts.pop(name, None)
+            settings.pop(name, None)
+        return cls(**lifted, used=used, counts=counts, settings=settings)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run was; anything but the configuration may be unknown.
+
+    Attributes:
+        configuration: section -> setting -> value.
+        stage: "pre-training" or "fine-tuning".
+        versions: package -> version.
+        precision: of the forward pass, and of the weights where that is another: "bf16".
+        hardware: the device of a process: "NVIDIA A100-SXM4-40GB".
+        engine: "one process", "DDP", "FSDP" or "DeepSpeed ZeRO-1".
+        world_size: processes.
+        losses: dataset -> its loss: "name", and its settings.
+        mixture: the fingerprint of the data.
+        datasets: name -> what it was.
+        steps: optimizer steps.
+        seconds: of training, over all the times that the run was started.
+        content_hash: of the model that it left.
+        evaluations: one mapping for each search of the held-out queries.
+        measured: anything else, name -> value.
+        log: the trainer's log history.
+    """
+
+    configuration: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    stage: str = "fine-tuning"
+    versions: Mapping[str, str] = field(default_factory=versions)
+    precision: str | None = None
+    hardware: str | None = None
+    engine: str | None = None
+    world_size: int | None = None
+    losses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    mixture: str | None = None
+    datasets: Mapping[str, DatasetRecord] = field(default_factory=dict)
+    steps: int | None = None
+    seconds: float | None = None
+    content_hash: str | None = None
+    evaluations: Sequence[Mapping[str, float]] = ()
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    log: Sequence[Mapping[str, Any]] = ()
+
+    @classmethod
+    def of(cls, configuration: Mapping[str, Mapping[str, Any]], trainer: Any, **facts: Any) -> RunRecord:
+        """The record of a run that has ended.
+
+        Args:
+            configuration: ``RunConfig.resolved``.
+            trainer: which ran it; a ``transformers.Trainer``.
+            facts: the fields that the trainer does not know.
+        """
+        losses = getattr(trainer, "loss", {})
+        losses = losses if isinstance(losses, Mapping) else {"all": losses}
+        return cls(
+            configuration=configuration,
+            precision=precision(trainer.args, trainer.model),
+            hardware=hardware(trainer.args.device),
+            engine=engine(trainer),
+            world_size=trainer.args.world_size,
+            losses={name: _loss(loss) for name, loss in losses.items()},
+            steps=trainer.state.global_step,
+            evaluations=evaluations(trainer.state.log_history),
+            log=trainer.state.log_history,
+            **facts,
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write the two files, without secrets."""
+        configuration, hidden = redact(self.configuration)
+        head = ["Every setting of this run: the recipe that made it starts it again from this file."]
+        if hidden:
+            head.append(f"Left out, being secret: {', '.join(hidden)}; give it again, or log in with `hf auth login`.")
+        text = yaml.safe_dump(json.loads(json.dumps(configuration, default=str)), allow_unicode=True, sort_keys=False)
+        _replace(folder / CONFIGURATION, "".join(f"# {line}\n" for line in head) + text)
+        facts = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        facts.pop("configuration")
+        facts["datasets"] = {name: dataclasses.asdict(dataset) for name, dataset in self.datasets.items()}
+        facts = redact(facts, mark="left out")[0]
+        _replace(folder / FACTS, json.dumps(facts, ensure_ascii=False, indent=2, default=str) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> RunRecord:
+        """The record in a run's directory.
+
+        Raises:
+            InputError: a file is missing or broken.
+        """
+        configuration, facts = _read(folder / CONFIGURATION, yaml.safe_load), _read(folder / FACTS, json.loads)
+        known = {item.name for item in dataclasses.fields(cls)} - {"configuration"}
+        found = {name: value for name, value in facts.items() if name in known}
+        own = {item.name for item in dataclasses.fields(DatasetRecord)}
+        datasets = {
+            name: DatasetRecord(**{key: value for key, value in content.items() if key in own})
+            for name, content in found.pop("datasets", {}).items()
+        }
+        sections = {name: section or {} for name, section in configuration.items()}
+        return cls(**{"versions": {}, **found}, configuration=sections, datasets=datasets)
+
+
+def precision(args: Any, model: torch.nn.Module) -> str:
+    """The precision of the forward pass, and that of the weights where it is another than usual."""
+    passes = "fp16" if args.fp16 else "bf16" if args.bf16 else "fp32"
+    weights = sorted({str(weight.dtype).removeprefix("torch.") for weight in model.parameters()} - {"float32"})
+    return f"{passes}, weights in {' and '.join(weights)}" if weights else passes
+
+
+def hardware(device: torch.device) -> str:
+    """The device of a process: the GPU's name, or the CPU's with the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    return f"{_cpu()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+
+
+def _cpu() -> str:
+    """The name of the CPU; ``platform.processor`` has none on most Linux systems."""
+    try:
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.M)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def engine(trainer: Any) -> str:
+    """How the processes train together."""
+    if trainer.is_deepspeed_enabled:
+        return f"DeepSpeed ZeRO-{getattr(trainer, 'zero_stage', None) or 0}"
+    if trainer.is_fsdp_enabled:
+        return "FSDP"
+    return "DDP" if trainer.args.world_size > 1 else "one process"
+
+
+def _loss(loss: Any) -> dict[str, Any]:
+    return {"name": type(loss).__name__, **getattr(loss, "get_config_dict", dict)()}
+
+
+def _replace(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _read(path: Path, load: Callable[[str], Any]) -> dict[str, Any]:
+    try:
+        content = load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; name the output directory of a run that has ended") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read: {reason(error)}; name the output directory of a run") from None
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path} must hold a mapping, got {type(content).__name__}; name the output directory of a run"
+        )
+    return content

@@ -1,0 +1,41 @@
+"""Training: a run from its configuration to its checkpoint, and on from there.
+
+arguments.py   The dataclasses of a run's configuration, one for each section of its YAML; ``config.py`` reads ...
+checkpoint.py  Checkpoints that are complete or not there
+disk.py        What a checkpoint takes on the disk, and what to say when the disk did not take it
+estimate.py    What a run will need: memory of a GPU, bytes on the wire, steps and hours, from its ...
+guards.py      What stops a run before it wastes time or spoils weights
+metrics.py     What a run says about itself between two logs: loss of each dataset, tokens, padding, alignment ...
+ownership.py   One owner of an output directory: two runs in it would delete and overwrite each other's ...
+resumable.py   DurableTrainer: SentenceTransformerTrainer whose runs survive being killed and go on exactly
+resume.py      Where a run goes on, and whether it may: pure functions over what a checkpoint says and what ...
+run.py         A training run from its configuration to its checkpoint: what recipes/pretrain.py and ...
+signature.py   What the trainer itself sees of a run and what decides its numbers: model, losses, collator ...
+trainer.py     PiccoloTrainer: SentenceTransformerTrainer with Piccolo's collator, sampler, reading, guards ...
+unread.py      Settings that nothing reads beside the others that are set: each is told in one line before ...
+zero.py        DeepSpeed ZeRO checkpoints for another number of processes
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from piccolo_st._lazy import lazily
+
+if TYPE_CHECKING:
+    from piccolo_st.training.arguments import FINETUNE as FINETUNE
+    from piccolo_st.training.arguments import PRETRAIN as PRETRAIN
+    from piccolo_st.training.arguments import TIME_LIMIT as TIME_LIMIT
+    from piccolo_st.training.estimate import show_plan as show_plan
+    from piccolo_st.training.ownership import own as own
+    from piccolo_st.training.run import TrainingRun as TrainingRun
+
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "arguments": "FINETUNE PRETRAIN TIME_LIMIT",
+        "estimate": "show_plan",
+        "ownership": "own",
+        "run": "TrainingRun",
+    },
+)

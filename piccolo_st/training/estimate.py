@@ -1,0 +1,308 @@
+"""What a run will need: memory of a GPU, bytes on the wire, steps and hours, from its configuration alone.
+
+P parameters of an encoder with L layers of width h and feed-forward width f, on W processes, b bytes a number:
+
+    weights         b P          half under DeepSpeed with fp16 or bf16, else of model.dtype (autocast keeps them so;
+                                 what is "stored" is not looked at, and counted as float32)
+    gradients       b P
+    optimizer       8 P          AdamW's two moments, under DeepSpeed with half weights 4 P more for float32 masters,
+                                 2 b P where model.dtype is half; ZeRO-1: over W
+    activations     of the texts that one backward pass covers, T tokens (a step's, or with caching a mini-batch's):
+                    one layer keeps 8 h + 2 f numbers a token: the inputs of its products and of its two LayerNorms,
+                    queries, keys, values and what attention returns (fused attention keeps no scores), the feed-forward
+                    before and after GELU; dropout keeps 3 masks of a byte a number. With checkpointing, all layers keep
+                    their h input numbers and one layer at a time the rest
+    embeddings      of all ranks and their gradients, float32: the loss sees every row, tile by tile
+
+    gradients, sent by a rank      2 (W-1)/W b P    ring all-reduce; ZeRO-1: reduce-scatter, then all-gather of weights
+    embeddings, sent by a rank     2 (W-1)   of its own rows: all-gather forward, reduce-scatter backward
+
+What it leaves out: the framework's own memory and fragmentation, for which ``reserve`` of the GPU is kept free. Tokens
+are counted as if every text had its longest length unless ``query_tokens`` and ``document_tokens`` say the mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from piccolo_st.config import RunConfig
+from piccolo_st.data import parse_mixture
+from piccolo_st.errors import InputError, reason
+from piccolo_st.tables import table
+from piccolo_st.training.arguments import DataArguments, ModelArguments, PlanArguments
+from piccolo_st.training.unread import unread
+
+GIB = 1024**3
+_FLOAT = 4
+
+
+@dataclass(frozen=True)
+class EncoderShape:
+    """The numbers of a BERT that decide its size.
+
+    Attributes:
+        layers, hidden_size, heads, intermediate_size, vocab_size: as in its configuration.
+        positions: rows of the position table.
+        types: rows of the token type table.
+        dropout: whether it trains with dropout.
+        dimension: width of a linear layer behind the pooling; None: there is none.
+    """
+
+    layers: int
+    hidden_size: int
+    heads: int
+    intermediate_size: int
+    vocab_size: int
+    positions: int = 512
+    types: int = 2
+    dropout: bool = True
+    dimension: int | None = None
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], dimension: int | None = None) -> EncoderShape:
+        """From a mapping as ``plan.encoder`` or ``model.build`` holds it; further keys of the latter are not read.
+
+        Raises:
+            InputError: a size is missing.
+        """
+        known = {item.name for item in fields(cls)}
+        taken = {key: value for key, value in values.items() if key in known}
+        needed = ("layers", "hidden_size", "heads", "intermediate_size", "vocab_size")
+        if any(name not in taken for name in needed):
+            raise InputError(
+                f"the shape of the encoder must have {', '.join(needed)}, got {', '.join(values) or 'none'}; give all "
+                "of them as plan.encoder, or a model that can be read"
+            )
+        taken["dropout"] = bool(taken.get("dropout", True))
+        if "max_positions" in values:
+            taken["positions"] = values["max_positions"]
+        return cls(**{**taken, "dimension": dimension})
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the encoder, the pooler that BERT carries along, and the layer behind the pooling."""
+        h, f = self.hidden_size, self.intermediate_size
+        embeddings = (self.vocab_size + self.positions + self.types) * h + 2 * h
+        layer = 4 * (h * h + h) + 2 * h * f + f + h + 4 * h
+        dense = 0 if self.dimension is None else h * self.dimension + self.dimension
+        return embeddings + self.layers * layer + h * h + h + dense
+
+    def kept(self, tokens: int, width: int, checkpointing: bool) -> int:
+        """Bytes that autograd keeps for ``tokens`` tokens in numbers of ``width`` bytes."""
+        h, f = self.hidden_size, self.intermediate_size
+        layer = (8 * h + 2 * f) * width + (3 * h if self.dropout else 0)
+        ends = 3 * h * width  # the embeddings before and after their LayerNorm, and what is pooled
+        if checkpointing:
+            return tokens * (ends + self.layers * h * width + layer)
+        return tokens * (ends + self.layers * layer)
+
+    def flops(self, tokens: int, length: float, forwards: int) -> float:
+        """Floating-point operations of so many tokens in texts of a mean length: forward passes and one backward."""
+        h, f = self.hidden_size, self.intermediate_size
+        products = self.layers * (4 * h * h + 2 * h * f + 2 * length * h)
+        return 2.0 * tokens * products * (forwards + 2)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run needs; sizes in bytes, of one process.
+
+    Attributes:
+        parameters: trained numbers.
+        weights, gradients, optimizer, activations, embeddings: memory.
+        gradients_sent, embeddings_sent: bytes that a process sends in one step, in ring collectives.
+        steps, samples: of the whole run; a sample is a row.
+        tokens_per_step: of one process.
+        hours: at the throughput that ``assumption`` names; None if none was given.
+        assumption: where the hours come from.
+    """
+
+    parameters: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    embeddings: int
+    gradients_sent: int
+    embeddings_sent: int
+    steps: int
+    samples: int
+    tokens_per_step: int
+    hours: float | None
+    assumption: str
+
+    @property
+    def memory(self) -> int:
+        """Bytes of one process's GPU."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.embeddings
+
+    def check(self, gpu_memory_gib: float, reserve: float) -> None:
+        """Raise InputError if it does not fit a GPU of so many GiB, of which the share ``reserve`` stays free."""
+        usable = gpu_memory_gib * (1 - reserve)
+        if self.memory / GIB <= usable:
+            return
+        largest = max(("activations", "optimizer", "weights", "embeddings"), key=lambda name: getattr(self, name))
+        remedy = {
+            "activations": "set loss.mini_batch_num_tokens (or lower it), train.activation_checkpointing, or lower "
+            "data.batch_size",
+            "optimizer": "use ZeRO stage 1 (plan.zero_stage 1) on more processes",
+            "weights": "train in fp16 or bf16 under DeepSpeed, or take a smaller encoder",
+            "embeddings": "lower data.batch_size, or use fewer processes",
+        }[largest]
+        raise InputError(
+            f"the run must fit into {usable:.1f} GiB of each GPU, {gpu_memory_gib:g} GiB less a reserve of "
+            f"{reserve:.0%}, "
+            f"got {self.memory / GIB:.1f} GiB; most of it is {largest}, {getattr(self, largest) / GIB:.1f} GiB; "
+            f"{remedy}"
+        )
+
+    def table(self) -> str:
+        """The budget as text."""
+        names = ("weights", "gradients", "optimizer", "activations", "embeddings", "memory")
+        memory = table(["memory of a process", "GiB"], [[name, getattr(self, name) / GIB] for name in names])
+        sent = [["gradients and weights", self.gradients_sent / 1e6], ["embeddings", self.embeddings_sent / 1e6]]
+        traffic = table(["sent by a process in a step", "MB"], sent)
+        hours = "unknown; give plan.tokens_per_second, or plan.peak_tflops and plan.mfu"
+        if self.hours is not None:
+            hours = f"{self.hours:,.1f}, assuming {self.assumption}"
+        lines = [
+            f"parameters  {self.parameters:,}",
+            f"steps       {self.steps:,}, {self.samples:,} rows in all",
+            f"tokens      {self.tokens_per_step:,} a step and process, at most",
+            f"hours       {hours}",
+        ]
+        return "\n\n".join([memory, traffic, "\n".join(lines)])
+
+
+def budget(config: RunConfig, shape: EncoderShape) -> Budget:
+    """The budget of a run.
+
+    Args:
+        config: parsed with ``PRETRAIN`` or ``FINETUNE``; its section ``plan`` says what no other section does.
+        shape: of the encoder.
+
+    Raises:
+        InputError: neither ``train.max_steps`` nor ``plan.rows`` says how long the run is, or the mixture cannot be
+            used.
+    """
+    model, data, loss, train, plan = (config[name] for name in ("model", "data", "loss", "train", "plan"))
+    world = plan.processes
+    half = plan.zero_stage > 0 and (train.fp16 or train.bf16)
+    width = 2 if half or model.dtype in ("bfloat16", "float16") else _FLOAT
+    moment = _FLOAT if half else width
+    parameters = shape.parameters
+    masters = _FLOAT * parameters if half else 0
+    shard = world if plan.zero_stage >= 1 else 1
+
+    query, document = _longest(model, data)
+    tokens = _tokens(plan.query_tokens or query, plan.document_tokens or document, plan)
+    rows, texts = data.batch_size, 2 + plan.negatives
+    covered = rows * tokens
+    caching = loss.mini_batch_size is not None or loss.mini_batch_num_tokens is not None
+    longest = max(query, document)
+    if loss.mini_batch_num_tokens is not None:
+        covered = min(covered, max(loss.mini_batch_num_tokens, longest))
+    elif loss.mini_batch_size is not None:
+        covered = min(covered, loss.mini_batch_size * longest)
+    # Under autocast most saved numbers are half as well, LayerNorm's inputs are not.
+    kept_width = 2 if train.fp16 or train.bf16 else _FLOAT
+    checkpointing = bool(train.activation_checkpointing)
+    dimension = shape.dimension or shape.hidden_size
+    own = rows * texts * dimension * _FLOAT
+
+    samples_per_step = rows * world * train.gradient_accumulation_steps
+    if train.max_steps > 0:
+        steps = train.max_steps
+    elif plan.rows:
+        steps = math.ceil(plan.rows * train.num_train_epochs / samples_per_step)
+    else:
+        raise InputError("the length of the run is unknown; set train.max_steps, or plan.rows to the mixture's rows")
+    per_step = rows * tokens * train.gradient_accumulation_steps
+    seconds, assumption = None, ""
+    if plan.tokens_per_second is not None:
+        seconds = per_step / plan.tokens_per_second
+        assumption = f"{plan.tokens_per_second:,.0f} tokens a second and process"
+    elif plan.peak_tflops is not None and plan.mfu is not None:
+        forwards = 1 + caching + checkpointing
+        seconds = shape.flops(per_step, tokens / texts, forwards) / (plan.peak_tflops * 1e12 * plan.mfu)
+        assumption = f"{plan.mfu:.0%} of {plan.peak_tflops:g} TFLOP/s, recomputation counted"
+    return Budget(
+        parameters=parameters,
+        weights=width * parameters,
+        gradients=width * parameters,
+        optimizer=(2 * moment * parameters + masters) // shard,
+        activations=shape.kept(covered, kept_width, checkpointing),
+        embeddings=2 * own * world,
+        gradients_sent=round(2 * (world - 1) / world * width * parameters),
+        embeddings_sent=2 * (world - 1) * own * train.gradient_accumulation_steps,
+        steps=steps,
+        samples=steps * samples_per_step,
+        tokens_per_step=per_step,
+        hours=None if seconds is None else seconds * steps / 3600,
+        assumption=assumption,
+    )
+
+
+def _longest(model: ModelArguments, data: DataArguments) -> tuple[int, int]:
+    """The longest query and document of any dataset, in tokens; the mixture is parsed, its data are not read."""
+    specs = parse_mixture(data.mixture)[0].values() if data.mixture else ()
+    own = [(spec.query_length, spec.document_length) for spec in specs if spec.use == "train"] or [(None, None)]
+    queries, documents = zip(*own, strict=True)
+    return max(n or model.query_length for n in queries), max(n or model.document_length for n in documents)
+
+
+def _tokens(query: int, document: int, plan: PlanArguments) -> int:
+    """Tokens of a row: its query, its positive and its negatives."""
+    return query + document * (1 + plan.negatives)
+
+
+def encoder_shape(config: RunConfig) -> EncoderShape:
+    """The shape that ``plan.encoder``, ``model.build`` or the configuration of ``model.name_or_path`` says.
+
+    Raises:
+        InputError: none of them can be read.
+    """
+    shape = _given_shape(config)
+    return replace(shape, positions=max(shape.positions, config["model"].positions or 0))
+
+
+def _given_shape(config: RunConfig) -> EncoderShape:
+    model, plan = config["model"], config["plan"]
+    if plan.encoder:
+        return EncoderShape.of(plan.encoder, model.dimension)
+    if not model.name_or_path:
+        from piccolo_st.modeling import EncoderSettings
+
+        return EncoderShape.of(vars(EncoderSettings.from_mapping(model.build or {})), model.dimension)
+    from transformers import AutoConfig
+
+    try:
+        found = AutoConfig.from_pretrained(model.name_or_path, revision=model.revision)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the configuration of model.name_or_path {model.name_or_path} cannot be read: "
+            f"{reason(error)}; give the encoder's shape as plan.encoder: {{layers: ..., hidden_size: ...}}"
+        ) from error
+    names = {
+        "layers": "num_hidden_layers", "hidden_size": "hidden_size", "heads": "num_attention_heads",
+        "intermediate_size": "intermediate_size", "vocab_size": "vocab_size", "positions": "max_position_embeddings",
+        "types": "type_vocab_size", "dropout": "hidden_dropout_prob",
+    }  # fmt: skip
+    values = {name: getattr(found, theirs) for name, theirs in names.items() if hasattr(found, theirs)}
+    return EncoderShape.of(values, model.dimension)
+
+
+def show_plan(config: RunConfig) -> str:
+    """The budget as text.
+
+    Raises:
+        InputError: the run does not fit the GPU, with the largest part and its remedy; or it cannot be computed.
+    """
+    found, plan = budget(config, encoder_shape(config)), config["plan"]
+    if plan.gpu_memory_gib is not None:
+        found.check(plan.gpu_memory_gib, plan.reserve)
+    specs = parse_mixture(config["data"].mixture)[0].values() if config["data"].mixture else ()
+    return "\n".join([found.table(), *(f"not read    {line}" for line in unread(config, specs, plan=True))])

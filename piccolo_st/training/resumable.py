@@ -1,0 +1,362 @@
+"""DurableTrainer: SentenceTransformerTrainer whose runs survive being killed and go on exactly.
+
+    (1) ``train`` looks for the newest complete checkpoint of the run's directory, checks that it belongs to this run,
+        and goes on from it (``args.resume``). A finished run is loaded, not trained again;
+    (2) the position is a count of samples over all ranks, and a missing part of a checkpoint is an error;
+    (3) ``_save_checkpoint`` lets the stock trainer write into a hidden folder, then seals and publishes it (see
+        checkpoint.py). An error on one rank is an error of all, and the earlier checkpoints stay;
+    (4) nothing of a checkpoint is unpickled freely, also not by DeepSpeed.
+
+Exact means: the same weights, bit for bit, as a run that was never interrupted, with as many processes, on the same
+machine and versions. On a GPU that also takes kernels that repeat themselves (train.full_determinism).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from datasets import IterableDataset
+from sentence_transformers import SentenceTransformerTrainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import TrainerState, set_seed
+from transformers.trainer_utils import TrainOutput
+
+from piccolo_st._version import __version__
+from piccolo_st.batches import BatchPlan, HomogeneousBatchSampler, check_dataloader
+from piccolo_st.distributed import agree, fail_together, get_rank, on_first_rank
+from piccolo_st.errors import InputError
+from piccolo_st.hashing import mix
+from piccolo_st.modeling import bare_encoders, check_savable
+from piccolo_st.releasing import PortablePushes
+from piccolo_st.training import checkpoint, disk, resume, zero
+from piccolo_st.training.checkpoint import Checkpoint, CheckpointError
+from piccolo_st.training.ownership import own
+from piccolo_st.training.signature import starting_weights, trainer_facts
+
+logger = logging.getLogger(__name__)
+
+
+class DurableTrainer(PortablePushes, SentenceTransformerTrainer):
+    """SentenceTransformerTrainer with exact resume and complete checkpoints; see the module's docstring.
+
+    ``args.resume`` (``auto``) and ``args.accept_changes`` (False) are read where the arguments have them.
+
+    Attributes:
+        run_configuration: sections of the configuration that decide the run and that the trainer does not see
+            otherwise, as JSON; a checkpoint of a run with others is refused.
+        finished_before: whether ``train`` found the run at its end already, and trained nothing.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.run_configuration: Mapping[str, Any] = {}
+        self.finished_before = False
+        self._called = time.perf_counter()
+        self._resumed: Checkpoint | None = None
+        self._plan: BatchPlan | None = None
+        self._signature: dict[str, Any] = {}
+        self._position = (0, 0)  # epoch, and batches of it that this rank has read
+        self._starting_weights = starting_weights(self.model)
+        self._writing: Path | None = None  # the hidden folder, while a checkpoint is being written
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The training batches of this rank; with a HomogeneousBatchSampler they are checked against its plan."""
+        dataloader = super().get_train_dataloader()
+        multi = isinstance(self.train_dataset, Mapping)
+        sampler = self.args.multi_dataset_batch_sampler if multi else self.args.batch_sampler
+        streamed = isinstance(self.train_dataset, IterableDataset)  # and has no rows to draw
+        if not streamed and getattr(sampler, "func", sampler) is HomogeneousBatchSampler:
+            self._plan = check_dataloader(dataloader).plan
+        return dataloader
+
+    # Step (1).
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any
+    ) -> TrainOutput:
+        """Train, or go on.
+
+        Args:
+            resume_from_checkpoint: None does what ``args.resume`` says; True demands a checkpoint in the output
+                directory; False starts anew; a path names the checkpoint.
+            trial: of ``hyperparameter_search``; each starts anew, in a directory of its own.
+            args, kwargs: of the stock trainer.
+
+        Raises:
+            CheckpointError: the checkpoint to go on from is broken, missing or of another run.
+            InputError: another process writes to the output directory, or no checkpoint could hold the model.
+        """
+        with own(str(self.args.output_dir)):
+            return self._train(resume_from_checkpoint, trial, *args, **kwargs)
+
+    def _train(self, resume_from_checkpoint: str | bool | None, trial: Any, *args: Any, **kwargs: Any) -> TrainOutput:
+        wanted = resume_from_checkpoint
+        self._called = time.perf_counter()
+        if wanted is None:
+            wanted = False if trial is not None else getattr(self.args, "resume", "never")
+        if trial is not None:
+            self._hp_search_setup(trial)  # the stock trainer sets the trial's arguments later than they are compared
+            if self.model is None:  # the search drops the model of the trial before
+                self.model = self.call_model_init(trial)
+            self._starting_weights = starting_weights(self.model)
+        self._check_savable()
+        steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+        self._signature = resume.signature(
+            self.args,
+            self._plan.signature() if self._plan is not None else {},
+            resume.data_fingerprints(self.train_dataset),
+            {**self.run_configuration, "trainer": trainer_facts(self, self._starting_weights)},
+        )
+        self._compare_ranks()
+        output_dir = Path(self._get_output_dir(trial))
+        found = on_first_rank(lambda: self._find(wanted, output_dir, steps))
+        self._resumed = found
+        self.finished_before = found is not None and found.step >= steps
+        if found is None:
+            return super().train(None, trial, *args, **kwargs)
+        if self.finished_before:
+            return self._load_finished(found)
+        logger.info("going on from %s, step %d of %d", found.path, found.step, steps)
+        on_start, self.args.eval_on_start = self.args.eval_on_start, False  # the run started long ago
+        try:
+            return super().train(str(found.path), trial, *args, **kwargs)
+        finally:
+            self.args.eval_on_start = on_start
+
+    def _check_savable(self) -> None:
+        """Refuse a model that no checkpoint could hold."""
+        on_first_rank(lambda: check_savable(cast(Any, self.model)))
+
+    def _compare_ranks(self) -> None:
+        """Compare data, code and configuration before a rank could wait in vain for another."""
+        training: Any = self.train_dataset
+        datasets = training if isinstance(training, Mapping) else {"train": training}
+        facts: dict[str, Any] = {f"columns of {name}": sorted(one.column_names) for name, one in datasets.items()}
+        # Not the weights: those of the first rank are what DistributedDataParallel gives to all.
+        alike = {name: value for name, value in self._signature.items() if not name.endswith("starting weights")}
+        facts |= {**alike, "engine": self._engine(), "piccolo_st": __version__, "torch": torch.__version__}
+        facts["parameters"] = sum(parameter.numel() for parameter in self.model.parameters())
+        agree("the run", facts, self.args.device, remedy="start every process from the same files and configuration")
+
+    def _find(self, wanted: str | bool, output_dir: Path, steps: int) -> Checkpoint | None:
+        """The checkpoint to go on from, checked; None to start anew. Runs on the first rank alone."""
+        checkpoint.recover(output_dir)
+        if wanted is False or wanted == "never":
+            aside = checkpoint.set_aside(output_dir)
+            if aside is not None:
+                logger.warning("starting anew; the checkpoints of the earlier run are now in %s", aside)
+            return None
+        if isinstance(wanted, str) and wanted != "auto":
+            named = checkpoint.verify(Path(wanted))
+            skipped: list[str] = []
+            self._check_parts(named)
+            found: Checkpoint | None = named
+        else:
+            found, skipped = checkpoint.newest_complete(output_dir, self._check_parts)
+        for reason in skipped:
+            logger.warning("passed over: %s", reason)
+        if found is None:
+            if wanted is True or skipped:
+                raise CheckpointError(
+                    f"there is no complete checkpoint in {output_dir} to go on from"
+                    + (f" ({'; '.join(skipped)})" if skipped else "")
+                    + f"; start anew with {resume.words(self.run_configuration).never}"
+                )
+            return None
+        accept = bool(getattr(self.args, "accept_changes", False))
+        elastic, ended = [resume.PLAIN, *zero.CONVERTIBLE], found.step >= steps
+        resume.decide(found, self._facts(), accept, elastic, resume.words(self.run_configuration), ended)
+        return found
+
+    def _check_parts(self, found: Checkpoint) -> None:
+        run = found.run
+        if run.get("resumable"):
+            parts = resume.expected_parts(run["world_size"], run["engine"], found.step, run["scaler"])
+            resume.complete_for(found, parts)
+
+    def _load_finished(self, found: Checkpoint) -> TrainOutput:
+        """Take over the weights and the record of a run that has taken all its steps."""
+        words = resume.words(self.run_configuration)
+        logger.warning(
+            f"{found.path} is the end of this run, so nothing is trained. To train again, use {words.never} or another "
+            f"{words.output}; to train longer, raise the number of steps or epochs with {words.accept}"
+        )
+        self.state = TrainerState.load_from_json(str(found.path / "trainer_state.json"))
+        best = self.state.best_model_checkpoint
+        if self.args.load_best_model_at_end and best is not None and Path(best).is_dir():
+            self._load_from_checkpoint(best)
+        else:
+            self._load_from_checkpoint(str(found.path))
+        losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+        return TrainOutput(found.step, losses[-1] if losses else float("nan"), {})
+
+    # Step (2).
+
+    def _init_training_state(
+        self, max_steps: int, num_update_steps_per_epoch: int, *args: Any, **kwargs: Any
+    ) -> tuple[int, int]:
+        epoch, step = super()._init_training_state(max_steps, num_update_steps_per_epoch, *args, **kwargs)
+        if self._resumed is None:
+            return epoch, step
+        self.state.compute_steps(self.args, max_steps)  # the file has the intervals of the run before
+        cursor = self._resumed.run["cursor"]
+        if self._plan is None or cursor is None:
+            return epoch, step
+        epoch, step = self._plan.position(cursor)
+        if step % self.args.gradient_accumulation_steps:
+            raise InputError(
+                f"{self._resumed.path} stands {step} batches into epoch {epoch}, which is inside an optimizer step of "
+                f"{self.args.gradient_accumulation_steps}; go on with the train.gradient_accumulation_steps it had"
+            )
+        return epoch, step
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        resumes = self._resumed is not None and kwargs["epoch"] == kwargs["epochs_trained"]
+        self._position = (kwargs["epoch"], kwargs["steps_trained_in_current_epoch"] if resumes else 0)
+        super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The stock step, counted."""
+        loss = super().training_step(*args, **kwargs)
+        self._position = (self._position[0], self._position[1] + 1)
+        return loss
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with bare_encoders(cast(Any, self.model)):
+            super()._load_from_checkpoint(resume_from_checkpoint)
+        resume.load_loss(self.loss, Path(resume_from_checkpoint))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self._resumed is None:
+            super()._load_rng_state(checkpoint)
+        elif self._resumed.run["world_size"] != self.args.world_size:
+            # No generator of that run belongs to this rank; the one it gets depends on nothing that happened before.
+            set_seed(mix(self.args.seed, self._resumed.step, self.args.world_size, get_rank()) % 2**32)
+        else:
+            super()._load_rng_state(checkpoint)
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: DataLoader[Any], resume_from_checkpoint: Any
+    ) -> Any:
+        found = self._resumed
+        with contextlib.ExitStack() as stack:
+            if resume_from_checkpoint is not None:
+                classes = zero.deepspeed_classes() if self.is_deepspeed_enabled else []
+                stack.enter_context(resume.weights_only(classes))
+            if found is not None and self.is_deepspeed_enabled and found.run["world_size"] != self.args.world_size:
+                self._load_from_checkpoint(str(found.path))  # what is not trained, too
+                stack.enter_context(zero.load_universal(self.accelerator.state.deepspeed_plugin))
+                resume_from_checkpoint = str(
+                    stack.enter_context(zero.universal(found, Path(str(self.args.output_dir))))
+                )
+            return super()._prepare_for_training(  # type: ignore[no-untyped-call]
+                max_steps, train_dataloader, resume_from_checkpoint
+            )
+
+    # Step (3).
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._writing) if self._writing is not None else super()._get_output_dir(trial)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The stock save_model; while a checkpoint is written, an error of the writing rank is an error of all."""
+        error: Exception | None = None
+        try:
+            super().save_model(output_dir, _internal_call)
+        except Exception as raised:
+            if self._writing is None:
+                raise
+            error = raised
+        if self._writing is not None:
+            fail_together(error)  # now: the other ranks would wait for this one in what the stock trainer does next
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        output_dir, step = Path(self._get_output_dir(trial)), self.state.global_step
+        try:
+            folder = on_first_rank(lambda: checkpoint.begin(output_dir, step))
+        except Exception as error:
+            raise disk.cannot_write(output_dir, step, error) from error
+        failure = self._write_parts(folder, model, trial)
+        if failure is not None and self.is_deepspeed_enabled:
+            # The others may wait for this rank inside DeepSpeed, and learn of its end from the broken connection.
+            raise disk.cannot_write(output_dir, step, failure) from failure
+        try:
+            fail_together(failure)
+            on_first_rank(lambda: self._finish(folder))
+        except Exception as error:
+            if self.is_world_process_zero():
+                checkpoint.discard(folder)
+            raise disk.cannot_write(output_dir, step, error) from error
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(str(output_dir / folder.name))
+
+    def _write_parts(self, folder: Path, model: nn.Module, trial: Any) -> Exception | None:
+        """Let the stock trainer write this rank's parts; its error, if it had one."""
+        self._writing = folder.parent
+        try:
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                resume.save_loss(self.loss, folder)
+        except Exception as error:
+            return error
+        finally:
+            self._writing = None
+            best = self.state.best_model_checkpoint
+            if best is not None and Path(best) == folder:
+                self.state.best_model_checkpoint = str(folder.parent.parent / folder.name)
+        return None
+
+    def _finish(self, folder: Path) -> None:
+        """Seal, publish and rotate; on the first rank alone."""
+        self.state.save_to_json(str(folder / "trainer_state.json"))  # again: the best one may have a new place
+        facts = self._facts()
+        parts = []
+        if facts["resumable"]:
+            parts = resume.expected_parts(facts["world_size"], facts["engine"], self.state.global_step, facts["scaler"])
+        checkpoint.seal(folder, facts, parts)
+        final = checkpoint.publish(folder)
+        best = self.state.best_model_checkpoint
+        checkpoint.rotate(final.parent, self.args.save_total_limit, [Path(best)] if best else [])
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing while the folder may still be renamed; ``_save_checkpoint`` pushes the final one."""
+
+    def _facts(self) -> dict[str, Any]:
+        """What a checkpoint says about its run."""
+        return {
+            "signature": self._signature,
+            "cursor": self._plan.cursor(*self._position) if self._plan is not None else None,
+            "world_size": self.args.world_size,
+            "engine": self._engine(),
+            "scaler": getattr(self.accelerator, "scaler", None) is not None,
+            "resumable": not self.args.save_only_model,
+            "seconds": round(self.seconds_so_far, 1),
+            "environment": resume.environment(self.args),
+        }
+
+    @property
+    def seconds_so_far(self) -> float:
+        """Seconds since ``train`` was called, and those that led to the checkpoint that it went on from."""
+        before = float(self._resumed.run.get("seconds", 0.0)) if self._resumed is not None else 0.0
+        return before + time.perf_counter() - self._called
+
+    def _engine(self) -> str:
+        if self.is_deepspeed_enabled:
+            return f"DeepSpeed ZeRO-{self.zero_stage}"
+        return "FSDP" if self.is_fsdp_enabled else resume.PLAIN
+
+    @property
+    def zero_stage(self) -> int | None:
+        """The stage of DeepSpeed ZeRO, or None without DeepSpeed."""
+        if not self.is_deepspeed_enabled:
+            return None
+        return int(
+            self.accelerator.state.deepspeed_plugin.hf_ds_config.config.get("zero_optimization", {}).get("stage", 0)
+        )

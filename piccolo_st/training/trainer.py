@@ -1,0 +1,331 @@
+"""PiccoloTrainer: SentenceTransformerTrainer with Piccolo's collator, sampler, reading, guards, logs and saving.
+
+Only what ST's trainer cannot be told by its arguments stands here; resumable.py adds exact resume and complete
+checkpoints.
+
+    (1) each batch is read at once from one Arrow table (``homogeneous_dataloader``);
+    (2) before each micro-step the ranks compare what they are about to do, and tell each other whether they were asked
+        to stop or ``args.max_seconds`` have passed; after each optimizer step they judge its gradient (guards.py);
+    (3) tokens, padding, the wait for data, the loss of each dataset, alignment and uniformity, and what the losses and
+        guards count enter the trainer's logs, and so every tracker; the progress bar says which dataset the step came
+        from;
+    (4) a checkpoint holds a portable model (``save_portable``) and nothing that would have to be unpickled to load it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from datasets import IterableDataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import TrainOutput
+
+from piccolo_st.batches import PiccoloDataCollator, homogeneous_dataloader, list_missing
+from piccolo_st.distributed import agree
+from piccolo_st.losses.needs import check_needs
+from piccolo_st.modeling import problems, save_native, save_portable, use_fast_dropout, use_packing
+from piccolo_st.releasing import TrainingCardCallback
+from piccolo_st.training.arguments import PiccoloTrainingArguments
+from piccolo_st.training.guards import (
+    MicroStep,
+    NonFiniteGuard,
+    StopSignals,
+    TrainingStopped,
+    check_stream,
+    check_supported,
+    lost_rank,
+    poison,
+)
+from piccolo_st.training.metrics import IDLE_STEPS, Meter, alignment_and_uniformity, embed
+from piccolo_st.training.resumable import DurableTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class PiccoloTrainer(DurableTrainer):
+    """SentenceTransformerTrainer for Piccolo; see the module's docstring for what it adds.
+
+    It takes the arguments of SentenceTransformerTrainer. ``args.multi_dataset_batch_sampler`` should be
+    HomogeneousBatchSampler (or a partial of it); any other sampler of ST works and loses reading at once.
+    """
+
+    training_args_class: Any = PiccoloTrainingArguments
+    data_collator_class = PiccoloDataCollator
+    model_card_callback_class = TrainingCardCallback
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._speed_up(self.model)
+        self.step_dataset: str | None = None
+        self.signals = StopSignals()
+        self.guard = NonFiniteGuard(getattr(self.args, "max_non_finite_steps", 3), Path(str(self.args.output_dir)))
+        self.meter = Meter()
+        self._stopping = False
+        self.out_of_time = False
+        self._started: float | None = None
+        self._last_features: list[dict[str, Any]] = []
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(_DatasetProgressCallback(self))
+        self.add_callback(_BoundaryCallback(self))
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """The stock call_model_init; each model that it builds is as fast as the first."""
+        model = super().call_model_init(trial)
+        if hasattr(self, "loss"):  # else the trainer is only being built
+            self._speed_up(model)
+        return model
+
+    def _speed_up(self, model: Any) -> None:
+        if self.args.device.type == "cpu" and not self.args.torch_compile:  # a compiler wants stock modules
+            if getattr(self.args, "fast_dropout", False):
+                use_fast_dropout(model)
+            if getattr(self.args, "packing", False):
+                use_packing(model)
+
+    def preprocess_dataset(self, dataset: Any = None, dataset_name: str | None = None) -> Any:
+        """The stock preprocess_dataset, with columns of negatives that miss some as lists; see ``list_missing``."""
+        if hasattr(dataset, "_sentence_transformers_preprocessed"):
+            return dataset
+        dataset = list_missing(dataset, self.data_collator.valid_label_columns)
+        return super().preprocess_dataset(dataset, dataset_name)
+
+    def _build_dataloader(self, dataset: Any, batch_size: int, dataset_kind: str) -> DataLoader[Any]:
+        dataloader = super()._build_dataloader(dataset, batch_size, dataset_kind)
+        return homogeneous_dataloader(dataloader) if dataset_kind == "train" else dataloader
+
+    # Step (2).
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train, or go on; see DurableTrainer.
+
+        Raises:
+            InputError: a combination of settings that is known to fail, a dataset that its loss could learn nothing
+                from, or a checkpoint that cannot be used.
+            ValueError: the ranks do not run the same data, code and configuration.
+            NonFiniteError: too many steps in a row had a loss or gradient that is not finite.
+            LostRankError: another process has ended.
+            TrainingStopped: SIGTERM or SIGINT arrived; a checkpoint was saved. It is a SystemExit with code 75.
+        """
+        self._stopping = self.out_of_time = False
+        self._started = None
+        with self.signals, lost_rank(lambda: self.state.global_step):
+            output = super().train(*args, **kwargs)
+        if self._stopping and self.state.global_step < self.state.max_steps:
+            message = (
+                f"stopped by {self.signals.received or 'a signal to another rank'} at step {self.state.global_step} of "
+                f"{self.state.max_steps}; the same command goes on from the checkpoint that was saved"
+            )
+            logger.warning(message)
+            raise TrainingStopped(message)
+        return output
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The stock evaluation, which leaves the random numbers of training as they are.
+
+        An encoding draws from torch's generator, so a run with other or further evaluations would drop out others.
+        """
+        kind = self.args.device.type
+        with torch.random.fork_rng([self.args.device] if kind == "cuda" else [], device_type=kind):
+            return super().evaluate(*args, **kwargs)
+
+    def _check_savable(self) -> None:
+        """Refuse what is known to fail, then what could not be saved."""
+        cached = sorted({type(one).__name__ for one in self._loss_modules() if _caches_gradients(one)})
+        dtypes = {weight.dtype for weight in self.model.parameters() if weight.requires_grad}
+        check_supported(self.args, self.zero_stage, cached, dtypes)
+        if isinstance(self.train_dataset, IterableDataset):
+            check_stream(self.args)
+        super()._check_savable()
+
+    def _compare_ranks(self) -> None:
+        """Refuse a dataset that its loss could learn nothing from, then compare the ranks."""
+        training: Any = self.train_dataset
+        datasets: Mapping[str, Any] = training if isinstance(training, Mapping) else {"train": training}
+        rows = [self.args.train_batch_size] * len(datasets) if self._plan is None else self._plan.device_rows.tolist()
+        for (name, dataset), count in zip(datasets.items(), rows, strict=True):
+            loss: Any = self.loss[name] if isinstance(self.loss, dict) else self.loss
+            check_needs(name, loss, dataset, count, self.args.world_size)
+        super()._compare_ranks()
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The stock reading of the next batches, timed."""
+        start = time.perf_counter()
+        batches = super().get_batch_samples(*args, **kwargs)
+        self.meter.add_wait(time.perf_counter() - start)
+        return batches
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """The stock step, between what the ranks must agree on and what the guard must know."""
+        name, rows = inputs.get("dataset_name"), inputs.get("row_ids")
+        self.step_dataset = name
+        # Of the texts the first two columns: the negatives of a batch may all be missing.
+        columns = [
+            *[key for key in inputs if key.endswith("_input_ids")][:2],
+            *[key for key in inputs if key == "label"],
+        ]
+        facts = {"step": self.state.global_step, "dataset": name, "columns": columns}
+        asked = agree("the step", facts, self.args.device, [self.signals.received is not None, self._time_is_up()])
+        self._stopping = self._stopping or any(stop for stop, _ in asked)
+        self.out_of_time = self.out_of_time or any(late for _, late in asked)
+        loss = super().training_step(model, dict(inputs), *args, **kwargs)
+        self.guard.add(MicroStep(name, None if rows is None else rows.tolist(), inputs, loss))
+        self.meter.add_batch(inputs)
+        self._last_features = self.collect_features(inputs)[0]
+        return loss
+
+    def _time_is_up(self) -> bool:
+        """Whether ``args.max_seconds`` have passed since this start's first step began; of this rank's clock."""
+        self._started = time.monotonic() if self._started is None else self._started
+        limit = getattr(self.args, "max_seconds", None)
+        return limit is not None and time.monotonic() - self._started >= limit
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """ST's compute_loss, added to its dataset's account."""
+        name = inputs.get("dataset_name") or "train"
+        result = super().compute_loss(cast(Any, model), inputs, *args, **kwargs)
+        if not model.training:
+            return result
+        loss = result[0] if isinstance(result, tuple) else result
+        self.meter.add_loss(name, loss)
+        return (poison(loss), *result[1:]) if isinstance(result, tuple) else poison(loss)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
+        step = self.state.global_step + 1
+        if not self.guard.judge(step, norm, self._loss_scale(), self._suspects, self._row) and not self._scaled():
+            model.zero_grad()  # without gradients the optimizer changes nothing
+        return norm
+
+    def _scaled(self) -> bool:
+        """Whether a loss scaler, or DeepSpeed, skips steps by itself."""
+        return self.is_deepspeed_enabled or getattr(self.accelerator, "scaler", None) is not None
+
+    def _loss_scale(self) -> float | None:
+        if self.is_deepspeed_enabled:
+            engine: Any = self.model_wrapped
+            return float(engine.optimizer.cur_scale) if self.args.fp16 else None
+        scaler = getattr(self.accelerator, "scaler", None)
+        return None if scaler is None else float(scaler.get_scale())
+
+    @torch.no_grad()
+    def _suspects(self, step: MicroStep) -> list[int]:
+        """Rows of a micro-step whose label, or the embedding of one of whose texts, is not finite."""
+        features, labels = self.collect_features(step.inputs)
+        bad: set[int] = set()
+        if isinstance(labels, Tensor) and labels.is_floating_point():
+            bad.update(_rows_not_finite(labels))
+        training = self.model.training
+        self.model.eval()
+        for one in features:
+            rows = _rows_not_finite(embed(self.model, one))
+            owner = one.get("owner")
+            bad.update(rows if owner is None else (int(owner[row]) for row in rows))
+        self.model.train(training)
+        return sorted(bad)
+
+    def _row(self, dataset: str | None, row: int) -> dict[str, Any]:
+        training: Any = self.train_dataset
+        part = training[dataset] if isinstance(training, Mapping) else training
+        return part[row]
+
+    # Step (3).
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with what meter, losses and guard have counted beside a training loss."""
+        if "loss" in logs:
+            logs.update(self.meter.pop())
+            logs.update(alignment_and_uniformity(self.model, self._last_features))
+            logs.update(self._loss_statistics())
+            logs.update(self.guard.pop_statistics())
+        if ("loss" in logs or "train_loss" in logs) and self.is_world_process_zero():
+            for name in self.meter.newly_idle():
+                logger.warning(
+                    "dataset %r teaches nothing: its loss was exactly 0 in its last %d micro-steps; its rows have no "
+                    "negatives that the loss reads, all its labels are the same, a batch is too small, or the model "
+                    "tells its texts apart already; check its columns, loss and batch size, or leave it out",
+                    name,
+                    IDLE_STEPS,
+                )
+        super().log(logs, start_time)
+
+    def _loss_modules(self) -> Iterator[Any]:
+        losses = self.loss.values() if isinstance(self.loss, dict) else [self.loss]
+        for loss in losses:
+            yield from loss.modules()
+
+    def _loss_statistics(self) -> dict[str, float]:
+        """What the losses counted since the last log, averaged over the losses that counted it."""
+        found: dict[str, list[float]] = defaultdict(list)
+        for module in self._loss_modules():
+            if hasattr(module, "pop_statistics"):
+                for key, value in module.pop_statistics().items():
+                    found[key].append(value)
+        return {key: round(sum(values) / len(values), 4) for key, values in found.items()}
+
+    # Step (4).
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        # ST would save its own layout, the tokenizer a second time with this run's truncation baked in, and a pickle
+        # of the arguments, and all that on every rank at once: transformers 5 comes here with each of them.
+        if not self.args.should_save:
+            return
+        folder = output_dir if output_dir is not None else self.args.output_dir
+        logger.info("Saving model checkpoint to %s", folder)
+        # A card takes longer to write than a small model, and nobody reads that of a checkpoint unless it is pushed.
+        save = save_native if problems(self.model) else save_portable
+        save(self.model, str(folder), create_model_card=self._writing is None or self.args.push_to_hub)
+
+
+def _caches_gradients(loss: nn.Module) -> bool:
+    """Whether a loss embeds in mini-batches and runs a backward pass for each: PiccoloLoss, or ST's Cached losses."""
+    sizes = (getattr(loss, "mini_batch_size", None), getattr(loss, "mini_batch_num_tokens", None))
+    return any(size is not None for size in sizes)
+
+
+def _rows_not_finite(values: Tensor) -> list[int]:
+    return (
+        (~torch.isfinite(values).flatten(1 if values.ndim > 1 else 0).view(len(values), -1).all(1))
+        .nonzero()[:, 0]
+        .tolist()
+    )
+
+
+class _BoundaryCallback(TrainerCallback):
+    """What happens at the boundary of a step."""
+
+    def __init__(self, trainer: PiccoloTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save and end where a signal or the clock asks for it.
+
+        The clock's last step is evaluated as any last one is. A signal's is not: whoever sent it may not wait for long.
+        """
+        if self.trainer.args.world_size == 1 and self.trainer.signals.received is not None:
+            self.trainer._stopping = True
+        if self.trainer._stopping or self.trainer.out_of_time:
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = not self.trainer._stopping and args.eval_strategy != "no"
+
+
+class _DatasetProgressCallback(ProgressCallback):
+    """The progress bar, with the name of the dataset that the step came from behind it."""
+
+    def __init__(self, trainer: PiccoloTrainer) -> None:
+        super().__init__()
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write the dataset's name, then let the bar advance."""
+        if self.training_bar is not None and self.trainer.step_dataset:
+            self.training_bar.set_postfix_str(self.trainer.step_dataset, refresh=False)
+        super().on_step_end(args, state, control, **kwargs)  # type: ignore[no-untyped-call]

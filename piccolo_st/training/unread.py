@@ -1,0 +1,187 @@
+"""Settings that nothing reads beside the others that are set: each is told in one line before anything is trained.
+
+They are told and not refused, because a command line is laid over a file: ``--data.mining_model null`` leaves the
+file's ``data.mining`` without a reader, and that is no mistake. A setting counts as set where its value is not the
+default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from piccolo_st.config import RunConfig
+from piccolo_st.data import DatasetSpec
+
+Rule = tuple[tuple[str, ...], Callable[[Any], str]]
+"""Keys, and why nothing reads them beside the other settings; an empty string: they are read."""
+
+
+def _tracked(config: RunConfig) -> bool:
+    return config["train"].report_to not in (None, "none", []) and config["train"].report_to != ["none"]
+
+
+RUN: tuple[Rule, ...] = (
+    (("model.build",), lambda c: "model.name_or_path is set" if c["model"].name_or_path else ""),
+    (
+        ("model.revision",),
+        lambda c: "" if _on_the_hub(c["model"].name_or_path) else "model.name_or_path is no id on the Hub",
+    ),
+    (("data.mining",), lambda c: "" if c["data"].mining_model else "data.mining_model is empty"),
+    (("data.mixing_exponent",), lambda c: "" if c["data"].mixing == "temperature" else "data.mixing is another"),
+    (("train.num_train_epochs",), lambda c: "train.max_steps is set" if c["train"].max_steps > 0 else ""),
+    (
+        ("train.save_steps", "train.save_total_limit", "train.save_only_model"),
+        lambda c: "train.save_strategy is no" if c["train"].save_strategy == "no" else "",
+    ),
+    (
+        ("train.eval_steps", "train.eval_delay"),
+        lambda c: "train.eval_strategy is no" if c["train"].eval_strategy == "no" else "",
+    ),
+    (
+        ("evaluation.batch_size",),
+        lambda c: "" if c["train"].eval_strategy != "no" or c["train"].eval_on_start else "nothing is evaluated",
+    ),
+    (
+        ("train.fast_dropout", "train.packing", "train.cpu_threads"),
+        lambda c: "" if c["train"].device.type == "cpu" else f"the run is on {c['train'].device.type}",
+    ),
+    (
+        ("train.activation_checkpointing_kwargs",),
+        lambda c: "" if c["train"].activation_checkpointing else "train.activation_checkpointing is off",
+    ),
+    (
+        ("train.hub_model_id", "train.hub_token", "train.hub_private_repo", "train.hub_strategy", "train.hub_revision",
+         "train.hub_always_push"),
+        lambda c: "" if c["train"].push_to_hub else "train.push_to_hub is off",
+    ),
+    (
+        ("train.run_name", "train.project", "train.trackio_space_id", "train.trackio_bucket_id",
+         "train.trackio_static_space_id"),
+        lambda c: "" if _tracked(c) else "train.report_to names no tracker",
+    ),
+)  # fmt: skip
+
+PLAN: tuple[Rule, ...] = (
+    (("plan.rows",), lambda c: "train.max_steps is set" if c["train"].max_steps > 0 else ""),
+    (("plan.reserve",), lambda c: "" if c["plan"].gpu_memory_gib is not None else "plan.gpu_memory_gib is empty"),
+    (
+        ("plan.peak_tflops", "plan.mfu"),
+        lambda c: "plan.tokens_per_second is set" if c["plan"].tokens_per_second is not None
+        else "" if c["plan"].peak_tflops is not None and c["plan"].mfu is not None
+        else "they are read together, and one is empty",
+    ),
+)  # fmt: skip
+
+_SCORES = ("sts", "pair")
+
+
+def _preset(spec: DatasetSpec) -> str | None:
+    return None if spec.preset is None else spec.preset.name
+
+
+def _labelled(spec: DatasetSpec) -> bool:
+    return spec.task in ("classification", "clustering") or _preset(spec) in ("nli", "classes")
+
+
+DATASET: tuple[Rule, ...] = (
+    (
+        ("weight", "repeats", "batch_multiple", "loss", "mining", "positives"),
+        lambda s: "it is for evaluation alone" if s.use == "evaluate" else "",
+    ),
+    (
+        ("mining",),
+        lambda s: "" if s.task == "retrieval" else f"it is for {s.task}, and negatives are mined for retrieval",
+    ),
+    (
+        ("score_range",),
+        lambda s: "" if s.task in _SCORES or _preset(s) == "scored_pairs" else "its rows have no scores",
+    ),
+    (("labels",), lambda s: "" if _labelled(s) else "its rows have no classes"),
+    (("query_length",), lambda s: "its texts are cut at document_length" if s.task in _SCORES and not s.preset else ""),
+    (
+        ("positives",),
+        lambda s: "" if s.task == "retrieval" or "query" in s.columns else f"a row for {s.task} has no positives",
+    ),
+)
+
+DATASET_IN_RUN: tuple[Rule, ...] = (
+    (("mining",), lambda c: "" if c["data"].mining_model else "data.mining_model is empty"),
+)
+
+PRESET: Mapping[str, tuple[str, ...]] = {
+    "nli": ("neutral_as_negative",),
+    "classes": ("negatives", "seed"),
+    "scored_pairs": ("threshold",),
+}
+"""What each preset reads beside its name."""
+
+_ENCODERS = {"lexical": True, "bm25": False, "random": False}  # who searches embeddings; a model does
+
+MINING: Mapping[str, Callable[[str], bool]] = {
+    **dict.fromkeys(("oversample", "reranker_margin"), lambda miner: False),  # prepare.py mine has a cross-encoder
+    **dict.fromkeys(
+        ("max_score", "min_score", "absolute_margin", "relative_margin", "use_faiss"),
+        lambda miner: _ENCODERS.get(miner, True),
+    ),
+    **dict.fromkeys(("range_min", "range_max", "sampling"), lambda miner: miner != "random"),
+    "dimensions": lambda miner: miner == "lexical",
+    "batch_size": lambda miner: miner not in _ENCODERS,
+}
+"""Which miners read a setting of mining; all of them read those that are not here."""
+
+
+def unread(config: RunConfig, specs: Iterable[DatasetSpec] = (), plan: bool = False) -> list[str]:
+    """``key: why``, for every setting that is set and that nothing reads.
+
+    Args:
+        config: parsed with ``PRETRAIN`` or ``FINETUNE``.
+        specs: of its datasets.
+        plan: whether the section ``plan`` is being read.
+    """
+    sections = {f"{name}.{key}": value for name in config.sections for key, value in _set(config[name]).items()}
+    typed = {f"{name}.{key}" for name, section in config.resolved.items() for key in section}
+    found = list(_told((*RUN, *(PLAN if plan else ())), config, sections.keys() & typed))
+    found += _of_mining(config, "data.mining", config["data"].mining)
+    for spec in specs:
+        own = _set(spec)
+        found += _of_mining(config, f"mining of dataset {spec.name!r}", spec.mining)
+        told = [*_told(DATASET, spec, own), *_told(DATASET_IN_RUN, config, own)]
+        if spec.preset is not None:
+            name = spec.preset.name
+            further = [key for key in _set(spec.preset) if key not in ("name", *PRESET[name])]
+            told += [f"preset.{key}: the preset {name} does not read it" for key in further]
+        keys = {line.partition(":")[0]: line for line in reversed(told)}  # one reason is enough
+        found += [f"{line} (dataset {spec.name!r})" for line in reversed(keys.values())]
+    return found
+
+
+def _of_mining(config: RunConfig, place: str, settings: Mapping[str, Any] | None) -> list[str]:
+    miner = config["data"].mining_model
+    keys = [key for key in settings or {} if miner and key in MINING and not MINING[key](miner)]
+    return [f"{key} of {place}: data.mining_model {miner} does not read it" for key in keys]
+
+
+def _told(rules: Iterable[Rule], about: Any, present: Iterable[str]) -> Iterator[str]:
+    present = set(present)
+    for keys, why in rules:
+        if set(keys) & present and (words := why(about)):
+            yield from (f"{key}: {words}" for key in keys if key in present)
+
+
+def _set(section: Any) -> dict[str, Any]:
+    """The fields of a dataclass that have another value than their default."""
+    values = {}
+    for item in dataclasses.fields(section):
+        default = item.default
+        if item.default_factory is not dataclasses.MISSING:
+            default = item.default_factory()
+        if (value := getattr(section, item.name)) != default:
+            values[item.name] = value
+    return values
+
+
+def _on_the_hub(name: str | None) -> bool:
+    return bool(name) and not Path(str(name)).exists()

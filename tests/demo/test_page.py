@@ -1,0 +1,128 @@
+"""The page as a person sees it: served by the recipe, typed into and looked at in a browser."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from piccolo_st.command import run_recipe
+from piccolo_st.modeling.instructions import set_prompts
+from piccolo_st.modeling.portable.saving import save_portable
+from tests.helpers.demo_pages import browser, requested, serving, wait_until
+
+ROOT = Path(__file__).parent.parent.parent
+NUMBERS = "一二三四五六七八九十"
+
+
+@pytest.fixture
+def models(make_model: Callable[..., Any], tmp_path: Path) -> list[str]:
+    """Two models, the first with instructions."""
+    first, second = make_model(), make_model(dropout=True)
+    set_prompts(first, "piccolo")
+    for name, model in (("first", first), ("second", second)):
+        save_portable(model, tmp_path / name, create_model_card=False)
+    return [str(tmp_path / "first"), str(tmp_path / "second")]
+
+
+@pytest.mark.slow
+def test_typing_and_sliding_in_a_browser(models: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("gradio")
+    texts = [f"{a}天{b}月" for a in NUMBERS for b in NUMBERS] + ["今天天气晴", "<b>猫</b>和狗"]
+    (tmp_path / "corpus.txt").write_text("\n".join(texts), encoding="utf-8")
+    command = [sys.executable, "recipes/demo.py", *models, "--corpus", str(tmp_path / "corpus.txt"), "--query", "山"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with (
+        browser(tmp_path / "profile") as page,
+        serving(command, ROOT, environment, tmp_path / "page.log") as url,
+    ):
+        from selenium.webdriver.common.by import By
+        from selenium.webdriver.common.keys import Keys
+
+        def rows() -> list[str]:
+            shown: list[str] = page.execute_script(
+                "return [...document.querySelectorAll('#found tbody tr')].map(row => row.innerText)"
+            )
+            return shown
+
+        def marked() -> str:
+            label: str = page.execute_script("return document.querySelector('#map .query text')?.textContent ?? ''")
+            return label
+
+        page.get(url)
+        wait_until(rows, "the page shows nothing for the query it starts with")
+        assert marked() == "山"
+        heads = page.find_element(By.CSS_SELECTOR, "#found thead").text
+        assert all(model in heads for model in models) and "查询：" in heads
+        assert len(page.find_elements(By.CSS_SELECTOR, "#map svg")) == 2
+
+        before = rows()
+        box = page.find_element(By.CSS_SELECTOR, "#query textarea, #query input")
+        box.send_keys(Keys.CONTROL, "a")
+        box.send_keys("今天天气晴")
+        wait_until(lambda: marked() == "今天天气晴", "typing does not search")
+        typed = rows()
+        assert typed != before and any("今天天气晴" in row for row in typed)
+
+        number = page.find_element(By.CSS_SELECTOR, "#dimension input[type=number]")
+        assert number.get_attribute("value") == "32"
+        number.send_keys(Keys.CONTROL, "a")
+        number.send_keys("8", Keys.TAB)
+        wait_until(lambda: rows() != typed, "the slider does not search again")
+        assert "8 / 32" in page.find_element(By.CSS_SELECTOR, "#found .facts").text
+
+        picture = tmp_path / "page.png"
+        page.save_screenshot(str(picture))
+        assert_is_drawn(picture)
+        inside = page.execute_script(
+            "const right = where => document.querySelector(where).getBoundingClientRect().right;"
+            "return right('#found table') <= right('#found') + 1 && right('#map svg') <= window.innerWidth"
+        )
+        assert inside, "the table or the map reaches over its place"
+        elsewhere = {each for each in requested(page) if each.split("/")[2] != url.split("/")[2]}
+        assert not elsewhere, "the page asks other hosts"
+        severe = [entry["message"] for entry in page.get_log("browser") if entry["level"] == "SEVERE"]
+        assert not severe
+
+
+def assert_is_drawn(picture: Path) -> None:
+    """The screenshot has the bars, the numbered texts and the query in their colours."""
+    from matplotlib.image import imread
+
+    pixels = (imread(picture)[..., :3] * 255).round().astype(int)
+    for colour, least in {(0x2F, 0x7D, 0x6B): 2000, (0xC9, 0x8A, 0x2B): 1000, (0xD1, 0x49, 0x5B): 50}.items():
+        assert (abs(pixels - colour).max(axis=-1) < 4).sum() >= least, f"too little of {colour}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["a", "b", "c"], "the page must show one model or two different ones, got a, b, c"),
+        (["a", "a"], "the page must show one model or two different ones, got a, a"),
+        (["a", "--corpus", "nowhere.txt"], "nowhere.txt does not exist"),
+        (["no-such-folder", "--corpus", "texts.txt"], "'no-such-folder' cannot be loaded"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "texts.txt").write_text("一\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["demo.py", *arguments])
+    spec = importlib.util.spec_from_file_location("recipe_demo", ROOT / "recipes" / "demo.py")
+    assert spec is not None and spec.loader is not None
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    with pytest.raises(SystemExit) as stopped:
+        run_recipe(recipe.main)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and said in error and "Traceback" not in error

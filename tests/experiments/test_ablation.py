@@ -1,0 +1,224 @@
+"""The ablation driver: chains of variants, runs that are kept and runs that are not, the table and the picture."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from piccolo_st.command import run_recipe
+from piccolo_st.config import parse_run
+from piccolo_st.errors import InputError
+from piccolo_st.experiments.ablation import Ablation
+from piccolo_st.experiments.stock import train_stock
+from piccolo_st.training.arguments import FINETUNE
+
+ROOT = Path(__file__).parent.parent.parent
+DIGITS = "一二三四五六七八九十"
+NUMBERS = [a + b for a in DIGITS for b in DIGITS]
+
+
+@pytest.fixture
+def content(tmp_path: Path, encoder_dir: Path) -> dict[str, Any]:
+    """Two datasets, one with ragged negatives and a held-out set, and a task."""
+    rows = [
+        {"query": f"数{n}", "positive": f"{n}的结果", "negative": [f"{m}月" for m in NUMBERS[i : i + 1 + i % 3]]}
+        for i, n in enumerate(NUMBERS)
+    ]
+    pairs = [{"query": f"天{n}", "positive": f"{n}天"} for n in NUMBERS]
+    scores = [{"sentence1": f"数{n}", "sentence2": f"{m}", "score": i % 5} for i, (n, m) in
+              enumerate(zip(NUMBERS, NUMBERS[3:], strict=False))]  # fmt: skip
+    for name, found in (("rows", rows), ("pairs", pairs), ("scores", scores)):
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+        (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    holdout = {"queries": 10, "min_corpus": 20}
+    datasets = {
+        "rows": {"source": "rows.jsonl", "task": "retrieval", "holdout": holdout},
+        "pairs": {"source": "pairs.jsonl", "task": "retrieval"},
+    }
+    return {
+        "ablation": {
+            "output_dir": str(tmp_path / "out"), "seeds": [1, 2],
+            "tasks": [{"name": "Scores", "type": "STS", "data": "scores.jsonl"}],
+        },
+        "model": {"name_or_path": str(encoder_dir), "instructions": "none", "query_length": 16, "document_length": 24},
+        "data": {"mixture": {"root": str(tmp_path), "datasets": datasets}, "batch_size": 8},
+        "loss": {"directions": ["query_to_doc"]},
+        "train": {"max_steps": 2, "learning_rate": 1e-3, "disable_tqdm": True},
+        "variants": {
+            "stock": {"stock": True},
+            "plain": {"after": "stock", "stock": False, "label": "+ ours"},
+            "full": {"after": "plain", "set": {"model.instructions": "piccolo", "train.max_steps": 1},
+                     "stage1": {"train.max_steps": 1}},
+        },
+    }  # fmt: skip
+
+
+def write(content: dict[str, Any], tmp_path: Path) -> Path:
+    path = tmp_path / "ablation.yaml"
+    path.write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def test_every_variant_runs_once_and_a_killed_one_again(content: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("mteb")
+    path = write(content, tmp_path)
+    said: list[str] = []
+    Ablation(path).run(say=said.append)
+    order = [(name, seed) for seed in (1, 2) for name in ("stock", "plain", "full")]
+    assert [line.split(":")[0] for line in said] == [f"{name}, seed {seed}" for name, seed in order]
+    results = sorted((tmp_path / "out" / "runs").glob("*/*/result.json"))
+    assert len(results) == 6
+    assert set(json.loads(results[0].read_text())["scores"]) == {"rows", "Scores"}
+    assert (tmp_path / "out/runs/full/seed-1/stage1/model").is_dir()
+
+    results[0].rename(results[0].with_name("result.json.123"))  # as if killed before the rename
+    said.clear()
+    again = Ablation(path)
+    again.run(say=said.append)
+    assert len(said) == 1 and said[0].startswith("full, seed 1")
+
+    table = again.write()
+    assert "+ ours" in table and "±" in table and " stock" in table
+    assert "| + ours |" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    assert (tmp_path / "out" / "ablation.png").read_bytes().startswith(b"\x89PNG")
+
+    content["train"]["learning_rate"] = 2e-3  # another configuration: nothing counts any more
+    assert Ablation(write(content, tmp_path)).scores() == {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_driver_goes_on_and_its_table_is_that_of_one_left_alone(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    """kill -9, three times, each in the middle of a run: what was finished stays, and nothing else shows."""
+    content["ablation"] |= {"tasks": [], "seeds": [1]}
+    path = write(content, tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def command(output: Path) -> list[str]:
+        return [sys.executable, str(ROOT / "recipes" / "ablation.py"), str(path), "--ablation.output_dir", str(output)]
+
+    def results(output: Path) -> dict[str, tuple[int, str]]:
+        return {
+            str(found.relative_to(output)): (found.stat().st_mtime_ns, found.read_text("utf-8"))
+            for found in sorted((output / "runs").glob("*/*/result.json"))
+        }
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    ran = subprocess.run(command(whole), capture_output=True, text=True, env=environment)
+    assert ran.returncode == 0, ran.stderr
+
+    # (finished runs, the file of the next one that must be there) when the driver is killed; at last it is left alone
+    moments, finished = [(0, "run.yaml"), (1, "run.yaml"), (2, "stage1.yaml"), None], []
+    for moment in moments:
+        before = results(killed)
+        with open(tmp_path / "said", "w") as said:  # a pipe that nobody reads fills up
+            process = subprocess.Popen(command(killed), stdout=said, stderr=subprocess.DEVNULL, env=environment)
+        try:
+            while process.poll() is None and moment is not None:
+                begun = [
+                    path for path in killed.glob(f"runs/*/*/{moment[1]}") if not path.with_name("result.json").exists()
+                ]
+                if begun and len(results(killed)) >= moment[0]:
+                    break
+                time.sleep(0.002)
+            if moment is not None:
+                process.kill()
+            code = process.wait()
+        finally:
+            process.kill()
+        assert code == (0 if moment is None else -signal.SIGKILL)
+        after = results(killed)
+        assert {name: after[name] for name in before} == before, "a finished run was done again, or lost"
+        finished.append(len(after))
+    assert finished == [0, 1, 2, 3], "killed in the middle, with more runs finished each time"
+    shown = (tmp_path / "said").read_text("utf-8")
+    assert shown.count(", seed ") == 1 and "+ ours" in shown, "the run that was left, and the table"
+
+    for name in ("table.md", "ablation.json"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    for name, (_, text) in results(whole).items():
+        one, other = json.loads(text), json.loads(results(killed)[name][1])
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+    scores = json.loads((whole / "ablation.json").read_text("utf-8"))["scores"]
+    assert len({json.dumps(found) for found in scores.values()}) == 3, "or the table would show nothing"
+
+
+def test_a_variant_is_what_it_comes_after_and_its_own(content: dict[str, Any], tmp_path: Path) -> None:
+    plans = Ablation(write(content, tmp_path), {"data.batch_size": 4}).plans
+    assert [plan.stock for plan in plans.values()] == [True, False, False]
+    assert plans["full"].sections["model"]["instructions"] == "piccolo"
+    assert plans["plain"].sections["model"]["instructions"] == "none"
+    assert all(plan.sections["data"]["batch_size"] == 4 for plan in plans.values())
+    assert plans["plain"].stage1 is None and plans["full"].stage1 == {"train.max_steps": 1}
+
+
+def test_the_stock_run_is_sentence_transformers_own(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sentence_transformers import SentenceTransformerTrainer
+
+    seen: list[SentenceTransformerTrainer] = []
+    monkeypatch.setattr(SentenceTransformerTrainer, "train", lambda self: seen.append(self))
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({name: content[name] for name in ("model", "data", "loss", "train")}))
+    train_stock(parse_run([str(path)], FINETUNE, path))
+    trainer = seen[0]
+    assert type(trainer) is SentenceTransformerTrainer
+    assert trainer.loss.scale == 20.0
+    assert type(trainer.get_train_dataloader().batch_sampler).__name__ == "ProportionalBatchSampler"
+    assert trainer.train_dataset["rows"].column_names == ["query", "positive", "negative_1"]
+
+    train_stock(parse_run([str(path)], FINETUNE, path), concatenated=True)
+    mixed = seen[1].train_dataset
+    assert mixed.column_names == ["query", "positive"] and len(mixed) == sum(map(len, trainer.train_dataset.values()))
+    assert type(seen[1].get_train_dataloader().batch_sampler).__name__ == "DefaultBatchSampler"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stock": {"stok": True}}, r"unknown key 'stok' in variant 'stock' of .*; did you mean stock\?"),
+        ({"a": {"concatenated": True}}, r"`concatenated` of variant 'a' of .* needs a stock run, got `stock: false`"),
+        ({"stock": {"after": "none"}}, r"`after` of variant 'stock' of .* must be a variant, got 'none'; known are"),
+        ({"a": {"after": "b"}, "b": {"after": "a"}}, r"variant 'a' of .* comes after itself; change `after`"),
+        ({}, r"has no variants; give `variants` at least one"),
+    ],
+)
+def test_bad_variants(content: dict[str, Any], tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    content["variants"] = change
+    with pytest.raises(InputError, match=message):
+        Ablation(write(content, tmp_path))
+
+
+def test_bad_names_on_the_command_line(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = importlib.util.spec_from_file_location("recipe", ROOT / "recipes" / "ablation.py")
+    assert spec is not None and spec.loader is not None
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ablation.py", str(write(content, tmp_path)), *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            run_recipe(recipe.main)
+        shown = capsys.readouterr()
+        return int(stopped.value.code or 0), shown.out, shown.err
+
+    code, _, err = run("--only", "stok")
+    assert code == 2 and "unknown variant 'stok' in" in err and "; did you mean stock?" in err
+    code, out, _ = run("--table")
+    assert code == 0 and "no variant has a result yet" in out
+    assert run("--ablation.seeds", "[1, 1]")[0] == 2

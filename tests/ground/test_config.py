@@ -1,0 +1,201 @@
+"""One YAML a run: sections, overrides, types, and errors that name the key, the place and the remedy."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from piccolo_st.command import run_recipe
+from piccolo_st.config import build_section, parse_overrides, parse_run
+from piccolo_st.errors import ConfigError, InputError
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@dataclass
+class Fruit:
+    """A fruit."""
+
+    name: str = "apple"
+    count: int = 1
+    weight: float = 0.5
+    ripe: bool = False
+    tags: list[str] = field(default_factory=list)
+    origin: dict | None = None
+    price: float | None = None
+    kind: dict | str | None = None
+
+
+SECTIONS = {"fruit": Fruit, "other": Fruit}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text("fruit:\n  name: 苹果\n  count: 3\n  origin: {land: {code: 86}}\n", encoding="utf-8")
+    return path
+
+
+def test_yaml_defaults_and_overrides(config: Path) -> None:
+    run = parse_run(
+        ["--fruit.count", "7", "--fruit.weight=1e-3", "--fruit.ripe", "--fruit.tags", "[a, b]",
+         "--fruit.origin.land.code", "1", "--other.kind", "plain"],
+        SECTIONS,
+        config,
+    )  # fmt: skip
+    fruit = run["fruit"]
+    assert fruit == Fruit("苹果", 7, 1e-3, True, ["a", "b"], {"land": {"code": 1}})
+    assert run["other"] == Fruit(kind="plain")
+    assert run.resolved["fruit"]["count"] == 7 and run.resolved["fruit"]["name"] == "苹果"
+
+
+def test_the_first_argument_is_the_file(config: Path) -> None:
+    assert parse_run([str(config)], SECTIONS, Path("nowhere.yaml"))["fruit"].count == 3
+
+
+def test_null_clears_an_optional_value(config: Path) -> None:
+    run = parse_run(["--fruit.price", "null", "--fruit.origin", "null"], SECTIONS, config)
+    assert run["fruit"].price is None and run["fruit"].origin is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--fruit.cuont", "3"], r"unknown key 'fruit.cuont' in the command line; did you mean fruit.count\?"),
+        (["--friut.count", "3"], r"unknown section 'friut' in the command line; did you mean fruit\?"),
+        (["--fruit.count", "many"], r"^fruit\.count must be of type int, got 'many'$"),
+        (["--fruit.count", "[1]"], r"fruit.count must be of type int, got the list \[1\]"),
+        (["--fruit.count", "{a: 1}"], r"fruit.count must be of type int, got a mapping"),
+        (["--fruit.ripe", "perhaps"], r"^fruit\.ripe must be of type bool, got 'perhaps'$"),
+        (["--fruit.name.x", "1"], r"--fruit.name.x needs name to be a mapping, got '苹果'"),
+        (["--fruit.name", "{a"], r"--fruit.name must be YAML, got '\{a': expected"),
+        (["--count", "3"], r"'--count' is not an override; write --section.field value"),
+        (["count=3"], r"the configuration count=3 does not exist; give the path of a YAML file"),
+    ],
+)
+def test_bad_command_lines(config: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_run(arguments, SECTIONS, config)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fruit: [1, 2", r"run.yaml is not YAML: .*, line 2, column 1$"),
+        ("just words", r"run.yaml must hold a mapping of sections, got str"),
+        ("fruit: 3", r"section 'fruit' in .*run.yaml must be a mapping, got 3"),
+        ("fruit: {wieght: 3}", r"unknown key 'fruit.wieght' in .*run.yaml; did you mean fruit.weight\?"),
+        ("fruit: !!python/object/apply:os.system ['true']", r"run.yaml is not YAML: .*, line 1, column 8$"),
+    ],
+)
+def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text + "\n")
+    with pytest.raises(ConfigError, match=message):
+        parse_run([], SECTIONS, path)
+
+
+def test_overrides_are_yaml() -> None:
+    parsed = parse_overrides(["--a.b", "1", "--a.c=x=y", "--a.d", "--a.e", "-0.5", "--a.f", "null"])
+    assert parsed == {"a.b": 1, "a.c": "x=y", "a.d": True, "a.e": -0.5, "a.f": None}
+
+
+def test_training_arguments_take_floats_written_as_yaml_strings(tmp_path: Path) -> None:
+    """YAML 1.1 reads 1e-4 as a string; a learning rate written so must still become a number."""
+    from piccolo_st.training.arguments import PiccoloTrainingArguments
+
+    values = {"learning_rate": "1e-4", "output_dir": str(tmp_path), "use_cpu": True, "save_strategy": "no"}
+    arguments = build_section("train", PiccoloTrainingArguments, values)
+    assert arguments.learning_rate == 1e-4 and arguments.use_cpu is True
+
+
+def test_an_unquoted_no_is_the_word_where_no_bool_goes(config: Path) -> None:
+    run = parse_run(["--fruit.name", "no", "--fruit.ripe", "no"], SECTIONS, config)
+    assert run["fruit"].name == "no" and run["fruit"].ripe is False
+
+
+def test_help_names_every_own_field(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse_run(["--help"], SECTIONS, config, "Sorts fruit.")
+    shown = capsys.readouterr().out
+    assert stopped.value.code == 0 and "Sorts fruit." in shown
+    assert all(f"--fruit.{name}" in shown for name in Fruit.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [(InputError("no such pear"), 2, "error: no such pear\n"), (KeyboardInterrupt(), 130, "interrupted")],
+)
+def test_run_recipe_ends_with_a_sentence_and_a_code(
+    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(arguments: object) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        run_recipe(main)
+    shown = capsys.readouterr()
+    assert stopped.value.code == code and shown.err.startswith(said) and not shown.out
+
+
+def test_run_recipe_lets_defects_through() -> None:
+    def main(arguments: object) -> None:
+        raise ValueError("a defect")
+
+    with pytest.raises(ValueError, match="a defect"):
+        run_recipe(main)
+
+
+ENDINGS = {
+    "in the middle": ("for number in range(100_000): print(number)", 141, ""),
+    "with what is left at the end": ("print(1)", 141, ""),
+    "after sys.exit with a code of its own": ("print(1); raise SystemExit(75)", 75, ""),
+    "after bad input": ("print(1); raise InputError('no such pear')", 2, "error: no such pear\n"),
+}
+
+
+def _ended(lines: str, stdout: int) -> tuple[int, str]:
+    """The code and stderr of a process whose main is these lines."""
+    script = (
+        "from piccolo_st.command import run_recipe\nfrom piccolo_st.errors import InputError\n"
+        f"def main(arguments):\n    {lines}\nrun_recipe(main)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
+    ran = subprocess.run(
+        [sys.executable, "-c", script], stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+    )
+    return ran.returncode, ran.stderr
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_a_recipe_ends_quietly_when_nobody_reads_on(name: str) -> None:
+    lines, code, said = ENDINGS[name]
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        assert _ended(lines, writer) == (code, said)
+    finally:
+        os.close(writer)
+
+
+def test_a_pipe_to_something_else_that_breaks_is_a_defect() -> None:
+    code, said = _ended("print(1); raise BrokenPipeError('the worker is dead')", subprocess.DEVNULL)
+    assert code == 1 and said.rstrip().endswith("BrokenPipeError: the worker is dead")
+
+
+def test_a_step_read_by_head_ends_quietly(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"query": "问", "positive": "答"}\n', encoding="utf-8")
+    (tmp_path / "mixture.yaml").write_text("datasets: {a: {source: a.jsonl, task: retrieval}}")
+    command = (
+        f"{sys.executable} recipes/prepare.py check {tmp_path}/mixture.yaml --data.output {tmp_path}/out "
+        f"--data.cache {tmp_path}/cache | head -n 0; exit ${{PIPESTATUS[0]}}"
+    )
+    ran = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (141, "", "")

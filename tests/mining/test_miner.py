@@ -1,0 +1,379 @@
+"""Hard negatives: hard, never right, and no row lost."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from piccolo_st.data.mixture import load_mixture
+from piccolo_st.errors import MixtureError
+from piccolo_st.mining.candidates import MiningSettings
+from piccolo_st.mining.lexical import Bm25, learn_tokenizer, lexical_encoder, lexical_tokens
+from piccolo_st.mining.miner import (
+    Miner,
+    drop_false_negatives,
+    mine_mixture,
+    mine_negatives,
+    shard_rows,
+    with_negatives,
+)
+
+# Three topics; a text's topic is its first character, and texts of one topic share two characters.
+TOPICS = ("猫狗", "山水", "红绿")
+
+
+def _dataset(rows: int = 30, queries: int | None = None) -> Dataset:
+    numbers = [(i, TOPICS[i % 3]) for i in range(rows)]
+    query = [f"{topic}问{(i if queries is None else i % queries)}" for i, topic in numbers]
+    return Dataset.from_dict({"query": query, "positive": [f"{topic}答{chr(0x4E00 + i)}" for i, topic in numbers]})
+
+
+def _topic(text: str) -> str:
+    return text[:2]
+
+
+@pytest.mark.parametrize("model", ["lexical", "bm25"])
+@pytest.mark.parametrize("sampling", ["top", "random"])
+def test_negatives_are_like_the_query_and_never_its_positive(model: Any, sampling: Any) -> None:
+    if model == "bm25":
+        pytest.importorskip("bm25s")
+    dataset = _dataset()
+    mined = mine_negatives(dataset, model, MiningSettings(num_negatives=3, range_max=8, sampling=sampling))
+    assert mined.column_names == ["query", "positive", "negative"]
+    assert mined["query"] == dataset["query"]
+    assert mined["positive"] == dataset["positive"]
+    for row in mined:
+        assert len(set(row["negative"])) == 3
+        assert row["positive"] not in row["negative"]
+        assert all(_topic(text) == _topic(row["query"]) for text in row["negative"]), row
+
+
+def test_random_negatives_are_drawn_from_everything_but_the_positives() -> None:
+    dataset = _dataset(60, queries=7)
+    mined = mine_negatives(dataset, "random", MiningSettings(num_negatives=4))
+    right: dict[str, set[str]] = {}
+    for row in dataset:
+        right.setdefault(row["query"], set()).add(row["positive"])
+    assert sum(len(row["negative"]) == 4 for row in mined) > 50
+    assert all(not right[row["query"]] & set(row["negative"]) for row in mined)
+    topics = {_topic(text) == _topic(row["query"]) for row in mined for text in row["negative"]}
+    assert topics == {True, False}
+    assert mined["negative"] == mine_negatives(dataset, "random", MiningSettings(num_negatives=4))["negative"]
+
+
+def test_every_model_does(make_model: Callable[..., Any]) -> None:
+    model = make_model()
+    known = "一二三四五六七八九十百千"  # characters of the tiny vocabulary, so that no two texts are the same to it
+    dataset = _dataset(12)
+    dataset = dataset.remove_columns("positive").add_column(
+        "positive", [f"{TOPICS[i % 3]}{c}" for i, c in enumerate(known)]
+    )
+    mined = mine_negatives(dataset, model, MiningSettings(num_negatives=2))
+    embeddings = model.encode_document(dataset["positive"], normalize_embeddings=True)
+    queries = model.encode_query(dataset["query"], normalize_embeddings=True)
+    for row, texts in enumerate(mined["negative"]):
+        ranked = [dataset["positive"][i] for i in np.argsort(-(embeddings @ queries[row])) if i != row]
+        assert texts == ranked[:2], "the nearest documents but the positive, nearest first"
+
+
+def test_a_query_with_several_positives_gets_none_of_them_even_across_shards() -> None:
+    dataset = Dataset.from_dict(
+        {
+            "query": ["猫狗问"] * 6 + ["山水问"] * 6,
+            "positive": [f"{t}答{i}" for t in ("猫狗", "山水") for i in range(6)],
+        }
+    ).shuffle(seed=1)
+    for size in (1, 5, 100):
+        mined = mine_negatives(dataset, "lexical", MiningSettings(num_negatives=2, shard_rows=size))
+        assert mined["query"] == dataset["query"], "rows keep their order"
+        for row in mined:
+            assert len(row["negative"]) == 2
+            assert all(_topic(text) != _topic(row["query"]) for text in row["negative"])
+
+
+def test_shards_change_nothing_but_memory() -> None:
+    dataset = _dataset(40, queries=7)
+    whole = mine_negatives(dataset, "lexical", MiningSettings(num_negatives=3))
+    parts = mine_negatives(dataset, "lexical", MiningSettings(num_negatives=3, shard_rows=4))
+    assert whole["negative"] == parts["negative"]
+
+
+def test_a_row_without_a_negative_stays_with_an_empty_list() -> None:
+    dataset = Dataset.from_dict({"query": ["猫狗问", "山水问"], "positive": ["猫狗答", "山水答"]})
+    mined = mine_negatives(dataset, "lexical", MiningSettings(num_negatives=1, min_score=0.9))
+    assert list(mined) == [{**row, "negative": []} for row in dataset]
+    assert mined.features["negative"].feature.dtype == "string"
+
+
+def test_the_query_itself_is_no_negative() -> None:
+    texts = [f"猫狗天气{i}" for i in range(6)]
+    dataset = Dataset.from_dict({"query": texts, "positive": texts[1:] + texts[:1]})  # every query is a document
+    mined = mine_negatives(dataset, "lexical", MiningSettings(num_negatives=3))
+    for row in mined:
+        assert row["query"] not in row["negative"]
+        assert len(row["negative"]) == 3
+
+
+def test_searching_among_queries_gives_the_answers_of_similar_questions() -> None:
+    # Questions and answers share no character, as a definition and the character it defines.
+    dataset = Dataset.from_dict(
+        {
+            "query": [f"{topic}定义{i}" for i in range(4) for topic in TOPICS],
+            "positive": [f"{c}{i}" for i in range(4) for c in "ABC"],
+        }
+    )
+    mined = mine_negatives(dataset, "lexical", MiningSettings(num_negatives=3, search="queries"))
+    for row in mined:
+        assert sorted(row["negative"]) == sorted(
+            f"{row['positive'][0]}{i}" for i in range(4) if f"{row['positive'][0]}{i}" != row["positive"]
+        )
+
+
+def test_searching_among_queries_skips_answers_that_are_right_too() -> None:
+    dataset = Dataset.from_dict({"query": ["天气一", "天气二", "天气三"], "positive": ["晴", "晴", "雨"]})
+    mined = mine_negatives(dataset, "lexical", MiningSettings(num_negatives=2, search="queries"))
+    assert mined["negative"] == [["雨"], ["雨"], ["晴"]]
+
+
+def test_ranges_and_margins_are_those_of_the_stock_miner() -> None:
+    dataset = _dataset()
+    top = mine_negatives(dataset, "lexical", MiningSettings(num_negatives=4, range_max=9))["negative"]
+    later = mine_negatives(dataset, "lexical", MiningSettings(num_negatives=2, range_min=2, range_max=9))["negative"]
+    assert later == [texts[2:4] for texts in top]
+    texts = [*dataset["query"], *dataset["positive"]]
+    model = lexical_encoder(list(dict.fromkeys(texts)), dimensions=256, seed=13)
+    right = model.similarity_pairwise(
+        model.encode_query(dataset["query"]), model.encode_document(dataset["positive"])
+    ).numpy()
+    mined = mine_negatives(dataset, "lexical", MiningSettings(num_negatives=4, absolute_margin=0.05))["negative"]
+    assert mined != top, "some of the nearest are within the margin"
+    for query, texts, limit in zip(dataset["query"], mined, right, strict=True):
+        if texts:
+            scores = model.similarity(model.encode_query([query]), model.encode_document(texts)).numpy()
+            assert (scores <= limit - 0.05 + 1e-5).all()
+
+
+@pytest.mark.parametrize("model", ["lexical", "bm25"])
+def test_random_sampling_follows_the_seed_and_leaves_the_global_generator_alone(model: Any) -> None:
+    if model == "bm25":
+        pytest.importorskip("bm25s")
+    dataset = _dataset()
+
+    def mined(seed: int) -> list[list[str]]:
+        chosen = MiningSettings(num_negatives=2, range_max=9, sampling="random", seed=seed)
+        return mine_negatives(dataset, model, chosen)["negative"]
+
+    random.seed(5)
+    expected = random.random()
+    random.seed(5)
+    first = mined(1)
+    assert random.random() == expected
+    assert mined(1) == first
+    assert mined(2) != first
+
+
+def test_mined_negatives_come_after_the_given_ones_or_in_their_place() -> None:
+    table = pa.table({"query": ["a", "b"], "negative_1": ["x", "y"], "negative_2": ["z", "y"]})
+    mined = [["z", "m"], []]
+    assert with_negatives(table, mined, "keep").to_pylist() == [
+        {"query": "a", "negative": ["x", "z", "m"]},
+        {"query": "b", "negative": ["y"]},
+    ]
+    assert with_negatives(table, mined, "replace")["negative"].to_pylist() == [["z", "m"], []]
+    ragged = pa.table({"query": ["a"], "negative": [["x"]]})
+    assert with_negatives(ragged, [["m"]], "keep")["negative"].to_pylist() == [["x", "m"]]
+
+
+class _Reranker:
+    """Scores a pair by a rule, and counts what it is asked."""
+
+    def __init__(self, rule: Callable[[str, str], float]) -> None:
+        self.rule, self.asked = rule, 0
+
+    def predict(self, pairs: list[tuple[str, str]], **_: Any) -> np.ndarray:
+        self.asked += len(pairs)
+        return np.array([self.rule(*pair) for pair in pairs])
+
+
+def test_a_cross_encoder_drops_false_negatives() -> None:
+    reranker = _Reranker(lambda query, text: {"right": 0.9, "right too": 0.95, "close": 0.85, "wrong": 0.1}[text])
+    arguments = (["q", "r"], ["right", "right"], [["right too", "close", "wrong"], ["wrong"]])
+    assert drop_false_negatives(*arguments, reranker, MiningSettings()) == [["close", "wrong"], ["wrong"]]
+    assert drop_false_negatives(*arguments, reranker, MiningSettings(reranker_margin=0.1)) == [["wrong"], ["wrong"]]
+    assert reranker.asked == 12
+
+
+def test_a_cross_encoder_chooses_among_more_candidates_than_are_wanted() -> None:
+    dataset = _dataset()
+    plain = mine_negatives(dataset, "lexical", MiningSettings(num_negatives=6))["negative"]
+    # The two nearest candidates of every query are right answers to this cross-encoder.
+    false = {(query, text) for query, texts in zip(dataset["query"], plain, strict=True) for text in texts[:2]}
+    reranker = _Reranker(lambda query, text: 1.0 if (query, text) in false else 0.0)
+    chosen = MiningSettings(num_negatives=2, oversample=3)
+    mined = mine_negatives(dataset, "lexical", chosen, reranker=reranker)["negative"]  # type: ignore[arg-type]
+    assert mined == [texts[2:4] for texts in plain]
+
+
+def test_a_real_cross_encoder_takes_part(encoder_dir_no_dropout: Any) -> None:
+    from sentence_transformers import CrossEncoder
+
+    reranker = CrossEncoder(str(encoder_dir_no_dropout), num_labels=1, device="cpu")
+    dataset = _dataset(9)
+    mined = mine_negatives(dataset, "lexical", MiningSettings(num_negatives=2), reranker=reranker)
+    for row in mined:
+        right, *scores = reranker.predict([(row["query"], text) for text in (row["positive"], *row["negative"])])
+        assert all(score <= right + 1e-6 for score in scores)
+
+
+def test_a_pool_bounds_what_is_searched_and_stays_the_same_over_shards() -> None:
+    dataset = _dataset(60)
+    miner = Miner(dataset, "lexical", MiningSettings(pool=10, shard_rows=7))
+    assert len(miner.documents) == 10
+    own = Miner(dataset, "lexical", MiningSettings(pool=10, shard_rows=60))
+    assert own.documents == miner.documents
+    mined = {text for number in range(len(miner.shards)) for texts in miner.mine(number) for text in texts}
+    assert mined <= set(dataset["positive"])
+
+
+@given(queries=st.lists(st.integers(0, 9), min_size=1, max_size=60), size=st.integers(1, 70))
+@settings(max_examples=100)
+def test_shards_hold_every_row_once_and_every_query_whole(queries: list[int], size: int) -> None:
+    texts = pa.array([str(query) for query in queries])
+    shards = list(shard_rows(texts, size))
+    assert sorted(np.concatenate(shards).tolist()) == list(range(len(queries)))
+    owners = [{queries[row] for row in shard} for shard in shards]
+    assert sum(map(len, owners)) == len(set(queries))
+    assert all(len(shard) <= size or len(own) == 1 for shard, own in zip(shards, owners, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({"num_negative": 3}, r"unknown key 'num_negative' in mining; did you mean num_negatives\?"),
+        ({"sampling": "best"}, r"sampling of mining must be one of top, random, got 'best'"),
+        ({"num_negatives": -1}, r"num_negatives of mining must be at least 0, got -1"),
+        ({"range_min": 5, "range_max": 7, "num_negatives": 3}, r"range_min=5 to range_max=7 .* fewer candidates than"),
+        ({"pool": 0}, r"pool of mining must be at least 1, got 0"),
+    ],
+)
+def test_settings_that_cannot_be_say_why(mapping: dict[str, Any], message: str) -> None:
+    with pytest.raises(MixtureError, match=message):
+        MiningSettings.of(mapping)
+
+
+def test_settings_of_a_dataset_go_over_those_of_the_run() -> None:
+    chosen = MiningSettings.of({"num_negatives": 3, "seed": 1}, {"num_negatives": 5}, None)
+    assert (chosen.num_negatives, chosen.seed) == (5, 1)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"sentence1": ["a"], "sentence2": ["b"]},
+            r"mining needs the column 'query', got the columns sentence1, sentence2",
+        ),
+        ({"query": ["a"], "positive": [["b"]]}, r"mining needs one text a row in 'positive', got list<"),
+    ],
+)
+def test_data_that_cannot_be_mined_say_why(columns: dict[str, Any], message: str) -> None:
+    with pytest.raises(MixtureError, match=message):
+        mine_negatives(Dataset.from_dict(columns), "lexical")
+
+
+def test_no_such_model() -> None:
+    with pytest.raises(
+        MixtureError,
+        match=r"model of mining must be a SentenceTransformer, 'lexical', 'bm25' or 'random', got 'lexcal'",
+    ):
+        mine_negatives(_dataset(), "lexcal")  # type: ignore[arg-type]
+
+
+def test_the_lexical_encoder_ranks_as_tf_idf() -> None:
+    """Its cosines are those of vectors of term counts weighted by the square root of inverse document frequency."""
+    generator = np.random.default_rng(0)
+    alphabet = [chr(0x4E00 + i) for i in range(60)]
+    texts = ["".join(generator.choice(alphabet, 12, p=np.arange(60, 0, -1) / 1830)) for _ in range(80)]
+    counts = np.array([[text.count(character) for character in alphabet] for text in texts], dtype=float)
+    weights = counts * np.sqrt(np.log1p(len(texts) / (1 + (counts > 0).sum(axis=0))))
+    weights /= np.linalg.norm(weights, axis=1, keepdims=True)
+    expected = weights @ weights.T
+    errors = {}
+    for dimensions in (64, 1024):
+        model = lexical_encoder(texts, dimensions=dimensions)
+        found = model.similarity(model.encode(texts), model.encode(texts)).numpy()
+        errors[dimensions] = np.sqrt(np.mean((found - expected) ** 2))
+        assert errors[dimensions] < 1.5 / np.sqrt(dimensions)
+    assert errors[1024] < errors[64] / 2
+
+
+def test_the_lexical_encoder_copies_the_tokenizer_it_is_given(make_model: Callable[..., Any]) -> None:
+    tokenizer = make_model().tokenizer
+    tokenizer.backend_tokenizer.enable_padding(length=8)
+    tokenizer.backend_tokenizer.enable_truncation(4)
+    before = tokenizer.backend_tokenizer.to_str()
+    model = lexical_encoder(["今天天气", "明天有雨"], tokenizer)
+    assert tokenizer.backend_tokenizer.to_str() == before
+    same = model.encode(["今天天气的" * 4, "今天天气的" * 4 + "雨"])
+    assert not np.allclose(same[0], same[1]), "long texts are not cut"
+
+
+def test_a_learned_tokenizer_takes_characters_and_whole_words() -> None:
+    tokenizer = learn_tokenizer(["天气hello", "天气 hello"])
+    assert tokenizer.encode("天气Hello").tokens == ["天", "气", "hello"]
+
+
+def test_terms_are_characters_bigrams_and_words() -> None:
+    assert lexical_tokens("《今天》天气Good, 2020年") == ["今", "天", "今天", "天", "气", "天气", "good", "2020", "年"]
+
+
+def test_bm25_finds_the_text_that_shares_rare_terms() -> None:
+    pytest.importorskip("bm25s")
+    corpus = ["天气很好", "天气不好", "股票大跌", "天气股票"]
+    assert Bm25(corpus).search(["股票"], 4)[0][0] in {"股票大跌", "天气股票"}
+    assert Bm25(corpus).search(["无关"], 4) == [[]]
+
+
+def test_a_dataset_with_its_own_instruction_is_mined_with_it(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    rows = [{"query": f"天气今明{a}{b}", "positive": f"山川河海{a}{b}"} for a in "晴雨猫狗" for b in "鱼鸟山河"]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
+    own = {"usual": None, "bare": "none", "notes": "piccolo-training-notes"}
+    datasets: dict[str, Any] = {
+        name: {"source": "rows.jsonl", "task": "retrieval", "instruction": instruction}
+        for name, instruction in own.items()
+    }
+    datasets["scores"] = {"source": "scores.jsonl", "task": "sts"}
+    (tmp_path / "scores.jsonl").write_text('{"sentence1": "天", "sentence2": "地", "score": 0.5}', "utf-8")
+    model = make_model()
+    model.prompts = {"query": "查询：", "document": "结果："}
+    seen: list[str] = []
+    model[0].register_forward_pre_hook(
+        lambda module, inputs: seen.extend(model.tokenizer.batch_decode(inputs[0]["input_ids"]))
+    )
+    prefixes = {}
+    for name in datasets:
+        seen.clear()
+        mixture = load_mixture({"root": str(tmp_path), "datasets": {name: datasets[name]}}, cache_dir=tmp_path)
+        mined = mine_mixture(mixture, model, {"num_negatives": 2}, tmp_path / "mined")
+        assert ("negative" in mined[name].column_names) == (name != "scores")
+        prefixes[name] = sorted({text.replace(" ", "")[5:8] for text in seen})
+    expected = {"usual": ["查询：", "结果："], "bare": ["天气今", "山川河"], "notes": ["查询:", "结果:"], "scores": []}
+    assert prefixes == expected
+    assert model.prompts == {"query": "查询：", "document": "结果："}
+
+    seen.clear()
+    mixture = load_mixture({"root": str(tmp_path), "datasets": {"usual": datasets["usual"]}}, cache_dir=tmp_path)
+    mine_mixture(mixture, model, {"num_negatives": 2}, tmp_path / "mined")
+    assert not seen, "what was mined is read again"
+    mine_mixture(mixture, model, {"num_negatives": 2}, tmp_path / "mined", made_of=["another model"])
+    assert seen

@@ -1,0 +1,132 @@
+"""Building a small encoder from text, and loading one from wherever it is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from piccolo_st.errors import InputError
+from piccolo_st.modeling.loading import load_encoder
+from piccolo_st.modeling.pooling import InstructionPooling
+from piccolo_st.modeling.tiny_bert import EncoderSettings, build_encoder
+from tests.helpers.ranks import run_ranks
+
+TEXTS = ["今天天气很好", "明天下雨", "今天下雨", "hello hello world world"] * 3
+SMALL = EncoderSettings(vocab_size=200, hidden_size=16, layers=1, heads=2, intermediate_size=32, max_positions=64)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_encoder(SMALL, TEXTS, tmp_path_factory.mktemp("built"), always=["查询：", "结果："])
+
+
+def test_every_instruction_character_is_known_however_rare(built: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(built)
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer("查询：今天结果：")["input_ids"])
+    assert tokens == ["[CLS]", "查", "询", "：", "今", "天", "结", "果", "：", "[SEP]"]
+
+
+def test_size_and_weights_follow_settings_and_seed(built: Path, tmp_path: Path) -> None:
+    model = AutoModel.from_pretrained(built)
+    assert (model.config.hidden_size, model.config.num_hidden_layers, model.config.max_position_embeddings) == (
+        16,
+        1,
+        64,
+    )
+    state = torch.get_rng_state()
+    again = AutoModel.from_pretrained(build_encoder(SMALL, TEXTS, tmp_path / "again", always=["查询：", "结果："]))
+    assert torch.equal(state, torch.get_rng_state()), "building must not move the caller's random state"
+    layers = zip(model.encoder.parameters(), again.encoder.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in layers)
+
+
+_LEARN = """
+import sys
+from pathlib import Path
+from piccolo_st.modeling.tiny_bert import EncoderSettings, build_encoder
+settings = EncoderSettings(vocab_size=80, hidden_size=16, layers=1, heads=2, intermediate_size=32)
+characters = [chr(0x4E00 + number) for number in range(90)]  # each as frequent as any, and too many of them
+words = ["abcab", "dcefe", "gfhig"] * 2
+print(build_encoder(settings, [*characters, *characters, " ".join(words)], Path(sys.argv[1]), ["查询："]))
+"""
+
+
+def test_two_processes_learn_the_same_vocabulary(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        subprocess.run([sys.executable, "-c", _LEARN, str(tmp_path / name)], check=True, timeout=120)
+    one, other = (AutoTokenizer.from_pretrained(tmp_path / name).get_vocab() for name in ("one", "other"))
+    assert one == other and 70 < len(one) <= 80 and "##b" in one
+    assert sorted(one.values()) == list(range(len(one)))
+
+
+def build_on_the_last(rank: int, world: int, folder: str) -> bool:
+    if rank < world - 1:
+        return True
+    build_encoder(SMALL, TEXTS, Path(folder))
+    return bool(AutoModel.from_pretrained(folder).encoder.layer)
+
+
+def test_any_rank_can_build_it(tmp_path: Path) -> None:
+    """On a machine whose disk the first rank does not write to, another one is the first to look."""
+    assert run_ranks(build_on_the_last, 2, str(tmp_path / "encoder")) == [True, True]
+
+
+def test_a_bare_encoder_gets_prompts_pooling_and_lengths(built: Path) -> None:
+    model = load_encoder(str(built), query_length=16, document_length=48, include_instruction=False)
+    assert model.prompts["query"] == "查询：" and model.prompts["document"] == "结果："
+    assert model.default_prompt_name is None
+    assert isinstance(model[1], InstructionPooling) and not model[1].include_instruction
+    assert (model[0].query_length, model[0].document_length) == (16, 48)
+    assert model.encode_query(["今天"]).shape == (1, 16)
+
+
+def test_an_encoder_with_fewer_positions_is_extended_and_another_left_alone(built: Path) -> None:
+    own = load_encoder(str(built), query_length=16, document_length=48)[
+        0
+    ].auto_model.embeddings.position_embeddings.num_embeddings
+    model = load_encoder(str(built), query_length=16, document_length=own + 8, positions=own + 8)
+    assert model[0].auto_model.embeddings.position_embeddings.num_embeddings == own + 8
+    assert model[0].document_length == own + 8 == model.max_seq_length
+    enough = load_encoder(str(built), query_length=16, document_length=own, positions=own - 8)
+    assert enough[0].auto_model.embeddings.position_embeddings.num_embeddings == own
+
+
+def test_no_instructions_leaves_stock_pooling(built: Path) -> None:
+    model = load_encoder(str(built), instructions="none", query_length=16, document_length=48)
+    assert type(model[1]).__name__ == "Pooling" and model.prompts["query"] == ""
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"layer": 2}, r"unknown key 'layer' in model.build; did you mean layers\?"),
+        ({"layers": 0}, r"model.build.layers must be a whole number of at least 1, got 0"),
+        ({"hidden_size": 10, "heads": 4}, r"hidden_size must be a multiple of model.build.heads"),
+        ({"dropout": 1.5}, r"model.build.dropout must be at least 0 and below 1, got 1.5"),
+        ({"layers": "two"}, r"layers of model.build"),
+    ],
+)
+def test_bad_settings(values: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        EncoderSettings.from_mapping(values)
+
+
+def test_a_directory_that_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"must hold modules.json or config.json, got the directory"):
+        load_encoder(str(tmp_path))
+
+
+def test_a_model_that_is_nowhere() -> None:
+    with pytest.raises(InputError, match=r"model.name_or_path cannot be loaded, got 'no-such/model': .*"):
+        load_encoder("no-such/model")
+
+
+def test_a_broken_model_directory(built: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"cannot be loaded, got"):
+        load_encoder(str(tmp_path))

@@ -1,0 +1,457 @@
+"""Model cards: published results reproduced, mteb's results converted, sentence-transformers' card extended."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+from hypothesis import given
+from hypothesis import strategies as st
+
+from piccolo_st.errors import InputError
+from piccolo_st.evaluation.benchmarks import C_MTEB_35, MTEB_CMN_V1, average_scores
+from piccolo_st.modeling.instructions import set_prompts
+from piccolo_st.releasing.__main__ import main
+from piccolo_st.releasing.card import PiccoloModelCardData, dataset_facts, render_card, stage_facts
+from piccolo_st.releasing.card_folder import add_results, card_from_folder
+from piccolo_st.releasing.card_sections import (
+    TableRow,
+    comparison_table,
+    evaluated_model,
+    replace_block,
+    training_section,
+)
+from piccolo_st.releasing.record import DatasetRecord, RunRecord
+from piccolo_st.releasing.results import (
+    _REPOSITORIES,
+    TaskResult,
+    eval_result_files,
+    eval_results,
+    from_model_index,
+    from_mteb,
+    read_results,
+    scores,
+)
+
+CARDS = Path(__file__).parent.parent.parent / "model_cards"
+GOLDEN = Path(__file__).parent / "golden" / "card.md"
+LARGE, BASE = CARDS / "piccolo-large-zh", CARDS / "piccolo-base-zh"
+# Of the model-index of the published card of sensenova/piccolo-large-zh: json.dumps(index, sort_keys=True), UTF-8.
+PUBLISHED = "f26e9b8477ca490a5df45d4fcf19e5db3c34e91db6d74d3f92732af129bc139a"
+
+
+def metadata(card: str) -> dict[str, Any]:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+# ---------------------------------------------------------------------------------------- published cards
+@pytest.mark.parametrize("folder", [LARGE, BASE], ids=lambda folder: folder.name)
+def test_cards_are_what_their_data_say(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--check", str(folder)]) == 0, capsys.readouterr().out
+    assert card_from_folder(folder) == (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_large_card_has_the_published_metadata() -> None:
+    card = (LARGE / "README.md").read_text(encoding="utf-8")
+    data = metadata(card)
+    results = data["model-index"][0]["results"]
+    assert len(results) == 35 and sum(len(result["metrics"]) for result in results) == 367
+    assert hashlib.sha256(json.dumps(data["model-index"], sort_keys=True).encode()).hexdigest() == PUBLISHED
+    parsed = ModelCard(card).data
+    assert parsed.model_name == "piccolo-large-zh" and len(parsed.eval_results) == 367
+    assert parsed.license == "mit" and parsed.language == ["zh"] and parsed.pipeline_tag == "sentence-similarity"
+    assert parsed.library_name == "sentence-transformers" and "mteb" in parsed.tags
+    name, flat = model_index_to_eval_results(data["model-index"])
+    assert eval_results_to_model_index(name, flat) == data["model-index"]
+
+
+def test_the_large_row_is_computed(tmp_path: Path) -> None:
+    published = [64.11, 67.03, 47.04, 78.38, 65.98, 70.93, 58.02]
+    card = (LARGE / "README.md").read_text(encoding="utf-8")
+    row = next(line for line in card.splitlines() if line.startswith("| **[sensenova/piccolo-large-zh]"))
+    assert [float(cell.strip(" *")) for cell in row.split("|")[5:12]] == published
+    # Change one number of one result: the row follows.
+    results = read_results(LARGE / "results.jsonl")
+    changed = [r for r in results if r.dataset_name != "MTEB STSB"]
+    stsb = next(r for r in results if r.dataset_name == "MTEB STSB")
+    better = {**stsb.metrics, "cos_sim_spearman": stsb.metrics["cos_sim_spearman"] + 8.0}
+    write_lines([*changed, TaskResult(**{**stsb.__dict__, "metrics": better})], tmp_path / "results.jsonl")
+    (tmp_path / "card.yaml").write_text((LARGE / "card.yaml").read_text().replace("../", f"{CARDS}/"))
+    row = next(line for line in card_from_folder(tmp_path).splitlines() if line.startswith("| **[sensenova"))
+    assert "**64.33**" in row and "59.02" in row
+
+
+def test_the_base_card_has_its_published_row_and_no_made_up_results() -> None:
+    card = (BASE / "README.md").read_text(encoding="utf-8")
+    assert "model-index" not in metadata(card) and "mteb" not in metadata(card)["tags"]
+    row = next(line for line in card.splitlines() if line.startswith("| **[sensenova/piccolo-base-zh]"))
+    cells = [float(cell.strip(" *")) for cell in row.split("|")[2:12]]
+    assert cells == [0.2, 768, 512, 63.66, 66.98, 47.12, 76.61, 66.68, 71.2, 55.9]
+    assert "64.11" in card, "the row of the large model, computed from its results"
+
+
+def test_the_template_of_a_new_card_is_usable(tmp_path: Path) -> None:
+    assert main([str(_copy(CARDS / "template", tmp_path))]) == 0
+    assert "还没有评测结果" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_check_sees_a_stale_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(_copy(BASE, tmp_path))
+    assert main([folder, "--check"]) == 1 and "out of date" in capsys.readouterr().out
+    assert main([folder]) == 0 and main([folder, "--check"]) == 0
+
+
+def _copy(source: Path, target: Path) -> Path:
+    (target / "card.yaml").write_text((source / "card.yaml").read_text(encoding="utf-8").replace("../", f"{CARDS}/"))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("licence: mit", r"unknown key 'licence' in .*card\.yaml; did you mean license"),
+        ("- mit", r"card\.yaml must hold a mapping of card fields, got list"),
+        ("a: [", r"card\.yaml is not YAML"),
+        ("model_name: x\nbenchmark: c-mteb-36", r"unknown benchmark 'c-mteb-36'; nearest: c-mteb-3"),
+        (
+            "model_name: x\ncomparison: rows.yaml",
+            r"rows\.yaml, row 1 must be a row with the fields model, .*'size'",
+        ),
+    ],
+)
+def test_unusable_data_files(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "card.yaml").write_text(text)
+    (tmp_path / "rows.yaml").write_text("- {model: x, size: 3}")
+    with pytest.raises(InputError, match=message):
+        card_from_folder(tmp_path)
+    with pytest.raises(InputError, match=message):
+        main([str(tmp_path)])
+
+
+# ---------------------------------------------------------------------------------------- results
+def mteb_file(task: str, scores: dict[str, list[dict[str, Any]]], revision: str = "0" * 40) -> dict[str, Any]:
+    return {"dataset_revision": revision, "task_name": task, "mteb_version": "2.26.0", "scores": scores}
+
+
+def test_mteb_results_become_card_entries() -> None:
+    values = {"hf_subset": "default", "languages": ["cmn-Hans"], "main_score": 0.54, "pearson": 0.5, "spearman": 0.54}
+    cosine = {"cosine_pearson": 0.125, "cosine_spearman": 0.25, "euclidean_pearson": 0.5, "manhattan_spearman": 1.0}
+    (found,) = from_mteb(mteb_file("ATEC", {"test": [{**values, **cosine}]}))
+    assert found.entry == {
+        "task": {"type": "STS"},
+        "dataset": {
+            "type": "C-MTEB/ATEC",
+            "name": "MTEB ATEC",
+            "config": "default",
+            "split": "test",
+            "revision": "0" * 40,
+        },
+        "metrics": [
+            {"type": "cos_sim_pearson", "value": 12.5},
+            {"type": "cos_sim_spearman", "value": 25.0},
+            {"type": "euclidean_pearson", "value": 50.0},
+            {"type": "manhattan_spearman", "value": 100.0},
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("task", "split", "given_names", "wanted"),
+    [
+        ("T2Reranking", "dev", ["map_at_1000", "mrr_at_1000", "ndcg_at_10"], {"map", "mrr"}),
+        ("Waimai", "test", ["accuracy", "f1", "ap", "f1_weighted", "recall"], {"accuracy", "ap", "f1"}),
+        ("CLSClusteringS2S", "test", ["v_measure", "nmi"], {"v_measure"}),
+        ("Ocnli", "validation", ["cosine_ap", "similarity_ap", "max_f1", "max_recall"], {"cos_sim_ap", "max_f1"}),
+        ("DuRetrieval", "dev", ["ndcg_at_10", "ndcg_at_20", "nauc_mrr_at_1_max"], {"ndcg_at_10"}),
+    ],
+)
+def test_a_card_shows_the_metrics_of_its_kind(task: str, split: str, given_names: list[str], wanted: set[str]) -> None:
+    values = {"hf_subset": "default", "main_score": 0.5, **dict.fromkeys(given_names, 0.5)}
+    (found,) = from_mteb(mteb_file(task, {split: [values]}))
+    assert set(found.metrics) == wanted
+
+
+def test_tasks_without_a_definition_keep_their_main_score() -> None:
+    (found,) = from_mteb(mteb_file("MyTask", {"test": [{"hf_subset": "zh", "main_score": 0.25, "ndcg_at_10": 1.0}]}))
+    assert found.dataset_name == "MTEB MyTask (zh)" and dict(found.metrics) == {"main_score": 25.0}
+
+
+def test_labels_follow_the_subset() -> None:
+    subsets = [{"hf_subset": name, "main_score": 0.5, "accuracy": 0.5} for name in ("zh", "de")]
+    names = [found.dataset_name for found in from_mteb(mteb_file("AmazonReviewsClassification", {"test": subsets}))]
+    assert names == ["MTEB AmazonReviewsClassification (zh)", "MTEB AmazonReviewsClassification (de)"]
+
+
+def test_a_folder_of_results_averages_like_the_benchmark(tmp_path: Path) -> None:
+    (tmp_path / "model_meta.json").write_text('{"name": "x/y"}')
+    for number, task in enumerate(C_MTEB_35.tasks):
+        values = {"hf_subset": task.subset, "main_score": 0.0, task.metric: number / 100}
+        (tmp_path / f"{task.name}.json").write_text(json.dumps(mteb_file(task.name, {task.splits[0]: [values]})))
+    found = scores(read_results(tmp_path), C_MTEB_35)
+    assert found == pytest.approx({task.name: float(number) for number, task in enumerate(C_MTEB_35.tasks)})
+    assert average_scores(found, C_MTEB_35).overall == pytest.approx(17.0)
+
+
+results_strategy = st.lists(
+    st.builds(
+        TaskResult,
+        task_type=st.sampled_from(["STS", "Retrieval"]),
+        dataset_type=st.sampled_from(["C-MTEB/ATEC", "mteb/数据"]),
+        dataset_name=st.text("MTEB 数据", min_size=1, max_size=8),
+        config=st.sampled_from(["default", "zh"]),
+        split=st.sampled_from(["test", "dev"]),
+        revision=st.sampled_from(["None", "a" * 40]),
+        metrics=st.dictionaries(st.sampled_from(["map", "mrr"]), st.floats(0, 100), min_size=1),
+    ),
+    max_size=5,
+    unique_by=lambda result: (result.task_type, result.dataset_type, result.config, result.split, result.revision),
+)
+
+
+def write_lines(results: Iterable[TaskResult], path: Path) -> None:
+    lines = [json.dumps({**asdict(result), "metrics": dict(result.metrics)}) for result in results]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+@given(results_strategy)
+def test_results_survive_files_and_cards(tmp_path_factory: pytest.TempPathFactory, results: list[TaskResult]) -> None:
+    path = tmp_path_factory.mktemp("results") / "results.jsonl"
+    write_lines(results, path)
+    assert read_results(path) == results
+    index = eval_results_to_model_index("m", eval_results(results))
+    assert from_model_index(index) == results
+    assert index[0]["results"] == [result.entry for result in results]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("gone", None, r"the results .*gone do not exist; give a folder"),
+        ("results.txt", "", r"results must be a folder of mteb's JSON files, a \.jsonl file or a card \(\.md\), got"),
+        ("results.jsonl", "{}\n", r"results\.jsonl, line 1 must be a result with the fields task_type, "),
+        ("results.jsonl", '{"task_type"', r"results\.jsonl, line 1 is not JSON"),
+    ],
+)
+def test_unusable_results(tmp_path: Path, name: str, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_results(tmp_path / name)
+
+
+def test_unusable_folders_of_results(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no result files \(Task\.json\); give the folder"):
+        read_results(tmp_path)
+    (tmp_path / "ATEC.json").write_text('{"task_name": "ATEC"}')
+    with pytest.raises(InputError, match=r"a result must be as mteb 2\.x writes it, got .*; evaluate the task again"):
+        read_results(tmp_path)
+
+
+def test_repositories_are_mtebs() -> None:
+    mteb = pytest.importorskip("mteb")
+    for task in C_MTEB_35.tasks:
+        assert mteb.get_task(task.name).metadata.dataset["path"] == _REPOSITORIES[task.name], task.name
+
+
+def test_eval_result_files_are_the_hubs() -> None:
+    published = read_results(LARGE / "results.jsonl")
+    files = eval_result_files(published, C_MTEB_35, date="2023-09-04")
+    assert len(files) == 35 and set(files) == {f".eval_results/{task.name}.yaml" for task in C_MTEB_35.tasks}
+    (entry,) = parse_eval_result_entries(yaml.safe_load(files[".eval_results/STS22.yaml"]))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("mteb/sts22-crosslingual-sts", "STS22_zh_test", 66.6553)
+    assert entry.dataset_revision is None and entry.date == "2023-09-04" and entry.source_name == "mteb"
+    today = eval_result_files(published, MTEB_CMN_V1)
+    assert set(today) == {f".eval_results/{task.name}.yaml" for task in MTEB_CMN_V1.tasks}
+    assert yaml.safe_load(today[".eval_results/Ocnli.yaml"])[0]["notes"] == "max_accuracy, MTEB(cmn, v1)"
+
+
+# ---------------------------------------------------------------------------------------- tables and blocks
+def test_the_table_sorts_and_marks_the_own_row() -> None:
+    own = TableRow("me/mine", 0.1, 32, 512, average=50.0, by_type={"STS": 40.0})
+    table = comparison_table(own, [TableRow("better", average=60.0), TableRow("unknown")], C_MTEB_35).splitlines()
+    assert [line.split("|")[1].strip() for line in table[2:]] == [
+        "better", "**[me/mine](https://huggingface.co/me/mine)**", "unknown",
+    ]  # fmt: skip
+    assert "**50.00**" in table[3] and "40.00" in table[3] and "| 0.1 | 32 | 512 |" in table[3]
+    assert len({line.count("|") for line in table}) == 1
+
+
+def test_an_incomplete_benchmark_has_no_average_and_says_what_is_missing() -> None:
+    results = [r for r in read_results(LARGE / "results.jsonl") if r.dataset_name != "MTEB BQ"]
+    card = render_card(_declared(results=results))
+    row = next(line for line in card.splitlines() if line.startswith("| **"))
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[5] == "**–**" and cells[11] == "–" and cells[10] == "70.93"
+    assert "Not evaluated: BQ." in card and "(34 / 35)" in card
+
+
+def test_blocks_are_replaced_where_they_stand_or_put_before_the_usage() -> None:
+    card = "# Title\n\nwords\n\n## Usage\n\nmore\n"
+    once = replace_block(card, "evaluation", r"numbers \1")
+    assert once.index("numbers") < once.index("## Usage") and "words" in once and "more" in once
+    twice = replace_block(once, "evaluation", "others")
+    assert r"numbers \1" not in twice and twice.count("<!-- begin evaluation") == 1
+    assert replace_block(replace_block(card, "evaluation", "x"), "evaluation", r"numbers \1") == once
+    assert replace_block("# Title\n", "evaluation", "x").endswith("<!-- end evaluation -->\n")
+
+
+def _declared(**values: Any) -> PiccoloModelCardData:
+    facts = {"output_dimensionality": 32, "model_max_length": 512, "size_gb": 0.1}
+    return PiccoloModelCardData(model_name="tiny", local_files_only=True, declared=facts, **values)
+
+
+def test_the_same_data_give_the_same_bytes() -> None:
+    assert card_from_folder(LARGE) == card_from_folder(LARGE)
+    results = read_results(LARGE / "results.jsonl")
+    assert render_card(_declared(results=results)) == render_card(_declared(results=results))
+
+
+def test_facts_of_a_run() -> None:
+    configuration = {
+        "model": {"name_or_path": "/home/me/encoder", "query_length": 64, "instructions": "piccolo"},
+        "data": {"batch_size": 32},
+        "loss": {"temperature": 0.01, "directions": ["query_to_doc"]},
+        "train": {"learning_rate": 1e-4, "num_train_epochs": 1, "seed": 42},
+    }
+    datasets = {
+        "词语": DatasetRecord("/home/me/words.jsonl", "retrieval", licence="CC0", note="词典", used=1200, counts={
+            "rows": 1300, "rejected": {"no text": 60}, "held_out": {"a held-out query": 40}}),
+        "谚语": DatasetRecord("jionlp:sayings", "retrieval", used=34),
+        "searched": DatasetRecord("cmrc.dev", "retrieval"),
+    }  # fmt: skip
+    losses = {"词语": {"name": "PiccoloLoss", "temperature": 0.01}, "谚语": {"name": "PiccoloLoss"}}
+    record = RunRecord(
+        configuration, "pre-training", {}, "bf16", "CPU", "DDP", 2, losses, datasets=datasets, log=[{"step": 7}]
+    )
+    facts = stage_facts(record)
+    assert facts["stage"] == "pre-training" and facts["encoder"] == "encoder"
+    assert facts["batch"] == "32 x 2 = 64" and facts["data"] == ["词语 (1,200)", "谚语 (34)"]
+    assert facts["samples"] == 1234 and facts["steps"] == 7 and facts["loss"] == ["PiccoloLoss"]
+    text = training_section([facts], datasets=dataset_facts(record))
+    for row in ("| learning rate | 0.0001 |", "| temperature | 0.01 |", "| seed | 42 |", "| precision | bf16 |",
+                "| hardware | CPU |", "| processes | 2, DDP |",
+                "| 词语 | words.jsonl | retrieval | 1,300 | 60 | 0 | 40 | 1,200 | CC0 | 词典 |"):  # fmt: skip
+        assert row in text, text
+    assert "/home" not in text
+
+
+def test_what_is_not_known_of_a_run_is_not_in_its_facts() -> None:
+    assert stage_facts(RunRecord({"model": {}, "data": {}, "loss": {}, "train": {}}, versions={})) == {
+        "stage": "fine-tuning"
+    }
+
+
+# ---------------------------------------------------------------------------------------- cards of real models
+@pytest.fixture
+def model(make_model: Callable[..., Any]) -> Any:
+    built = make_model()
+    set_prompts(built, "piccolo")
+    stage = {"stage": "finetune", "data": ["词语 (1,200)"], "batch": "32 x 2 = 64", "temperature": 0.01}
+    built.model_card_data = PiccoloModelCardData(
+        model_name="tiny", language="zh", license="mit", local_files_only=True, summary=["一个小模型。"], stages=[stage]
+    )
+    built.model_card_data.register_model(built)
+    return built
+
+
+def test_golden_card(model: Any, tmp_path: Path) -> None:
+    """A whole card, as ``save`` writes it. After a deliberate change: PICCOLO_ST_GOLDEN=1 pytest -k golden_card."""
+    model.model_card_data.version = dict.fromkeys(model.model_card_data.version, "0")
+    results = read_results(LARGE / "results.jsonl")
+    model.model_card_data.results = [r for r in results if r.dataset_name in ("MTEB ATEC", "MTEB T2Reranking")]
+    model.model_card_data.content_hash = "0123456789" * 4
+    model.model_card_data.generate_widget_examples = False  # its numbers depend on the machine's arithmetic
+    model.save(str(tmp_path))
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    if os.environ.get("PICCOLO_ST_GOLDEN"):
+        GOLDEN.parent.mkdir(exist_ok=True)
+        GOLDEN.write_text(card, encoding="utf-8")
+    assert card == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_everything_sentence_transformers_writes_is_still_there(model: Any, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+    losses = [MultipleNegativesRankingLoss(model)]
+    model.model_card_data.set_losses(losses)
+    model.save(str(tmp_path / "ours"))
+    ours = (tmp_path / "ours" / "README.md").read_text(encoding="utf-8")
+    model.model_card_data = SentenceTransformerModelCardData(model_name="tiny", language="zh", license="mit")
+    model.model_card_data.register_model(model)
+    model.model_card_data.set_losses(losses)
+    model.save(str(tmp_path / "theirs"))
+    theirs = (tmp_path / "theirs" / "README.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^#{2,3} .*$", re.sub(r"<!--.*?-->", "", theirs, flags=re.S), re.M)
+    assert len(headings) >= 8
+    for heading in headings:
+        assert heading in ours or heading in ("## Usage", "### Direct Usage (Sentence Transformers)"), heading
+    ours_data, theirs_data = metadata(ours), metadata(theirs)
+    assert theirs_data.items() <= ours_data.items()
+    assert SentenceTransformer(str(tmp_path / "ours"), device="cpu").prompts["query"] == "查询："
+
+
+def test_usage_snippets_run_and_both_styles_agree(model: Any, tmp_path: Path) -> None:
+    model.model_card_data.model_id = "org/tiny"
+    model.save(str(tmp_path))
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    snippets = re.findall(r"```python\n(.*?)```", card, re.S)
+    assert len(snippets) == 2
+    assert all('SentenceTransformer("org/tiny")' in snippet for snippet in snippets)
+    similarity, retrieval = (snippet.replace("org/tiny", str(tmp_path)) for snippet in snippets)
+    names: dict[str, Any] = {}
+    exec(similarity, names)
+    assert names["similarities"].shape == (2, 2)
+    with_prompts, typed = retrieval.split("# 自己写在文本前面")
+    exec(with_prompts, names)
+    scores_with_prompts = names.pop("scores")
+    exec(f"#{typed}", names)
+    assert scores_with_prompts.shape == (1, 2) and (scores_with_prompts == names["scores"]).all()
+
+
+def test_without_instructions_nothing_is_said_about_retrieval(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    built = make_model()
+    built.model_card_data = PiccoloModelCardData(model_name="tiny", local_files_only=True)
+    built.model_card_data.register_model(built)
+    built.save(str(tmp_path))
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "encode_query" not in card and "normalize_embeddings=True" in card
+
+
+def test_results_are_added_to_an_edited_card(model: Any, tmp_path: Path) -> None:
+    model.save(str(tmp_path))
+    path = tmp_path / "README.md"
+    path.write_text(
+        path.read_text(encoding="utf-8").replace("一个小模型。", "我自己写的话。\n\n## 我的一节"), encoding="utf-8"
+    )
+    results = read_results(LARGE / "results.jsonl")
+    facts = {"size_gb": 0.1, "dimension": 32, "max_tokens": 512}
+    add_results(tmp_path, results, evaluated="a" * 40, model_id="org/tiny", facts=facts, date="2024-01-02")
+    card = path.read_text(encoding="utf-8")
+    assert "我自己写的话。\n\n## 我的一节" in card and 'SentenceTransformer("org/tiny")' in card
+    assert "**64.11**" in card and "sentence_transformers_model_id" not in card
+    assert metadata(card)["model-index"][0]["name"] == "tiny" and len(ModelCard(card).data.eval_results) == 367
+    assert "mteb" in metadata(card)["tags"] and evaluated_model(card) == "a" * 40
+    assert len(list((tmp_path / ".eval_results").glob("*.yaml"))) == 35
+    add_results(tmp_path, results, evaluated="a" * 40, model_id="org/tiny", facts=facts, date="2024-01-02")
+    assert path.read_text(encoding="utf-8") == card
+    few = [r for r in results if r.task_type == "STS"]
+    add_results(tmp_path, few, evaluated="b" * 40, model_id="org/tiny")
+    card = path.read_text(encoding="utf-8")
+    assert len(ModelCard(card).data.eval_results) == 48 and evaluated_model(card) == "b" * 40
+    assert len(list((tmp_path / ".eval_results").glob("*.yaml"))) == 8, "files of the earlier results are gone"
+
+
+def test_results_need_a_card(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has no README\.md; save the model with its card first"):
+        add_results(tmp_path, [], evaluated="a" * 40, model_id="org/tiny")

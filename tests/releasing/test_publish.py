@@ -1,0 +1,483 @@
+"""Releases: what is checked, what a dry run shows, what a push does, and who is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
+from packaging.version import Version
+from safetensors.torch import load_file, save_file
+
+from piccolo_st.errors import InputError
+from piccolo_st.modeling.fingerprint import content_hash
+from piccolo_st.modeling.portable.contents import find_leaks, release_files
+from piccolo_st.modeling.portable.saving import save_portable
+from piccolo_st.releasing.card_folder import add_results, prepare_card
+from piccolo_st.releasing.checks import check_release
+from piccolo_st.releasing.publish import ReleaseError, release
+from piccolo_st.releasing.results import read_results
+from tests.helpers.hub_clients import HUB_VERSION, REPO, TOKEN, save_release
+from tests.helpers.hub_server import HubServer
+
+pytest_plugins = ["tests.helpers.hub_clients"]  # the fixtures hub and released_model
+
+CARDS = Path(__file__).parent.parent.parent / "model_cards"
+
+
+@pytest.fixture
+def model_dir(released_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(released_model, tmp_path / "model"))
+
+
+def quiet(text: str) -> None:
+    """In place of print."""
+
+
+def problems(model_dir: Path, name: str, **options: Any) -> str:
+    return " | ".join(next(check for check in check_release(model_dir, REPO, **options) if check.name == name).problems)
+
+
+def edit_json(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+# ------------------------------------------------------------------------------------------------ checks
+def test_a_good_model_passes_every_check(model_dir: Path) -> None:
+    checks = check_release(model_dir, REPO)
+    assert [check.name for check in checks] == ["files", "portable", "loads", "embeddings", "card", "results"]
+    assert all(check.ok for check in checks), checks
+
+
+@pytest.mark.parametrize(
+    "stray",
+    ["optimizer.pt", "training_args.bin", "checkpoint-5/model.safetensors", ".env", "runs/x/events.out", "a.py"],
+)
+def test_stray_files_are_named_and_decided_about(model_dir: Path, stray: str) -> None:
+    (model_dir / stray).parent.mkdir(parents=True, exist_ok=True)
+    (model_dir / stray).write_text("x")
+    assert f"do not belong to a published model: {stray}; leave them out with --exclude" in problems(model_dir, "files")
+    assert stray not in release_files(model_dir, exclude=[stray.split("/")[0]])
+    assert stray in release_files(model_dir, include=[stray])
+
+
+def test_what_tools_leave_behind_is_left_out(model_dir: Path) -> None:
+    for path in (".git/config", ".cache/huggingface/x", "__pycache__/x.pyc"):
+        (model_dir / path).parent.mkdir(parents=True, exist_ok=True)
+        (model_dir / path).write_text("x")
+    files = release_files(model_dir)
+    assert not [path for path in files if path.startswith((".git", ".cache", "__"))]
+    assert {"README.md", "model.safetensors", "1_Pooling/config.json", "tokenizer.json"} <= set(files)
+
+
+def test_no_directory(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nothing is not a directory; give the directory of a saved model"):
+        release_files(tmp_path / "nothing")
+    with pytest.raises(InputError, match=r"is empty; save the model there first"):
+        release_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        (f"token: {TOKEN}", "a Hugging Face token"),
+        ("hf_" + "a1B2" * 9, "a Hugging Face token"),
+        ("AKIAABCDEFGHIJKLMNOP", "an AWS key"),
+        ("-----BEGIN RSA PRIVATE KEY-----", "a private key"),
+        ("trained in /home/alice/runs/1", "the path /home/alice/runs/1 of this machine"),
+        (r'"path": "C:\\Users\\alice\\model"', r"the path C:\\Users\\alice\\model of this machine"),
+    ],
+)
+def test_secrets_and_paths_are_found_and_not_repeated(model_dir: Path, line: str, found: str) -> None:
+    card = model_dir / "README.md"
+    text = card.read_text(encoding="utf-8") + "\n"
+    number = len(text.splitlines()) + 1
+    card.write_text(f"{text}{line}\n", encoding="utf-8")
+    (leak,) = find_leaks(model_dir, ["README.md", "model.safetensors"])
+    assert leak == f"README.md, line {number}: {found}"
+    assert leak in problems(model_dir, "files")
+
+
+def test_the_own_token_is_found_whatever_it_looks_like(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "unusual-token")
+    edit_json(model_dir / "config.json", note="unusual-token")
+    (leak,) = find_leaks(model_dir, ["config.json"])
+    assert "the token you are logged in with" in leak and "unusual" not in leak
+
+
+@pytest.mark.parametrize("text", ["https://example.org/home/alice", "a/home/b", "24/data", "~/data/x", "/database"])
+def test_addresses_are_no_paths(tmp_path: Path, text: str) -> None:
+    (tmp_path / "README.md").write_text(text)
+    assert not list(find_leaks(tmp_path, ["README.md"]))
+
+
+def test_a_layout_only_new_versions_read_is_refused(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    make_model().save(str(tmp_path))
+    found = problems(tmp_path, "portable")
+    assert "text-embeddings-inference" in found and "save the model with piccolo_st.save_portable" in found
+
+
+def test_a_model_that_does_not_load_is_refused(model_dir: Path) -> None:
+    edit_json(model_dir / "config.json", model_type="no-such-type")
+    assert "sentence-transformers cannot load it: ValueError" in problems(model_dir, "loads")
+    modules = json.loads((model_dir / "modules.json").read_text())
+    modules[1]["type"] = "mycode.Pooling"
+    (model_dir / "modules.json").write_text(json.dumps(modules))
+    assert "cannot load it" in problems(model_dir, "loads")
+
+
+def test_broken_weights_are_refused(model_dir: Path) -> None:
+    weights = load_file(model_dir / "model.safetensors")
+    weights["embeddings.LayerNorm.weight"][0] = torch.nan
+    save_file(weights, model_dir / "model.safetensors", {"format": "pt"})
+    assert "has NaN or infinite numbers; the weights are broken" in problems(model_dir, "embeddings")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("license: mit\n", "", "have no license; add for example license: mit"),
+        ("language:\n- zh\n", "", "have no language"),
+        ("pipeline_tag: sentence-similarity\n", "", "have no pipeline_tag"),
+        (f'"{REPO}"', '"sentence_transformers_model_id"', f"instead of '{REPO}'; fill it in with --fill-card"),
+        (f'"{REPO}"', '"someone/else"', f"does not show how to load '{REPO}'"),
+        ("查询：", "查询", "the model's query prompt '查询：' does not occur in README.md"),
+        ("---\nlanguage", "---\nlanguage: [", "the metadata of README.md cannot be read"),
+    ],
+)
+def test_incomplete_cards_are_refused(model_dir: Path, old: str, new: str, message: str) -> None:
+    card = model_dir / "README.md"
+    changed = card.read_text(encoding="utf-8").replace(old, new)
+    assert changed != card.read_text(encoding="utf-8")
+    card.write_text(changed, encoding="utf-8")
+    assert message in problems(model_dir, "card")
+
+
+def test_a_missing_card_and_prompts_that_are_not_there(model_dir: Path) -> None:
+    edit_json(model_dir / "config_sentence_transformers.json", prompts={"query": "", "document": ""})
+    found = problems(model_dir, "card")
+    assert "README.md types the instruction '查询：', but the model has no such prompt" in found
+    assert "set it with piccolo_st.modeling.set_prompts where it was trained with it" in found
+    prepare_card(model_dir, REPO)
+    assert not problems(model_dir, "card"), "the usage of a model without instructions types none"
+    (model_dir / "README.md").unlink()
+    assert problems(model_dir, "card") == "README.md is missing; save the model with its card"
+
+
+def test_results_have_to_belong_to_the_weights(model_dir: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    results = read_results(CARDS / "piccolo-large-zh" / "results.jsonl")
+    evaluated = content_hash(SentenceTransformer(str(model_dir), device="cpu"))
+    add_results(model_dir, results, evaluated=evaluated, model_id=REPO)
+    assert not problems(model_dir, "results") and not problems(model_dir, "card")
+    weights = load_file(model_dir / "model.safetensors")
+    weights["embeddings.LayerNorm.weight"][0] += 0.5
+    save_file(weights, model_dir / "model.safetensors", {"format": "pt"})
+    assert f"the card's results belong to the model {evaluated[:8]}, this one is" in problems(model_dir, "results")
+    assert not problems(model_dir, "results", foreign_results=True)
+    card = model_dir / "README.md"
+    card.write_text(re.sub(r"<!-- evaluated model.*?-->", "", card.read_text(encoding="utf-8")), encoding="utf-8")
+    assert "results that name no model they were measured on" in problems(model_dir, "results")
+
+
+def test_prepare_card_fills_in_what_a_release_asks_for(model_dir: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    card = model_dir / "README.md"
+    card.write_text(card.read_text(encoding="utf-8").replace(REPO, "sentence_transformers_model_id"), encoding="utf-8")
+    run = tmp_path / "run"
+    run.mkdir()
+    config = {"model": {"query_length": 64}, "data": {"batch_size": 8}, "loss": {"temperature": 0.05}, "train": {}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "run.json").write_text(json.dumps({"world_size": 2, "hardware": "2 CPU cores"}))
+    (run / "curves.png").write_bytes(b"\x89PNG")
+    revision = content_hash(SentenceTransformer(str(model_dir), device="cpu"))
+    folder = tmp_path / "results" / "local__model" / revision
+    folder.mkdir(parents=True)
+    scores = {"test": [{"hf_subset": "default", "main_score": 0.5, "cosine_spearman": 0.25}]}
+    (folder / "ATEC.json").write_text(json.dumps({"task_name": "ATEC", "dataset_revision": "1", "scores": scores}))
+    card.write_text(card.read_text(encoding="utf-8").replace("license: mit\n", ""), encoding="utf-8")
+    prepare_card(model_dir, REPO, results=folder, run_dir=run, metadata={"license": "apache-2.0"})
+    text = card.read_text(encoding="utf-8")
+    assert "license: apache-2.0\n" in text
+    assert "8 x 2 = 16" in text and "2 CPU cores" in text and "![curves](curves.png)" in text and "25.00" in text
+    assert all(check.ok for check in check_release(model_dir, REPO)), check_release(model_dir, REPO)
+    assert (model_dir / ".eval_results" / "ATEC.yaml").exists()
+    other = folder.rename(folder.parent / ("0" * 40))
+    with pytest.raises(
+        InputError, match=rf"belong to the model with the content hash 000000000000, .* has {revision[:12]}"
+    ):
+        prepare_card(model_dir, REPO, results=other)
+
+
+def test_what_a_run_measured_belongs_to_the_model_it_left(model_dir: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    card = model_dir / "README.md"
+    measured = (
+        "model-index:\n- name: m\n  results:\n  - task: {type: retrieval}\n    dataset: {name: words, type: words}\n"
+        "    metrics: [{type: ndcg@10, value: 0.45}]\n"
+    )
+    card.write_text(card.read_text(encoding="utf-8").replace("license:", measured + "license:", 1), encoding="utf-8")
+    (tmp_path / "config.yaml").write_text("train: {}")
+    revision = content_hash(SentenceTransformer(str(model_dir), device="cpu"))
+    for known, problem in (("0" * 40, "name no model they were measured on"), (revision, "")):
+        (tmp_path / "run.json").write_text(json.dumps({"content_hash": known}))
+        prepare_card(model_dir, REPO, run_dir=tmp_path)
+        assert problem in problems(model_dir, "results") and bool(problem) is bool(problems(model_dir, "results"))
+    assert "0.45" in card.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_either_precision_can_be_released(released_model: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    save_portable(SentenceTransformer(str(released_model), device="cpu"), tmp_path, dtype=dtype)
+    assert all(check.ok for check in check_release(tmp_path, REPO)), check_release(tmp_path, REPO)
+
+
+@pytest.mark.skipif(Version("2.2") > HUB_VERSION, reason="before 2.2 a card is validated at huggingface.co alone")
+@pytest.mark.parametrize("name", ["piccolo-large-zh", "piccolo-base-zh"])
+def test_the_published_cards_pass_the_hubs_validation(hub: HubServer, name: str) -> None:
+    card = ModelCard.load(CARDS / name / "README.md")
+    card.validate()
+    card.content = card.content.replace("license: mit", "license: [mit]")
+    with pytest.raises(ValueError, match="license"):
+        card.validate()
+    assert [call.route for call in hub.calls] == ["validate_yaml"] * 2
+
+
+# ------------------------------------------------------------------------------------------------ dry run
+def test_a_dry_run_shows_everything_and_sends_nothing(hub: HubServer, model_dir: Path) -> None:
+    said: list[str] = []
+    found = release(model_dir, REPO, say=said.append)
+    text = "\n".join(said)
+    assert found.commit is None and not hub.repos
+    assert {call.method for call in hub.calls} == {"GET"}
+    for file in release_files(model_dir):
+        assert re.search(rf"new +{(model_dir / file).stat().st_size:,} +{re.escape(file)}$", text, re.M), file
+    assert f"{REPO} (does not exist yet)" in text and "Dry run: nothing was sent" in text
+    assert "ok   portable" in text and TOKEN not in text
+
+
+def test_a_dry_run_compares_with_the_remote(hub: HubServer, model_dir: Path) -> None:
+    head = release(model_dir, REPO, push=True, say=quiet).commit
+    hub.repos["model", REPO].put({"pytorch_model.bin": b"old", "notes.txt": b"x"}, "by hand")
+    (model_dir / "README.md").write_text((model_dir / "README.md").read_text(encoding="utf-8") + "\nmore\n")
+    said: list[str] = []
+    plan = release(model_dir, REPO, delete=["notes.*"], say=said.append).plan
+    assert plan.sent == ["README.md"] and plan.deleted == ("notes.txt",) and plan.kept == ("pytorch_model.bin",)
+    assert plan.head != head and plan.private
+    assert "Note: pytorch_model.bin would stay" in said[1] and re.search(r"deleted +notes.txt", said[1])
+    assert said[-1].endswith(f"--push --parent {plan.head}")
+
+
+def test_a_model_that_fails_a_check_is_not_even_compared(hub: HubServer, model_dir: Path) -> None:
+    (model_dir / "optimizer.pt").write_text("x")
+    with pytest.raises(ReleaseError, match=r"is not ready to be released: .* optimizer\.pt; leave them out"):
+        release(model_dir, REPO, push=True, say=quiet)
+    assert not hub.calls
+
+
+# ------------------------------------------------------------------------------------------------ push
+def test_a_release_is_one_private_verified_tagged_commit(hub: HubServer, model_dir: Path) -> None:
+    said: list[str] = []
+    found = release(model_dir, REPO, push=True, tag="v1.0", message="Release 1.0", say=said.append)
+    repo = hub.repos["model", REPO]
+    assert repo.private and repo.tags == {"v1.0": found.commit} and repo.branches == {"main": found.commit}
+    assert [commit.title for commit in repo.history("main")] == ["Release 1.0", "initial commit"]
+    files = repo.resolve("main").files
+    assert set(files) == {*release_files(model_dir), ".gitattributes"}
+    assert all(repo.read(files[name]) == (model_dir / name).read_bytes() for name in release_files(model_dir))
+    assert [call.route for call in hub.calls].count("commit") == 1
+    assert "verified: " in said[-2] and f'SentenceTransformer("{REPO}", revision="v1.0")' in said[-1]
+
+
+def test_releasing_again_sends_nothing(hub: HubServer, model_dir: Path) -> None:
+    first = release(model_dir, REPO, push=True, tag="v1.0", say=quiet)
+    hub.calls.clear()
+    again = release(model_dir, REPO, push=True, tag="v1.0", parent="0" * 40, say=quiet)
+    assert again.commit == first.commit and again.plan.done
+    assert not {call.route for call in hub.calls} & {"commit", "preupload", "lfs_upload", "create_tag", "create_repo"}
+
+
+def test_only_what_changed_is_sent(hub: HubServer, model_dir: Path) -> None:
+    first = release(model_dir, REPO, push=True, say=quiet).commit
+    hub.calls.clear()
+    (model_dir / "README.md").write_text((model_dir / "README.md").read_text(encoding="utf-8") + "\nmore\n")
+    second = release(model_dir, REPO, push=True, parent=first, say=quiet).commit
+    assert second != first and not [call for call in hub.calls if call.route.startswith("lfs_upload")]
+
+
+def test_public_only_when_said_and_only_at_the_end(hub: HubServer, model_dir: Path) -> None:
+    seen: list[bool] = []
+
+    def look() -> None:
+        repo = hub.repos["model", REPO]
+        seen.append(repo.private and "model.safetensors" in repo.resolve("main").files)
+
+    hub.before["settings"] = look
+    release(model_dir, REPO, push=True, private=False, say=quiet)
+    assert seen == [True] and not hub.repos["model", REPO].private
+    for push in (False, True):
+        with pytest.raises(
+            ReleaseError, match=r"is public, so releasing there publishes the model; say so with --public"
+        ):
+            release(model_dir, REPO, push=push, say=quiet)
+    (model_dir / "README.md").write_text((model_dir / "README.md").read_text(encoding="utf-8") + "\nmore\n")
+    release(model_dir, REPO, push=True, private=False, say=quiet)
+
+
+def test_branches_and_pull_requests(hub: HubServer, model_dir: Path) -> None:
+    HfApi(endpoint=hub.url).create_repo(REPO, private=True)
+    main = hub.repos["model", REPO].branches["main"]
+    on_branch = release(model_dir, REPO, push=True, revision="next", say=quiet)
+    assert hub.repos["model", REPO].branches == {"main": main, "next": on_branch.commit}
+    said: list[str] = []
+    pull = release(model_dir, REPO, push=True, create_pr=True, say=said.append)
+    assert pull.pr_url == f"{hub.url}/{REPO}/discussions/1" and hub.repos["model", REPO].branches["main"] == main
+    assert pull.pr_url in said[-1] and f'revision="{pull.commit}"' in said[-1]
+    again = release(model_dir, REPO, push=True, private=False, create_pr=True, say=quiet)
+    assert hub.repos["model", REPO].private, "a pull request publishes nothing"
+    assert (again.commit, again.pr_url) == (pull.commit, pull.pr_url), "the open pull request is found, not doubled"
+    hub.fail("refs", status=500, skip=1)
+    with pytest.raises(ReleaseError, match=r"looking for a pull request of this release failed: the Hub failed"):
+        release(model_dir, REPO, push=True, create_pr=True, say=quiet)
+    with pytest.raises(ReleaseError, match=r"a pull request gets no tag"):
+        release(model_dir, REPO, create_pr=True, tag="v1", say=quiet)
+
+
+def test_tags_are_never_moved(hub: HubServer, model_dir: Path) -> None:
+    first = release(model_dir, REPO, push=True, tag="v1", say=quiet).commit
+    (model_dir / "README.md").write_text((model_dir / "README.md").read_text(encoding="utf-8") + "\nmore\n")
+    with pytest.raises(ReleaseError, match=rf"the tag v1 stands on {first[:8]} already; choose another one\. Nothing"):
+        release(model_dir, REPO, push=True, tag="v1", say=quiet)
+    assert hub.repos["model", REPO].branches["main"] == first
+
+
+def someone_else(hub: HubServer) -> None:
+    operations = [
+        CommitOperationAdd("README.md", b"---\nlicense: mit\n---\n# Mine\n"),
+        CommitOperationAdd("x.txt", b"1"),
+    ]
+    HfApi(endpoint=hub.url, token=TOKEN).create_commit(REPO, operations, commit_message="A hasty fix")
+
+
+def test_a_change_since_the_dry_run_is_refused(hub: HubServer, model_dir: Path) -> None:
+    release(model_dir, REPO, push=True, say=quiet)
+    (model_dir / "README.md").write_text((model_dir / "README.md").read_text(encoding="utf-8") + "\nmore\n")
+    parent = release(model_dir, REPO, say=quiet).plan.head
+    someone_else(hub)
+    theirs = hub.repos["model", REPO].branches["main"]
+    message = (
+        rf"main of {REPO} moved from {parent[:8]} to {theirs[:8]} since it was looked at "
+        rf"\({theirs[:8]} 'A hasty fix' by alice; files: README\.md, x\.txt\)"
+    )
+    with pytest.raises(ReleaseError, match=message):
+        release(model_dir, REPO, push=True, parent=parent, say=quiet)
+    assert hub.repos["model", REPO].branches["main"] == theirs
+
+
+def test_a_change_during_the_release_is_refused(hub: HubServer, model_dir: Path) -> None:
+    release(model_dir, REPO, push=True, say=quiet)
+    (model_dir / "README.md").write_text((model_dir / "README.md").read_text(encoding="utf-8") + "\nmore\n")
+    hub.before["preupload"] = lambda: someone_else(hub)
+    message = r"refused: main of .* \(\w+ 'A hasty fix' by alice; files: README\.md, x\.txt\)\. Nothing was overwritten"
+    with pytest.raises(ReleaseError, match=message):
+        release(model_dir, REPO, push=True, say=quiet)
+    assert hub.repos["model", REPO].resolve("main").title == "A hasty fix"
+
+
+def test_a_commit_that_comes_back_different_is_reported(hub: HubServer, model_dir: Path) -> None:
+    hub.fail("lfs_download", "corrupt")
+    with pytest.raises(ReleaseError, match=r"came back different from what was sent: model\.safetensors"):
+        release(model_dir, REPO, push=True, tag="v1", private=False, say=quiet)
+    repo = hub.repos["model", REPO]
+    assert repo.private and not repo.tags
+    release(model_dir, REPO, push=True, tag="v1", private=False, say=quiet)
+    assert not repo.private and repo.tags
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        (None, r"there is none; log in with `hf auth login` or set HF_TOKEN \(HTTP 401"),
+        ("hf_reader", r"the token may not write there; use one with write access to that organisation \(HTTP 403"),
+        ("hf_" + "expired" * 6, r"the Hub does not accept the token"),
+    ],
+)
+def test_who_may_not_write_is_told_so(
+    hub: HubServer,
+    model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    token: str | None,
+    message: str,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token or "")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(model_dir / "no-token"))
+    with pytest.raises(ReleaseError, match=message) as error:
+        release(model_dir, REPO, push=True, say=quiet)
+    assert f"Nothing on main of {REPO} was changed" in str(error.value)
+    assert token is None or token not in str(error.value)
+    assert not hub.repos
+
+
+# ------------------------------------------------------------------------------------------------ recipe
+LOAD = """
+import numpy as np, sys
+from sentence_transformers import SentenceTransformer
+model = SentenceTransformer(sys.argv[1], device="cpu")
+np.save(sys.argv[2], model.encode_query(["什么时候下雪"]))
+"""
+
+
+def test_a_release_is_loaded_by_its_name(hub: HubServer, make_model: Callable[..., Any], tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    name = "sensenova/piccolo-large-zh"
+    local = make_model()
+    release(save_release(local, tmp_path / "model", name), name, push=True, tag="v1.0", say=quiet)
+    loaded = SentenceTransformer(name, revision="v1.0", cache_folder=str(tmp_path / "cache"), device="cpu")
+    assert loaded.prompts["query"] == "查询："
+    assert (loaded.encode_query(["什么时候下雪"]) == local.encode_query(["什么时候下雪"])).all()
+    assert (tmp_path / "cache" / "models--sensenova--piccolo-large-zh").is_dir()
+
+
+@pytest.mark.slow
+def test_the_recipe_releases_and_stock_sentence_transformers_loads_by_name(
+    hub: HubServer, model_dir: Path, tmp_path: Path
+) -> None:
+    import numpy as np
+    from sentence_transformers import SentenceTransformer
+
+    repo_id = "sensenova/piccolo-large-zh"
+    card = model_dir / "README.md"
+    card.write_text(card.read_text(encoding="utf-8").replace(REPO, "sentence_transformers_model_id"), encoding="utf-8")
+    recipe = str(Path(__file__).parent.parent.parent / "recipes" / "release.py")
+    home = {"cwd": tmp_path, "text": True, "capture_output": True, "timeout": 240}
+    done = subprocess.run(
+        [sys.executable, recipe, str(model_dir), repo_id, "--fill-card", "--push", "--tag", "v1.0"],
+        env={**hub.environment(tmp_path / "home", TOKEN), "PYTHONPATH": str(CARDS.parent)},
+        **home,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f'model = SentenceTransformer("{repo_id}", revision="v1.0")' in done.stdout
+    assert TOKEN not in done.stdout + done.stderr
+    loaded = subprocess.run(
+        [sys.executable, "-c", LOAD, repo_id, str(tmp_path / "vectors.npy")],
+        env=hub.environment(tmp_path / "other_home", TOKEN),
+        **home,
+    )
+    assert loaded.returncode == 0, loaded.stderr
+    local = SentenceTransformer(str(model_dir), device="cpu").encode_query(["什么时候下雪"])
+    assert (np.load(tmp_path / "vectors.npy") == local).all()

@@ -1,0 +1,230 @@
+"""Lengths and instructions of a run and of single datasets, from the YAML to the tokens of every text that is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from sentence_transformers import SentenceTransformer
+
+from piccolo_st.config import parse_run
+from piccolo_st.data.mixture import load_mixture
+from piccolo_st.errors import InputError, MixtureError
+from piccolo_st.modeling.instructions import Instructions, instruction_token_ids
+from piccolo_st.modeling.portable.saving import save_portable
+from piccolo_st.training.arguments import FINETUNE
+from piccolo_st.training.estimate import show_plan
+from piccolo_st.training.run import TrainingRun
+from tests.recipes.test_recipes import ROOT, load, write_rows
+
+DIGITS = "一二三四五六七八九十"
+NUMBERS = [a + b for a in DIGITS for b in DIGITS]
+LONG = "天地山水风云" * 10
+PAIRS = [{"query": f"数{n}{LONG}", "positive": f"{n}的结果{LONG}{LONG}"} for n in NUMBERS]
+Run = Callable[..., TrainingRun]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, encoder_dir_no_dropout: Path) -> Run:
+    """A run of two datasets whose texts are 60 and 120 characters long; the second has what the test says."""
+
+    def make(model: dict[str, Any] | None = None, own: dict[str, Any] | None = None, **data: Any) -> TrainingRun:
+        write_rows(tmp_path / "pairs.jsonl", PAIRS)
+        holdout = {"queries": 4, "min_corpus": 10, "max_corpus": 10}
+        dataset = {"source": str(tmp_path / "pairs.jsonl"), "task": "retrieval", "holdout": holdout}
+        content = {
+            "model": {"name_or_path": str(encoder_dir_no_dropout), "query_length": 30, "document_length": 40,
+                      **(model or {})},
+            "data": {"mixture": {"datasets": {"plain": dataset, "other": {**dataset, **(own or {})}}}, "batch_size": 8,
+                     **data},
+            "train": {"output_dir": str(tmp_path / "run"), "max_steps": 2, "save_strategy": "no",
+                      "disable_tqdm": True},
+        }  # fmt: skip
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
+        return TrainingRun(parse_run([str(path)], FINETUNE, path))
+
+    return make
+
+
+def batches(run: TrainingRun) -> dict[str, dict[str, Any]]:
+    """A batch of each dataset, as the trainer gets it."""
+    found: dict[str, dict[str, Any]] = {}
+    for batch in run.trainer.get_train_dataloader():
+        found.setdefault(batch["dataset_name"], batch)
+    return found
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[tuple[int, ...], int]]]:
+    """(first tokens, width) of every batch with an instruction that a model tokenizes."""
+    found: list[tuple[tuple[int, ...], int]] = []
+    preprocess = SentenceTransformer.preprocess
+
+    def record(self: SentenceTransformer, *args: Any, **kwargs: Any) -> Any:
+        features = preprocess(self, *args, **kwargs)
+        if kwargs.get("prompt"):  # the statistics of the model card have none
+            found.append((tuple(features["input_ids"][0, :4].tolist()), features["input_ids"].shape[1]))
+        return features
+
+    monkeypatch.setattr(SentenceTransformer, "preprocess", record)
+    yield found
+
+
+def test_a_datasets_own_lengths_are_the_widths_of_its_batches(make_run: Run) -> None:
+    found = batches(make_run(own={"query_length": 8, "document_length": 16}))
+    assert found["plain"]["query_input_ids"].shape == (8, 30)
+    assert found["plain"]["positive_input_ids"].shape == (8, 40)
+    assert found["other"]["query_input_ids"].shape == (8, 8)
+    assert found["other"]["positive_input_ids"].shape == (8, 16)
+
+
+def test_one_length_alone_leaves_the_other_to_the_run(make_run: Run) -> None:
+    other = batches(make_run(own={"document_length": 50}))["other"]
+    assert (other["query_input_ids"].shape[1], other["positive_input_ids"].shape[1]) == (30, 50)
+
+
+def test_scored_pairs_are_cut_at_the_length_of_documents(make_run: Run, tmp_path: Path) -> None:
+    rows = [{"sentence1": row["query"], "sentence2": row["positive"], "score": i % 2} for i, row in enumerate(PAIRS)]
+    own = {"source": str(write_rows(tmp_path / "scored.jsonl", rows)), "task": "sts", "holdout": None}
+    other = batches(make_run(own={**own, "document_length": 20}))["other"]
+    assert {other[f"{column}_input_ids"].shape[1] for column in ("sentence1", "sentence2")} == {20}
+
+
+def test_mining_and_held_out_search_read_what_training_reads(
+    make_run: Run, seen: list[tuple[tuple[int, ...], int]]
+) -> None:
+    own = {"query_length": 12, "document_length": 20, "instruction": {"query": "五六：", "document": "七八："}}
+    run = make_run(own=own, mining_model="self", mining={"num_negatives": 1})
+    ids = run.model.tokenizer.convert_tokens_to_ids
+    expected = {
+        (tuple(ids(["[CLS]", *"查询："])), 30),
+        (tuple(ids(["[CLS]", *"结果："])), 40),
+        (tuple(ids(["[CLS]", *"五六："])), 12),
+        (tuple(ids(["[CLS]", *"七八："])), 20),
+    }
+    assert set(seen) == expected
+    seen.clear()
+    run.trainer.evaluate()
+    assert set(seen) == expected
+    assert (run.model[0].query_length, run.model[0].document_length) == (30, 40)
+    assert run.model.prompts["query"] == "查询："
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (
+            {"document_length": 513},
+            r"document_length=513 of dataset 'other' is more than the 512 tokens that BertModel",
+        ),
+        ({"query_length": 5}, r"query_length=5 of dataset 'other' is too short for the instruction '查询：'"),
+        (
+            {"instruction": {"query": "一二三四五" * 6 + "："}},
+            r"query_length=30 of dataset 'other' is too short for the instruction '一二.* it takes 34 tokens",
+        ),
+        ({"query_length": 0}, r"query_length of dataset 'other' of the mixture must be at least 1, got 0"),
+    ],
+)
+def test_lengths_that_cannot_be_are_refused_before_anything_is_read(
+    make_run: Run, own: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        make_run(own=own)
+
+
+def test_instructions_of_ones_own_go_from_the_yaml_to_the_saved_model(make_run: Run, tmp_path: Path) -> None:
+    mine = {"query": "一二：", "document": "三四："}
+    theirs = {"query": "五六：", "passage": "七八："}
+    run = make_run({"instructions": mine, "include_instruction": False}, {"instruction": theirs})
+    assert run.config["model"].instructions == Instructions("一二：", "三四：")
+    assert yaml.safe_load(yaml.safe_dump(dataclasses.asdict(run.config["model"])))["instructions"] == mine
+    found = batches(run)
+    for name, texts in (("plain", ["一二：", "三四："]), ("other", ["五六：", "七八："])):
+        for column, text in zip(("query", "positive"), texts, strict=True):
+            ids = instruction_token_ids(run.model.tokenizer, text)
+            assert (found[name][f"{column}_input_ids"][:, : len(ids)] == run.model[1]._prefixes.new_tensor(ids)).all()
+            assert tuple(ids) in run.model[1].instruction_ids
+    save_portable(run.model, tmp_path / "saved")
+    stored = json.loads((tmp_path / "saved" / "config_sentence_transformers.json").read_text(encoding="utf-8"))
+    assert stored["prompts"]["query"] == "一二：" and stored["prompts"]["document"] == "三四："
+
+
+def test_instructions_on_the_command_line(tmp_path: Path) -> None:
+    path = ROOT / "recipes" / "configs" / "quickstart.yaml"
+    for text, expected in (
+        ("{query: '问：'}", Instructions("问：")),
+        ("none", Instructions()),
+        ("piccolo", Instructions("查询：", "结果：")),
+    ):
+        given = ["--model.instructions", text, "--train.output_dir", str(tmp_path)]
+        assert parse_run(given, FINETUNE, path)["model"].instructions == expected
+
+
+BAD = [
+    ("picolo", r" must be a preset \(.*\) or instructions of your own, .*, got 'picolo'; did you mean piccolo\?$"),
+    ("查询：", r" must be a preset \(.*\) or instructions of your own, .*, got '查询：'; known are none, piccolo"),
+    ("7", r" must be a preset .*, got 7$"),
+    ("null", r" must be a preset .*, got None; for no instructions write none$"),
+    ("[a]", r" must be a preset .*, got \['a'\]$"),
+    ("{qurey: a}", r" must be a preset .*, got the keys \['qurey'\]$"),
+    ("{query: 5}", r" must be a string, got 5; write '' for none$"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BAD)
+def test_what_is_no_instruction_is_refused_by_the_configuration(text: str, message: str) -> None:
+    path = ROOT / "recipes" / "configs" / "quickstart.yaml"
+    with pytest.raises(InputError, match="model.instructions" + message):
+        parse_run(["--model.instructions", text], FINETUNE, path)
+
+
+@pytest.mark.parametrize(("text", "message"), [case for case in BAD if case[0] != "null"])  # null: the run's
+def test_what_is_no_instruction_of_a_dataset_is_refused_everywhere(
+    text: str, message: str, tmp_path: Path, encoder_dir: Path
+) -> None:
+    write_rows(tmp_path / "faq.jsonl", PAIRS)
+    dataset = {"source": str(tmp_path / "faq.jsonl"), "task": "retrieval", "instruction": yaml.safe_load(text)}
+    mixture = {"datasets": {"faq": dataset}}
+    rule = "instruction of dataset 'faq' of .*" + message
+    with pytest.raises(MixtureError, match=rule):
+        load_mixture(mixture, cache_dir=tmp_path / "cache")
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        yaml.safe_dump({"model": {"name_or_path": str(encoder_dir)}, "data": {"mixture": mixture},
+                        "train": {"max_steps": 2}})
+    )  # fmt: skip
+    with pytest.raises(InputError, match=rule):
+        show_plan(parse_run([str(path)], FINETUNE, path))
+    (tmp_path / "mixture.yaml").write_text(yaml.safe_dump(mixture))
+    for step in ("check", "dedup", "filter", "mine"):
+        with pytest.raises(InputError, match=rule):
+            load(ROOT / "recipes" / "prepare.py").main(
+                [step, str(tmp_path / "mixture.yaml"), "--data.output", str(tmp_path / "out")]
+            )
+
+
+@pytest.mark.parametrize("step", ["mine", "filter"])
+def test_preparation_reads_what_training_reads(
+    step: str, tmp_path: Path, make_model: Callable[..., Any], seen: list[tuple[tuple[int, ...], int]]
+) -> None:
+    make_model().save_pretrained(str(tmp_path / "model"))
+    write_rows(tmp_path / "faq.jsonl", PAIRS)
+    own = {"instruction": "piccolo", "query_length": 20, "document_length": 30}
+    dataset = {"source": "faq.jsonl", "task": "retrieval", **own}
+    (tmp_path / "mixture.yaml").write_text(yaml.safe_dump({"datasets": {"faq": dataset}}))
+    further = {"mine": ["--mine.model", str(tmp_path / "model"), "--mine.settings", "{num_negatives: 1}"],
+               "filter": ["--filter.model", str(tmp_path / "model"), "--filter.top_k", "2"]}[step]  # fmt: skip
+    load(ROOT / "recipes" / "prepare.py").main(
+        [step, str(tmp_path / "mixture.yaml"), "--data.output", str(tmp_path / "out"),
+         "--data.cache", str(tmp_path / "cache"), *further]
+    )  # fmt: skip
+    ids = make_model().tokenizer.convert_tokens_to_ids
+    assert set(seen) == {(tuple(ids(["[CLS]", *"查询："])), 20), (tuple(ids(["[CLS]", *"结果："])), 30)}
+    left = yaml.safe_load((tmp_path / "out" / step / "mixture.yaml").read_text(encoding="utf-8"))["datasets"]["faq"]
+    assert left["instruction"] == {"query": "查询：", "document": "结果："} and left["query_length"] == 20

@@ -1,0 +1,229 @@
+"""The budget of a run against what small runs take: parameters, optimizer, activations, bytes of collectives."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import yaml
+from transformers import BertConfig, BertModel
+
+from piccolo_st import distributed
+from piccolo_st.command import run_recipe
+from piccolo_st.config import parse_run
+from piccolo_st.errors import InputError
+from piccolo_st.training import FINETUNE
+from piccolo_st.training.estimate import Budget, EncoderShape, budget, encoder_shape
+from tests.conftest import build_encoder
+from tests.helpers.ranks import run_ranks
+
+ROOT = Path(__file__).parent.parent.parent
+HIDDEN, LAYERS, ROWS, LENGTH = 64, 3, 16, 48
+
+
+def planned(tmp_path: Path, encoder: Path, *overrides: str) -> Budget:
+    """The budget of a run of 2 processes with texts of exactly LENGTH tokens."""
+    content = {
+        "model": {"name_or_path": str(encoder), "query_length": LENGTH, "document_length": LENGTH},
+        "data": {"batch_size": ROWS},
+        "train": {"max_steps": 5, "output_dir": str(tmp_path / "run")},
+        "plan": {"processes": 2, "zero_stage": 0},
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(content))
+    config = parse_run([str(path), *overrides], FINETUNE, path)
+    return budget(config, encoder_shape(config))
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_encoder(tmp_path_factory.mktemp("encoder"), hidden_size=HIDDEN, layers=LAYERS, dropout=0.0)
+
+
+def test_parameters_are_counted_exactly(tmp_path: Path, encoder: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    from piccolo_st.losses import scale_dimension
+
+    model = SentenceTransformer(modules=[Transformer(str(encoder)), Pooling(HIDDEN, "mean")], device="cpu")
+    assert planned(tmp_path, encoder).parameters == sum(p.numel() for p in model.parameters())
+    scale_dimension(model, 100)
+    found = planned(tmp_path, encoder, "--model.dimension", "100").parameters
+    assert found == sum(p.numel() for p in model.parameters())
+
+
+def test_the_shape_of_bert_large() -> None:
+    with torch.device("meta"):
+        model = BertModel(
+            BertConfig(
+                vocab_size=21128, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
+            )
+        )
+    shape = EncoderShape(layers=24, hidden_size=1024, heads=16, intermediate_size=4096, vocab_size=21128)
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+
+
+def _run_step(
+    rank: int, world: int, encoder: str, output: str, checkpointing: bool, mini_batch: int | None
+) -> dict[str, Any]:
+    """One step as the trainer does it under DDP: bytes kept by autograd, moments, and collectives, of this rank."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from torch.nn.parallel import DistributedDataParallel
+
+    from piccolo_st.losses import PiccoloLoss
+    from tests.benchmarks.test_memory_benchmark import SavedBytes
+
+    model = SentenceTransformer(modules=[Transformer(encoder), Pooling(HIDDEN, "mean")], device="cpu").train()
+    if checkpointing:
+        model[0].auto_model.gradient_checkpointing_enable({"use_reentrant": False})
+    sent = {"gradients": 0, "gathered": 0, "scattered": 0}
+
+    def hook(state, bucket):  # DDP reads the annotations, which would be text here
+        sent["gradients"] += bucket.buffer().numel() * bucket.buffer().element_size()
+        work = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
+        return work.then(lambda done: done.value()[0] / world)
+
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    wrapped.register_comm_hook(None, hook)
+    loss = PiccoloLoss(model, mini_batch_size=mini_batch, chunk_tokens=None)
+    loss.model = wrapped
+    gather, scatter = distributed._all_gather, distributed._reduce_scatter
+
+    def count(name: str, collective: Any) -> Any:
+        def counted(output: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            large = value if value.numel() > output.numel() else output
+            if large.is_floating_point():
+                sent[name] += large.numel() * large.element_size() * (world - 1) // world
+            return collective(output, value, *args, **kwargs)
+
+        return counted
+
+    distributed._all_gather, distributed._reduce_scatter = count("gathered", gather), count("scattered", scatter)
+    generator = torch.Generator().manual_seed(rank)
+    columns = [
+        {
+            "input_ids": torch.randint(5, 60, (ROWS, LENGTH), generator=generator),
+            "attention_mask": torch.ones(ROWS, LENGTH, dtype=torch.long),
+            "token_type_ids": torch.zeros(ROWS, LENGTH, dtype=torch.long),
+        }
+        for _ in range(2)
+    ]
+    optimizer = torch.optim.AdamW(model.parameters())
+    saved = SavedBytes(model)
+    with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda holder: holder.tensor):
+        value = loss(columns)
+        value.backward()
+    distributed._all_gather, distributed._reduce_scatter = gather, scatter
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    optimizer.step()
+    moments = sum(v.nbytes for state in optimizer.state.values() for k, v in state.items() if k != "step")
+    return {"kept": saved.highest, "moments": moments, **sent}
+
+
+@pytest.mark.parametrize(
+    ("checkpointing", "mini_batch"),
+    [(False, None), (True, None), (False, 4)],
+    ids=["plain", "checkpointing", "caching"],
+)
+def test_a_measured_step_is_what_was_planned(
+    tmp_path: Path, encoder: Path, checkpointing: bool, mini_batch: int | None
+) -> None:
+    options = ["--train.activation_checkpointing", str(checkpointing).lower()]
+    if mini_batch:
+        options += ["--loss.mini_batch_size", str(mini_batch)]
+    plan = planned(tmp_path, encoder, *options)
+    measured = run_ranks(_run_step, 2, str(encoder), str(tmp_path), checkpointing, mini_batch)[0]
+    assert measured["moments"] == plan.optimizer
+    kept = plan.activations + plan.embeddings
+    if checkpointing:  # the hooks do not see the one layer that is computed again inside the backward pass
+        kept -= ROWS * 2 * LENGTH * (8 * HIDDEN + 2 * 2 * HIDDEN) * 4
+    assert kept / 1.5 < measured["kept"] < 1.5 * kept, f"measured {measured['kept']:,}, planned {kept:,}"
+    assert measured["gathered"] + measured["scattered"] == plan.embeddings_sent
+    if mini_batch is None:  # DDP reduces the gradients of the last mini-batch's backward alone
+        assert 2 * (2 - 1) / 2 * measured["gradients"] == plan.gradients_sent
+
+
+def test_zero_and_half_precision(tmp_path: Path, encoder: Path) -> None:
+    full = planned(tmp_path, encoder)
+    half = planned(tmp_path, encoder, "--plan.zero_stage", "1", "--train.bf16", "true")
+    assert full.optimizer == 8 * full.parameters and full.weights == 4 * full.parameters
+    assert half.optimizer == 12 * full.parameters // 2 and half.weights == half.gradients == 2 * full.parameters
+    assert half.gradients_sent == full.gradients_sent / 2 and half.embeddings_sent == full.embeddings_sent
+    kept = planned(tmp_path, encoder, "--model.dtype", "bfloat16")
+    assert kept.optimizer == 4 * full.parameters and kept.weights == kept.gradients == 2 * full.parameters
+
+
+def test_steps_and_hours(tmp_path: Path, encoder: Path) -> None:
+    rows = ["--train.max_steps", "-1", "--plan.rows", "3201", "--train.gradient_accumulation_steps", "2"]
+    found = planned(tmp_path, encoder, *rows, "--plan.tokens_per_second", "1000")
+    assert found.steps == 51 and found.samples == 51 * 64
+    assert found.hours == pytest.approx(51 * 2 * ROWS * 2 * LENGTH / 1000 / 3600)
+    assert "assuming 1,000 tokens a second and process" in found.table()
+    with pytest.raises(InputError, match=r"the length of the run is unknown; set train\.max_steps, or plan\.rows"):
+        planned(tmp_path, encoder, "--train.max_steps", "-1")
+
+
+def test_flops_are_six_for_each_weight_and_token() -> None:
+    shape = EncoderShape(layers=24, hidden_size=1024, heads=16, intermediate_size=4096, vocab_size=21128)
+    products = 24 * 12 * 1024 * 1024
+    assert shape.flops(1000, 0, 1) == pytest.approx(6 * products * 1000)
+
+
+RECIPE = Path("recipes/configs/pretrain-large.yaml")
+
+
+def _recipe(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    spec = importlib.util.spec_from_file_location("recipe", ROOT / "recipes" / "pretrain.py")
+    assert spec is not None and spec.loader is not None
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", str(ROOT / RECIPE), "--plan", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        run_recipe(recipe.main)
+    return int(stopped.value.code or 0)
+
+
+def test_plan_is_printed_and_nothing_is_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _recipe(monkeypatch) == 0
+    shown = capsys.readouterr().out
+    for part in ("activations", "sent by a process in a step", "12,208", "assuming 35% of 312 TFLOP/s"):
+        assert part in shown
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--train.activation_checkpointing", "false"],
+            "most of it is activations, .* GiB; set loss.mini_batch_num_tokens",
+        ),
+        (["--plan.gpu_memory_gib", "2"], r"must fit into 1.8 GiB of each GPU, 2 GiB less a reserve of 10%, got"),
+        (
+            ["--data.batch_size", "200000", "--loss.mini_batch_size", "8"],
+            "most of it is embeddings, .* GiB; lower data.batch_size",
+        ),
+        (["--plan.encoder", "{layers: 2}"], "the shape of the encoder must have layers, .*, got layers"),
+        (["--plan.encoder", "null"], "the configuration of model.name_or_path .* cannot be read"),
+        (["--plan.zero_stage", "3"], "plan.zero_stage must be 0 or 1, got 3"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert _recipe(monkeypatch, *arguments) == 2
+    import re
+
+    error = capsys.readouterr().err
+    assert re.search(said, error), error
