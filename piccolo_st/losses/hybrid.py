@@ -4,7 +4,7 @@
     sts, pair             ST's CoSENTLoss on the labels of all ranks, temperature 0.05, weight 0.04
     classification,       softmax over each row's own positive and negatives, none of the batch's: texts of one class
     clustering            would stand against each other; temperature 0.05, weight 0.2
-      with labels         OtherClassesLoss: each text of the batch's own class is a positive, those of other classes
+      with labels         SINCERELoss: each text of the batch's own class is a positive, those of other classes
                           are the negatives; temperature 0.05, weight 1; not in Piccolo2
 
 Around any of them ST's MatryoshkaLoss, if dimensions are given. ``build_losses`` returns the dict of losses, by name
@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from piccolo_st.distributed import gather_rows
 from piccolo_st.errors import InputError, nearest
 from piccolo_st.losses.batch import agree_on_columns, local_owners
-from piccolo_st.losses.classes import OtherClassesLoss
 from piccolo_st.losses.contrast import check_temperature, unit
 from piccolo_st.losses.piccolo import PiccoloLoss, chunk_tokens_for
+from piccolo_st.losses.sincere import SINCERELoss
 from piccolo_st.modeling import Features, embed_columns, row_count
 
 # Temperature and weight of each task's loss where a dataset does not set them; Piccolo2's, but for labelled classes.
@@ -185,7 +185,7 @@ def build_losses(
         model: the model to train.
         tasks: dataset name -> task, or (task, options). Options of retrieval are ``weight`` and those of PiccoloLoss;
             of any other task ``weight``, ``temperature`` and ``chunk_tokens``; of classification and clustering also
-            ``labelled`` (rows are pairs with a label), which takes those of OtherClassesLoss.
+            ``labelled`` (rows are pairs with a label), which takes those of SINCERELoss.
         matryoshka_dims: dimensions trained together (MRL), each at most the model's.
         **retrieval: options of PiccoloLoss for every retrieval dataset that does not set them itself; those of caching
             and gathering also for labelled ones.
@@ -223,8 +223,8 @@ def _task_loss(
     if task not in TASKS:
         raise ValueError(f"the task must be one of {', '.join(TASKS)}, got {task!r}")
     if task in _CLASSES and options.pop("labelled", False):
-        shared = set(signature(OtherClassesLoss).parameters) & set(retrieval)
-        kind, defaults = OtherClassesLoss, {**{key: retrieval[key] for key in shared}, **LABELLED}
+        shared = set(signature(SINCERELoss).parameters) & set(retrieval)
+        kind, defaults = SINCERELoss, {**{key: retrieval[key] for key in shared}, **LABELLED}
     elif task in _CLASSES:
         kind, defaults = OwnNegativesLoss, OWN_NEGATIVES
     elif task in _SCORED:

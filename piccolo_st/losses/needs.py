@@ -16,9 +16,9 @@ from sentence_transformers.base.data_collator import DEFAULT_LABEL_COLUMNS
 from torch import nn
 
 from piccolo_st.errors import InputError
-from piccolo_st.losses.classes import OtherClassesLoss
 from piccolo_st.losses.hybrid import OwnNegativesLoss, ScoredPairsLoss
 from piccolo_st.losses.piccolo import PiccoloLoss
+from piccolo_st.losses.sincere import SINCERELoss
 
 _NO_TEXTS = {*DEFAULT_LABEL_COLUMNS, "dataset_name"}
 
@@ -48,7 +48,7 @@ def check_needs(name: str, loss: nn.Module, dataset: Any, rows: int, world_size:
 def negatives_from(loss: nn.Module, dataset: Dataset) -> str:
     """Where the negatives of a row come from, in words, with the number of its own where it has any."""
     loss = _innermost(loss)
-    if isinstance(loss, OtherClassesLoss):
+    if isinstance(loss, SINCERELoss):
         return "other labels"
     if isinstance(loss, ScoredPairsLoss):
         return "other scores"
@@ -80,15 +80,15 @@ def _shortage(loss: nn.Module, dataset: Dataset, rows: int, world_size: int) -> 
             "compares each row with its own negatives, and no row has one; give it a column of negatives, a `label` "
             "(`columns: {label: NAME}`), or the task retrieval (PiccoloLoss), where rows stand against each other"
         )
-    if isinstance(loss, (OtherClassesLoss, ScoredPairsLoss)):
-        what = "label" if isinstance(loss, OtherClassesLoss) else "score"
+    if isinstance(loss, (SINCERELoss, ScoredPairsLoss)):
+        what = "label" if isinstance(loss, SINCERELoss) else "score"
         if not _labels_differ(dataset):
             return f"compares rows of different {what}s, and all rows have the same; check `columns`, or leave it out"
     elif not isinstance(loss, PiccoloLoss):
         return None
     alone = not getattr(loss, "gather_across_devices", True)
     seen = rows if alone else rows * world_size
-    if seen > 1 or (not isinstance(loss, (OtherClassesLoss, ScoredPairsLoss)) and _has_negatives(dataset)):
+    if seen > 1 or (not isinstance(loss, (SINCERELoss, ScoredPairsLoss)) and _has_negatives(dataset)):
         return None
     of = "one process" if alone else "all processes"
     return (

@@ -14,13 +14,12 @@ from transformers import TrainingArguments
 
 from piccolo_st.distributed import on_cpu
 from piccolo_st.errors import ConfigError, MissingPackage
+from piccolo_st.losses import DIRECTIONS
 from piccolo_st.modeling import PRESETS, Instructions, check_dtype
 from piccolo_st.redaction import redact
 
 #: Environment variable: the ``train.max_seconds`` of every run that sets none.
 TIME_LIMIT = "PICCOLO_ST_MAX_SECONDS"
-
-DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 
 
 def _at_least_one(name: str, value: int) -> None:

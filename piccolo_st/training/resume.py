@@ -152,11 +152,16 @@ def words(configuration: Mapping[str, Any]) -> Words:
     return COMMAND_LINE if configuration else PYTHON
 
 
+RENAMED = {"OtherClassesLoss": "SINCERELoss"}
+"""What older checkpoints call a class -> its name."""
+
+
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What two signatures differ in, in words.
 
     What only one of them has of the trainer's facts is no difference: a version knows facts that another does not.
     """
+    before = {name: RENAMED.get(value, value) if isinstance(value, str) else value for name, value in before.items()}
     both = before.keys() & now.keys()
     sides = [
         {name: value for name, value in side.items() if name in both or not name.startswith("trainer.")}

@@ -27,7 +27,7 @@ from sentence_transformers.sentence_transformer.modules import (
 from sentence_transformers.sentence_transformer.modules.tokenizer import WhitespaceTokenizer
 
 from piccolo_st import PiccoloDataCollator, PiccoloLoss
-from piccolo_st.losses import OtherClassesLoss, OwnNegativesLoss, ScoredPairsLoss
+from piccolo_st.losses import OwnNegativesLoss, ScoredPairsLoss, SINCERELoss
 from piccolo_st.losses.contrast import DIRECTIONS
 from piccolo_st.modeling import packs, use_packing
 from tests.conftest import CHARACTERS
@@ -159,8 +159,8 @@ def test_inside_layer_wise_losses_it_equals_st(make_model: Callable[..., Any], w
     for inner in (stock(model), PiccoloLoss(model, 0.05)):
         assert_same(run(WRAPPERS[wrapper](model, inner), preprocess(model, *COLUMNS)), expected, 1e-5)
     features = preprocess(model, QUERIES, POSITIVES)
-    for other in (OtherClassesLoss(model), OwnNegativesLoss(model), ScoredPairsLoss(model)):
-        labels = torch.tensor([0, 1, 0, 1]) if isinstance(other, OtherClassesLoss) else torch.rand(4)
+    for other in (SINCERELoss(model), OwnNegativesLoss(model), ScoredPairsLoss(model)):
+        labels = torch.tensor([0, 1, 0, 1]) if isinstance(other, SINCERELoss) else torch.rand(4)
         assert torch.isfinite(WRAPPERS[wrapper](model, other)([dict(column) for column in features], labels))
     scores = torch.tensor([0.1, 0.9, 0.4, 0.7])
     torch.testing.assert_close(

@@ -15,10 +15,10 @@ from sentence_transformers.sentence_transformer.modules import Normalize
 
 from piccolo_st import HomogeneousBatchSampler, PiccoloDataCollator
 from piccolo_st.losses import (
-    OtherClassesLoss,
     OwnNegativesLoss,
     PiccoloLoss,
     ScoredPairsLoss,
+    SINCERELoss,
     build_losses,
     scale_dimension,
 )
@@ -76,7 +76,7 @@ def test_labelled_classes_take_the_options_of_retrieval(make_model: Callable[...
     model = make_model()
     tasks = {"a": ("classification", {"labelled": True}), "b": ("classification", {}), "c": ("retrieval", {})}
     losses = build_losses(model, tasks, temperature=0.01, mini_batch_size=3, directions=["query_to_doc"])
-    assert isinstance(losses["a"], OtherClassesLoss) and not isinstance(losses["c"], OtherClassesLoss)
+    assert isinstance(losses["a"], SINCERELoss) and not isinstance(losses["c"], SINCERELoss)
     assert (losses["a"].temperature, losses["a"].mini_batch_size) == (0.05, 3)
     assert isinstance(losses["b"], WeightedLoss) and isinstance(losses["b"].loss, OwnNegativesLoss)
     weighted = build_losses(model, {"a": ("clustering", {"labelled": True, "weight": 0.5, "temperature": 0.1})})["a"]

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from piccolo_st.losses import OtherClassesLoss, OwnNegativesLoss, PiccoloLoss, ScoredPairsLoss
+from piccolo_st.losses import OwnNegativesLoss, PiccoloLoss, ScoredPairsLoss, SINCERELoss
 from tests.helpers.ranks import run_ranks
 from tests.losses.test_piccolo_ranks import features, load, share, text
 
-LOSSES = {"own": OwnNegativesLoss, "scored": ScoredPairsLoss, "classes": OtherClassesLoss}
+LOSSES = {"own": OwnNegativesLoss, "scored": ScoredPairsLoss, "classes": SINCERELoss}
 CLASSES = [0, 1, 1, 2, 0, 1, 2, 2]
 SCORES = [0.1, 0.9, 0.4, 0.4, 0.8, 0.0, 0.5, 0.7]
 

@@ -11,7 +11,7 @@ from datasets import Dataset
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 
 from piccolo_st.errors import InputError
-from piccolo_st.losses import OtherClassesLoss, OwnNegativesLoss, PiccoloLoss, ScoredPairsLoss
+from piccolo_st.losses import OwnNegativesLoss, PiccoloLoss, ScoredPairsLoss, SINCERELoss
 from piccolo_st.losses.hybrid import WeightedLoss
 from piccolo_st.losses.needs import check_needs, negatives_from
 
@@ -30,9 +30,9 @@ CASES: list[tuple[type, dict[str, Any], dict[str, Any], int, str | None]] = [
     (PiccoloLoss, ONE, {}, 2, None),
     (OwnNegativesLoss, {}, {}, 2, "no row has one; give it a column of negatives"),
     (OwnNegativesLoss, {}, NEGATIVES, 1, None),
-    (OtherClassesLoss, {}, {"label": [1, 1]}, 2, "different labels, and all rows have the same; check `columns`"),
-    (OtherClassesLoss, {}, {"label": [1, 2]}, 1, "a batch of all processes has 1"),
-    (OtherClassesLoss, {}, {"label": [1, 2]}, 2, None),
+    (SINCERELoss, {}, {"label": [1, 1]}, 2, "different labels, and all rows have the same; check `columns`"),
+    (SINCERELoss, {}, {"label": [1, 2]}, 1, "a batch of all processes has 1"),
+    (SINCERELoss, {}, {"label": [1, 2]}, 2, None),
     (ScoredPairsLoss, {}, {"score": [0.5, 0.5]}, 2, "different scores, and all rows have the same; check `columns`"),
     (ScoredPairsLoss, {}, {"score": [0.5, 1.0]}, 1, "a batch of all processes has 1"),
     (ScoredPairsLoss, {}, {"score": [0.5, 1.0]}, 2, None),
@@ -109,5 +109,5 @@ def test_where_negatives_come_from(make_model: Callable[..., Any]) -> None:
     assert negatives_from(PiccoloLoss(model), own) == "in batch, own: 1 to 2"
     assert negatives_from(OwnNegativesLoss(model), pairs) == "own: none"
     assert negatives_from(OwnNegativesLoss(model), Dataset.from_dict({**PAIRS, **NEGATIVES})) == "own: 1"
-    assert negatives_from(WeightedLoss(OtherClassesLoss(model), 0.2), pairs) == "other labels"
+    assert negatives_from(WeightedLoss(SINCERELoss(model), 0.2), pairs) == "other labels"
     assert negatives_from(ScoredPairsLoss(model), pairs) == "other scores"

@@ -54,6 +54,8 @@ def decide(before: dict[str, Any], now: dict[str, Any], accept: bool = False) ->
 
 def test_the_same_run_goes_on_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
     decide(run_of(), run_of())
+    renamed = [run_of(signature={"trainer.loss.a.class": name}) for name in ("OtherClassesLoss", "SINCERELoss")]
+    decide(*renamed)
     assert not caplog.records
 
 

@@ -1,4 +1,4 @@
-"""OtherClassesLoss against its formula written out with autograd, text by text."""
+"""SINCERELoss against its formula written out with autograd, text by text."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from piccolo_st.losses import OtherClassesLoss, PiccoloLoss
-from piccolo_st.losses.classes import class_loss
+from piccolo_st.losses import PiccoloLoss, SINCERELoss
+from piccolo_st.losses.sincere import sincere_loss
 
 TEXTS = ["今天下雨", "明天天气好", "猫", "大狗和小猫", "红黄蓝绿", "山川河海", "雨"]
 OTHERS = ["云", *TEXTS[:0:-1]]
@@ -53,7 +53,7 @@ def test_loss_and_gradient_are_the_formula(
     # Two ranges, as the two columns of a rank's rows are.
     middle = (first + last) // 2
     anchors = [slice(first, middle), slice(middle, last)] if first < middle else [slice(first, last)]
-    value = class_loss(texts, torch.tensor(labels), anchors, temperature, tile_rows=tile_rows)
+    value = sincere_loss(texts, torch.tensor(labels), anchors, temperature, tile_rows=tile_rows)
     reference = written_out(texts, labels, list(range(first, last)), temperature)
     torch.testing.assert_close(value, reference, rtol=1e-12, atol=1e-13)
     (found,) = torch.autograd.grad(value, texts)
@@ -67,7 +67,7 @@ def test_float32_is_near_float64_where_exponentials_underflow() -> None:
     anchors = [slice(0, 64)]
     results = []
     for texts in (exact, rough):
-        value = class_loss(texts, labels, anchors, 0.01)
+        value = sincere_loss(texts, labels, anchors, 0.01)
         results.append((value, *torch.autograd.grad(value, texts)))
     assert results[0][0] > 1
     torch.testing.assert_close(results[1][0].double(), results[0][0], rtol=1e-5, atol=0)
@@ -77,7 +77,7 @@ def test_float32_is_near_float64_where_exponentials_underflow() -> None:
 def test_without_another_class_or_another_text_of_the_class_there_is_nothing_to_learn() -> None:
     for labels in ([4] * 5, [0, 1, 2, 3, 4]):
         texts = vectors(5, torch.float32)
-        value = class_loss(texts, torch.tensor(labels), [slice(0, 5)], 0.05)
+        value = sincere_loss(texts, torch.tensor(labels), [slice(0, 5)], 0.05)
         (gradient,) = torch.autograd.grad(value, texts)
         assert value == 0 and not gradient.any()
 
@@ -85,14 +85,14 @@ def test_without_another_class_or_another_text_of_the_class_there_is_nothing_to_
 def test_what_is_not_finite_is_not_hidden() -> None:
     texts = vectors(6, torch.float32).detach()
     texts[2, 0] = torch.nan
-    assert class_loss(texts, torch.tensor([0, 0, 1, 1, 2, 2]), [slice(0, 6)], 0.05).isnan()
+    assert sincere_loss(texts, torch.tensor([0, 0, 1, 1, 2, 2]), [slice(0, 6)], 0.05).isnan()
 
 
 def test_shapes_and_temperature_are_checked() -> None:
     with pytest.raises(ValueError, match=r"a label for each text, got texts of shape \(4, 6\) and labels of shape \(3"):
-        class_loss(vectors(4), torch.zeros(3, dtype=torch.int64), [slice(0, 4)], 0.05)
+        sincere_loss(vectors(4), torch.zeros(3, dtype=torch.int64), [slice(0, 4)], 0.05)
     with pytest.raises(ValueError, match="temperature must be a positive number, got 0"):
-        class_loss(vectors(4), torch.zeros(4, dtype=torch.int64), [slice(0, 4)], 0)
+        sincere_loss(vectors(4), torch.zeros(4, dtype=torch.int64), [slice(0, 4)], 0)
 
 
 @pytest.mark.parametrize("caching", [{}, {"mini_batch_size": 2}, {"mini_batch_num_tokens": 9}])
@@ -107,7 +107,7 @@ def test_the_module_is_the_formula_over_the_texts_of_both_columns(
     embedded = [model(dict(one))["sentence_embedding"] for one in features()]
     texts = torch.nn.functional.normalize(torch.cat(embedded), dim=-1)
     reference = written_out(texts, CLASSES * 2, list(range(14)), 0.05)
-    loss = OtherClassesLoss(model, **caching)
+    loss = SINCERELoss(model, **caching)
     value = loss(features(), torch.tensor(CLASSES))
     torch.testing.assert_close(value, reference, rtol=1e-12, atol=1e-12)
     gradients = []
@@ -124,7 +124,7 @@ def test_the_module_is_the_formula_over_the_texts_of_both_columns(
 
 def test_each_row_needs_a_whole_number(make_model: Callable[..., Any]) -> None:
     model = make_model()
-    loss, labels = OtherClassesLoss(model), torch.tensor(CLASSES)
+    loss, labels = SINCERELoss(model), torch.tensor(CLASSES)
     for wrong, found in ((None, "no labels"), (labels.float(), r"labels of shape \(7,\) and type torch.float32")):
         with pytest.raises(ValueError, match=f"a whole number for each row, got 2 columns, 7 rows and {found}"):
             loss([dict(model.preprocess(texts)) for texts in (TEXTS, OTHERS)], wrong)

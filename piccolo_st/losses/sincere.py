@@ -1,7 +1,8 @@
-"""OtherClassesLoss: labelled texts drawn to all texts of their class in the batch, against all of other classes.
+"""SINCERELoss: labelled texts drawn to all texts of their class in the batch, against all of other classes.
 
 For text i, the texts P_i of its class without itself, the texts D_i of other classes, similarity s (cosine) and
-temperature t (SINCERE; Feeney and Hughes 2023, arXiv 2309.14277):
+temperature t (Feeney and Hughes 2023, arXiv 2309.14277, "Supervised Information Noise-Contrastive Estimation
+REvisited"):
 
     loss_i = mean over p in P_i of  log( exp(s(i, p)/t) + sum over d in D_i exp(s(i, d)/t) ) - s(i, p)/t
 
@@ -32,7 +33,7 @@ from piccolo_st.losses.piccolo import PiccoloLoss
 from piccolo_st.modeling import Features, row_count
 
 
-class OtherClassesLoss(PiccoloLoss):
+class SINCERELoss(PiccoloLoss):
     """The mean, over the texts of both columns, of the loss in the module docstring, over the texts of all ranks.
 
     A batch of N rows holds 2N labelled texts, and each of them is an anchor, whatever its column.
@@ -106,7 +107,7 @@ class OtherClassesLoss(PiccoloLoss):
         assert batch.queries is not None  # forward has put them there
         labels = batch.queries.to(columns[0].device)
         anchors = [slice(first + own.start, first + own.stop) for first in (0, batch.total)]
-        return class_loss(
+        return sincere_loss(
             torch.cat(columns), labels.repeat(2), anchors, self.temperature, divisor=2 * batch.total / world
         )
 
@@ -119,7 +120,7 @@ class OtherClassesLoss(PiccoloLoss):
         return SINCERE_CITATION
 
 
-def class_loss(
+def sincere_loss(
     texts: Tensor,
     labels: Tensor,
     anchors: Sequence[slice],
@@ -159,13 +160,13 @@ def class_loss(
         for part in anchors
         for tile in tile_ranges(part.start, part.stop, row_bytes, texts.device, tile_rows)
     ]
-    loss: Tensor = _ClassLoss.apply(  # type: ignore[no-untyped-call]
+    loss: Tensor = _Sincere.apply(  # type: ignore[no-untyped-call]
         texts, labels, tiles, check_temperature(temperature), divisor or count
     )
     return loss
 
 
-class _ClassLoss(torch.autograd.Function):
+class _Sincere(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, texts: Tensor, labels: Tensor, tiles: Sequence[slice], temperature: float, divisor: float
