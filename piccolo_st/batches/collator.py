@@ -8,12 +8,12 @@
         that is missing (None) makes its column such a list, with one text a row or none (a trainer other than
         PiccoloTrainer must be given the dataset through ``list_missing``). Where a column has no text at all, the
         other negatives have owners too, so that every rank sees a batch of the same kind;
-    (4) ``{column}_identity`` is a 64-bit hash of the text before any instruction: equal texts are equal on every rank;
+    (4) ``{column}_text_id`` is a 64-bit hash of the text before any instruction: equal texts are equal on every rank;
     (5) each column is tokenized at once, with the prompt, task and length limit that its role has, as the model's
         ``preprocess`` does (``FastPreprocess``).
 
 The result, for each text column in order: ``{column}_input_ids``, ``_attention_mask`` and what else the tokenizer
-makes, (texts, length) int64; ``_task``, "query" or "document"; ``_identity`` (texts,) int64; for a list column
+makes, (texts, length) int64; ``_task``, "query" or "document"; ``_text_id`` (texts,) int64; for a list column
 ``_owner`` (texts,) int64, and nothing at all where every list is empty. Besides ``label``, ``dataset_name`` and
 ``row_ids`` (rows,) int64, the rows' numbers in their dataset, where they are known.
 """
@@ -37,7 +37,7 @@ from transformers.utils import logging
 from piccolo_st.batches.reading import ColumnBatch
 from piccolo_st.batches.tokenization import FastPreprocess
 from piccolo_st.errors import InputError
-from piccolo_st.hashing import mix, mix_array, text_identities
+from piccolo_st.hashing import mix, mix_array, text_ids
 from piccolo_st.modeling import column_task
 
 logger = logging.get_logger(__name__)
@@ -48,12 +48,12 @@ _FIRST_NEGATIVE = 2
 
 @dataclass
 class PiccoloDataCollator(SentenceTransformerDataCollator):
-    """ST's collator, with list columns, text identities and tasks by role.
+    """ST's collator, with list columns, text ids and tasks by role.
 
     Args:
         seed: of the sampling from lists.
         num_negatives: texts taken from each list of negatives at a visit, at most; None takes all.
-        identities: whether ``{column}_identity`` is made.
+        text_ids: whether ``{column}_text_id`` is made.
 
     The other arguments are ST's; ``max_length`` may also be dataset name -> task -> tokens. A column that
     ``router_mapping`` does not name has the task "query" if its name says so (``instructions.column_task``), else
@@ -62,7 +62,7 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
 
     seed: int = 0
     num_negatives: int | None = None
-    identities: bool = True
+    text_ids: bool = True
 
     def __post_init__(self) -> None:
         self._tokenize = FastPreprocess(self.preprocess_fn)
@@ -156,8 +156,8 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
         tokens = self._tokenize(texts, self._get_prompt_for_column(prompts, column), task, limit)
         features = {f"{column}_{key}": value for key, value in tokens.items()}
         features[f"{column}_task"] = task
-        if self.identities:
-            features[f"{column}_identity"] = torch.from_numpy(text_identities(texts))
+        if self.text_ids:
+            features[f"{column}_text_id"] = torch.from_numpy(text_ids(texts))
         if owners is not None:
             features[f"{column}_owner"] = torch.from_numpy(owners)
         return features
@@ -211,7 +211,7 @@ class _ListSampler:
         words = self.row_ids
         if words is None:
             first = next(iter(self.columns.values()))
-            words = text_identities([str(cell) for cell in first])
+            words = text_ids([str(cell) for cell in first])
         return mix_array(mix(self.collator.seed), np.asarray(words, dtype=np.int64).view(np.uint64))
 
     def _visit(self) -> int:

@@ -30,7 +30,7 @@ from piccolo_st.data.specs import DatasetSpec
 from piccolo_st.data.survey import Survey, suggestions
 from piccolo_st.data.validation import Checked, check_chunk
 from piccolo_st.errors import MixtureError
-from piccolo_st.hashing import text_identities
+from piccolo_st.hashing import text_ids
 
 # Raise when the rows that come out of the same input change.
 LAYOUT = 6
@@ -199,7 +199,7 @@ def _ordered(table: pa.Table) -> pa.Table:
     """
     if {"query", "label"} <= set(table.column_names):
         place = table.column_names.index("label")
-        table = table.set_column(place, "label", pa.array(text_identities(table["label"].to_pylist())))
+        table = table.set_column(place, "label", pa.array(text_ids(table["label"].to_pylist())))
     names = sorted(
         table.column_names,
         key=lambda name: (_ORDER.index(name.split("_")[0]), int(name.rpartition("_")[2]) if "_" in name else 0),

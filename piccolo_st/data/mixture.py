@@ -45,7 +45,7 @@ from piccolo_st.data.report import DatasetReport, MixtureReport
 from piccolo_st.data.sources import locate
 from piccolo_st.data.specs import DatasetSpec, HoldoutSpec, MixtureSpec, PresetSpec
 from piccolo_st.errors import ConfigError, MixtureError
-from piccolo_st.hashing import text_identities
+from piccolo_st.hashing import text_ids
 
 __all__ = [
     "DatasetReport",
@@ -93,9 +93,9 @@ class Mixture:
                     texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
                     if not texts or not isinstance(texts[0], str):
                         continue
-                    for text, identity in zip(texts, text_identities(texts).tolist(), strict=True):
-                        if identity not in seen:
-                            seen.add(identity)
+                    for text, number in zip(texts, text_ids(texts).tolist(), strict=True):
+                        if number not in seen:
+                            seen.add(number)
                             yield text
 
 

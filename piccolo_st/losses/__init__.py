@@ -1,6 +1,6 @@
 """Losses for Piccolo training.
 
-identity.py         which texts are the same: a 64-bit number for each row
+text_ids.py         which texts are the same: a 64-bit number for each
 false_negatives.py  which candidates are no negatives of which row
 contrast.py         tensors in, loss and gradients out: the exact contrastive loss, tile by tile
 batch.py            what the ranks must know of a batch beside its embeddings

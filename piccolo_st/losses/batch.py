@@ -2,7 +2,7 @@
 
 (1) Look at this rank's columns; a fault is kept for later, so that it is raised on every rank.
 (2) The ranks agree that they run the same loss on the same kind of columns.
-(3) Owners and identities of all ranks are gathered to the CPU, owners renumbered to rows of the global batch.
+(3) Owners and ids of all ranks are gathered to the CPU, owners renumbered to rows of the global batch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from piccolo_st.distributed import agree, gather_rows, get_world_size
 from piccolo_st.losses.false_negatives import Exclusions
-from piccolo_st.losses.identity import column_identities, has_identities
+from piccolo_st.losses.text_ids import column_text_ids, has_text_ids
 from piccolo_st.modeling import row_count
 
 
@@ -28,8 +28,8 @@ class Batch:
     Attributes:
         total: rows on all ranks, N.
         owner: (M,) int64, for each hard negative on any rank the row of the global batch that owns it.
-        queries: (N,) int64 identities; None where texts are not compared.
-        documents: (N + M,) int64 identities of the positives and then the hard negatives, or None.
+        queries: (N,) int64 ids; None where texts are not compared.
+        documents: (N + M,) int64 ids of the positives and then the hard negatives, or None.
     """
 
     total: int
@@ -120,7 +120,7 @@ def describe(
 
     Args:
         columns: features of the query, the positive, and any hard negatives.
-        compare_texts: whether to fetch identities.
+        compare_texts: whether to fetch ids.
         across_ranks: whether the batch is that of all ranks.
         facts: what all ranks must have in common beside their columns.
 
@@ -128,29 +128,29 @@ def describe(
         ValueError: as :func:`agree_on_columns`, or an owner that is no row of its rank; the same on every rank.
     """
     told_by = _told_by(columns) if compare_texts else "nothing"
-    rows = agree_on_columns(columns, {**facts, "what tells texts apart": told_by}, across_ranks=across_ranks)
+    rows = agree_on_columns(columns, {**facts, "what texts are compared by": told_by}, across_ranks=across_ranks)
     parts = [local_owners(columns)]
     if told_by != "nothing":
-        query, positive, *negatives = (column_identities(features) for features in columns)
+        query, positive, *negatives = (column_text_ids(features) for features in columns)
         parts += [query, positive, torch.cat([query[:0], *negatives])]
     owned: tuple[int, ...] = (len(parts[0]),)
     if across_ranks:
         gathered = gather_rows(*parts)
         parts, owned = [one.rows for one in gathered], gathered[0].counts
-    owner, *identities = [part.cpu() for part in parts]
+    owner, *ids = [part.cpu() for part in parts]
     return Batch(
         total=sum(rows),
         owner=_global_owners(owner, rows, owned),
-        queries=identities[0] if identities else None,
-        documents=torch.cat(identities[1:]) if identities else None,
+        queries=ids[0] if ids else None,
+        documents=torch.cat(ids[1:]) if ids else None,
     )
 
 
 def _told_by(columns: Sequence[Mapping[str, Any]]) -> str:
-    """What :func:`column_identities` would go by, the same word on every rank that goes by the same."""
-    if all("identity" in features for features in columns):
-        return "identity"
-    return "tokens" if all(has_identities(features) for features in columns) else "nothing"
+    """What :func:`column_text_ids` would go by, the same word on every rank that goes by the same."""
+    if all("text_id" in features for features in columns):
+        return "text_id"
+    return "tokens" if all(has_text_ids(features) for features in columns) else "nothing"
 
 
 def _global_owners(owner: Tensor, row_counts: Sequence[int], owner_counts: Sequence[int]) -> Tensor:

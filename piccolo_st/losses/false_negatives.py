@@ -1,8 +1,8 @@
 """Which candidates are no negatives of which row, from whole numbers alone.
 
 A batch of N rows has queries, positives and M hard negatives, each hard negative owned by a row. Two texts of one role
-are the same text when their identities are equal; without identities every text is its own. Write Q(i) and P(i) for the
-identity of row i's query and positive, T(d) for that of a document d (positive or hard negative), and call (Q(j), P(j))
+are the same text when their ids are equal; without ids every text is its own. Write Q(i) and P(i) for the
+id of row i's query and positive, T(d) for that of a document d (positive or hard negative), and call (Q(j), P(j))
 for every row j of the batch a *known pair*. For row i, beside its own positive, a candidate is not a negative when:
 
 query_to_doc    anchor q_i, document d:  (Q(i), T(d)) is a known pair: d has the text of i's positive, or of the
@@ -13,11 +13,11 @@ doc_to_query    anchor p_i, query q_j:   (Q(j), P(i)) is a known pair, j = i asi
 doc_to_doc      anchor p_i, document d:  d belongs to a row with the same query (its positive and its hard negatives,
                 those of row i itself included), or (Q(i), T(d)) is a known pair.
 
-Without equal identities these are the exclusions of ST's MultipleNegativesRankingLoss: the query itself, and in
+Without equal ids these are the exclusions of ST's MultipleNegativesRankingLoss: the query itself, and in
 doc_to_doc all documents of the row itself.
 
 Every rule is a join of columns of whole numbers on equality, so the excluded pairs are listed without looking at all
-N x (N + M) of them: (1) sort the candidates by identity once; (2) for some rows, find the range of equal candidates by
+N x (N + M) of them: (1) sort the candidates by id once; (2) for some rows, find the range of equal candidates by
 binary search; (3) write the ranges out. The work is done on the CPU, next to a GPU that computes embeddings meanwhile.
 """
 
@@ -54,14 +54,14 @@ class Exclusions:
     Args:
         rows: N, the number of rows.
         owner: (M,) int64, the row that owns each hard negative.
-        queries: (N,) int64 identities of the queries; None: all differ.
-        documents: (N + M,) int64 identities of the positives and then the hard negatives; None: all differ.
+        queries: (N,) int64 ids of the queries; None: all differ.
+        documents: (N + M,) int64 ids of the positives and then the hard negatives; None: all differ.
 
     Attributes:
         rows, negatives: N and M.
 
     Raises:
-        ValueError: an owner that is no row, or identities that are not one for each text.
+        ValueError: an owner that is no row, or ids that are not one for each text.
     """
 
     def __init__(
@@ -144,6 +144,6 @@ def _check(rows: int, owner: Tensor, queries: Tensor | None, documents: Tensor |
             f"owner must name one of the {rows} rows, from 0 to {rows - 1}, got {owner[place]} for hard negative "
             f"{place}"
         )
-    for name, identities, size in (("query", queries, rows), ("document", documents, rows + len(owner))):
-        if identities is not None and identities.shape != (size,):
-            raise ValueError(f"there must be one {name} identity for each of {size} texts, got {identities.shape}")
+    for name, ids, size in (("query", queries, rows), ("document", documents, rows + len(owner))):
+        if ids is not None and ids.shape != (size,):
+            raise ValueError(f"there must be one {name} id for each of {size} texts, got {ids.shape}")

@@ -82,7 +82,7 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
         directions: which of the four sums are in the denominator; ("query_to_doc",) is the plain softmax.
         gather_across_devices: use the rows of all ranks as negatives. Without it each rank is on its own.
         mask_duplicates: a text never stands against its own copy, nor a query against the positive of an equal query,
-            on whatever rank (the rules: ``false_negatives.py``). Texts are compared by ``identity`` in the features
+            on whatever rank (the rules: ``false_negatives.py``). Texts are compared by ``text_id`` in the features
             where the collator wrote it, otherwise by their tokens.
         false_negative_margin: leave out what is more similar than the row's positive by more than this.
         mini_batch_size: embed so many rows at a time and cache the gradients (Gao et al. 2021, arXiv 2101.06983): the

@@ -93,8 +93,8 @@ class SINCERELoss(PiccoloLoss):
                 "the loss of labelled classes needs two columns of texts and a whole number for each row, got "
                 f"{len(columns)} columns, {row_count(columns[0])} rows and {found}"
             )
-        # The labels travel as what tells texts apart, which is exchanged with the batch and stays with it in caching.
-        batch = self._describe([{**features, "identity": labels} for features in columns])
+        # The labels travel as the ids of the texts, which are exchanged with the batch and stay with it in caching.
+        batch = self._describe([{**features, "text_id": labels} for features in columns])
         return self._embed_and_compare(columns, batch)
 
     def _loss(self, embeddings: Sequence[Tensor], batch: Batch) -> Tensor:

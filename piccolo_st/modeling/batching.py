@@ -36,7 +36,7 @@ from piccolo_st.distributed import last_forward_syncs
 Features = dict[str, Any]
 
 # What the collator writes for the loss and no model may see: whose row a hard negative is, and which text a row holds.
-BOOKKEEPING = ("owner", "identity")
+BOOKKEEPING = ("owner", "text_id")
 
 
 def without_bookkeeping(features: Mapping[str, Any]) -> Features:
@@ -66,7 +66,7 @@ def row_count(features: Mapping[str, Any]) -> int:
     borders = row_borders(features)
     if borders is not None:
         return len(borders) - 1
-    for key in ("identity", "input_ids", "attention_mask", "sentence_embedding"):
+    for key in ("text_id", "input_ids", "attention_mask", "sentence_embedding"):
         if isinstance(features.get(key), Tensor):
             return features[key].shape[0]
     for value in features.values():
@@ -154,7 +154,7 @@ def sort_rows(columns: Sequence[Mapping[str, Any]], reads_task: bool = False) ->
     """Steps (1) and (2). Waits for the device once, for the lengths.
 
     Args:
-        columns: features of each column; the loss's own keys (``owner``, ``identity``) are left out.
+        columns: features of each column; the loss's own keys (``owner``, ``text_id``) are left out.
         reads_task: whether the model treats columns differently by ``task``; see :func:`model_reads_task`.
     """
     plain = [without_bookkeeping(features) for features in columns]

@@ -1,4 +1,4 @@
-"""The collator: ST's tensors where both apply, lists of texts, identities, and what is not text."""
+"""The collator: ST's tensors where both apply, lists of texts, ids, and what is not text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from piccolo_st.batches.collator import PiccoloDataCollator, sample_from_lists
 from piccolo_st.batches.reading import ColumnBatch, homogeneous_dataloader
 from piccolo_st.batches.sampler import HomogeneousBatchSampler
 from piccolo_st.errors import InputError
-from piccolo_st.hashing import mix_array, text_identities
+from piccolo_st.hashing import mix_array, text_ids
 
 PROMPTS = {"query": "查询：", "positive": "结果：", "negative": "结果："}
 ROUTES = {"query": "query", "positive": "document", "negative": "document"}
@@ -73,7 +73,7 @@ def test_texts_labels_and_prompts_are_collated_as_st_does(
 ) -> None:
     model = make_model(query_length=8, document_length=12)
     arguments = {"preprocess_fn": model.preprocess, "prompts": prompts, "router_mapping": ROUTES}
-    stock, ours = SentenceTransformerDataCollator(**arguments), PiccoloDataCollator(**arguments, identities=False)
+    stock, ours = SentenceTransformerDataCollator(**arguments), PiccoloDataCollator(**arguments, text_ids=False)
     rows = [{**row, "dataset_name": "data"} for row in _rows()]
     given = ColumnBatch({name: [row[name] for row in rows] for name in rows[0]}, np.arange(6)) if columnar else rows
     for _ in range(2):  # the second batch takes the faster way
@@ -86,7 +86,7 @@ def test_texts_labels_and_prompts_are_collated_as_st_does(
 @pytest.mark.parametrize("max_length", [5, {"query": 5, "document": 7}])
 def test_length_limits_of_the_run_are_taken(make_model: Callable[..., Any], max_length: Any) -> None:
     arguments = {"preprocess_fn": make_model().preprocess, "max_length": max_length, "router_mapping": ROUTES}
-    stock, ours = SentenceTransformerDataCollator(**arguments), PiccoloDataCollator(**arguments, identities=False)
+    stock, ours = SentenceTransformerDataCollator(**arguments), PiccoloDataCollator(**arguments, text_ids=False)
     assert _same(ours(_rows()), stock(_rows()))
 
 
@@ -124,7 +124,7 @@ def test_the_trainer_finds_the_features_and_not_the_row_ids(make_model: Callable
     batch = collator(_ragged([2, 0, 3]))
     features, labels = SentenceTransformerTrainer.collect_features(None, batch)
     assert [set(feature) for feature in features] == [
-        {"input_ids", "attention_mask", "token_type_ids", "modality", "prompt_length", "task", "identity", *owner}
+        {"input_ids", "attention_mask", "token_type_ids", "modality", "prompt_length", "task", "text_id", *owner}
         for owner in ([], [], ["owner"])
     ]
     assert labels is None
@@ -224,7 +224,7 @@ def test_rows_without_numbers_are_sampled_by_their_text(make_model: Callable[...
     batch = list(_ragged([5, 5, 5]))
     assert _same(collator(batch), collator(batch))
     assert "row_ids" not in collator(batch)
-    assert collator(batch)["negative_identity"].tolist()[1:] == collator(batch[1:])["negative_identity"].tolist()
+    assert collator(batch)["negative_text_id"].tolist()[1:] == collator(batch[1:])["negative_text_id"].tolist()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -247,19 +247,19 @@ def test_workers_sample_what_the_main_process_would(make_model: Callable[..., An
     assert epochs[0].keys() == epochs[1].keys() == set(range(12))
 
 
-# Identities
+# Text ids
 
 
-def test_identities_are_of_the_text_without_prompt_and_equal_iff_texts_are(make_model: Callable[..., Any]) -> None:
+def test_ids_are_of_the_text_without_prompt_and_equal_iff_texts_are(make_model: Callable[..., Any]) -> None:
     preprocess = make_model().preprocess
     rows = [{"query": "a", "positive": "b"}, {"query": "b", "positive": "b"}]
     plain, prompted = PiccoloDataCollator(preprocess)(rows), PiccoloDataCollator(preprocess, prompts=PROMPTS)(rows)
     for batch in (plain, prompted):
-        assert batch["query_identity"].tolist() == text_identities(["a", "b"]).tolist()
-        assert batch["positive_identity"].tolist() == text_identities(["b", "b"]).tolist()
-        assert batch["query_identity"].dtype == torch.int64
+        assert batch["query_text_id"].tolist() == text_ids(["a", "b"]).tolist()
+        assert batch["positive_text_id"].tolist() == text_ids(["b", "b"]).tolist()
+        assert batch["query_text_id"].dtype == torch.int64
     assert not torch.equal(plain["query_input_ids"], prompted["query_input_ids"])
-    assert not [k for k in PiccoloDataCollator(preprocess, identities=False)(rows) if "identity" in k]
+    assert not [k for k in PiccoloDataCollator(preprocess, text_ids=False)(rows) if "text_id" in k]
 
 
 def test_columns_that_look_like_ids_are_warned_about_as_st_does(

@@ -37,8 +37,8 @@ def naive_loss(
     *,
     temperature: float,
     directions: Sequence[str],
-    query_identity: Sequence[int] | None = None,
-    document_identity: Sequence[int] | None = None,
+    query_ids: Sequence[int] | None = None,
+    document_ids: Sequence[int] | None = None,
     rows: tuple[int, int] | None = None,
     margin: float | None = None,
     divisor: float | None = None,
@@ -46,12 +46,12 @@ def naive_loss(
     """The loss of embeddings of any length, in float64, by autograd."""
     q, p, h = (torch.nn.functional.normalize(x.double(), dim=-1) for x in (queries, positives, negatives))
     d = torch.cat([p, h])
-    query_identity = list(range(len(q))) if query_identity is None else query_identity
-    document_identity = list(range(len(d))) if document_identity is None else document_identity
+    query_ids = list(range(len(q))) if query_ids is None else query_ids
+    document_ids = list(range(len(d))) if document_ids is None else document_ids
     start, stop = rows or (0, len(q))
     losses = []
     for i in range(start, stop):
-        allowed = allowed_candidates(i, directions, owner, query_identity, document_identity)
+        allowed = allowed_candidates(i, directions, owner, query_ids, document_ids)
         own = q[i] @ p[i]
         logits = []
         for direction, candidates in allowed.items():

@@ -25,7 +25,7 @@ def vectors(*sizes: int, dim: int, dtype: torch.dtype = torch.float64, seed: int
 
 
 def ours(q: torch.Tensor, p: torch.Tensor, h: torch.Tensor, owner: list[int], **kwargs: Any) -> contrast.Contrast:
-    queries, documents = kwargs.pop("query_identity", None), kwargs.pop("document_identity", None)
+    queries, documents = kwargs.pop("query_ids", None), kwargs.pop("document_ids", None)
     as_tensor = lambda ids: None if ids is None else torch.tensor(ids)  # noqa: E731
     exclusions = Exclusions(len(q), torch.tensor(owner, dtype=torch.int64), as_tensor(queries), as_tensor(documents))
     kwargs["false_negative_margin"] = kwargs.pop("margin", None)
@@ -57,8 +57,8 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
             "rows": draw(st.none() | st.just((start, draw(st.integers(start + 1, rows))))),
             "margin": draw(st.none() | st.sampled_from([0.0, 0.1, 0.5])),
             "divisor": draw(st.none() | st.floats(0.5, 20)),
-            "query_identity": draw(st.lists(texts, min_size=rows, max_size=rows)),
-            "document_identity": draw(st.lists(texts, min_size=rows + len(owner), max_size=rows + len(owner))),
+            "query_ids": draw(st.lists(texts, min_size=rows, max_size=rows)),
+            "document_ids": draw(st.lists(texts, min_size=rows + len(owner), max_size=rows + len(owner))),
         },
     }
 
@@ -254,7 +254,7 @@ def test_what_was_masked_is_counted() -> None:
     assert (nothing.masked_duplicates, nothing.masked_by_margin.item()) == (0, 0)
     # Rows 0 and 1 have one query. Each leaves out: the other's positive for its query; the other query; the other
     # query for its positive; the other's positive and hard negative for its positive.
-    twins = ours(q, p, h, [0, 1, 2, 3], temperature=0.05, query_identity=[7, 7, 8, 9])
+    twins = ours(q, p, h, [0, 1, 2, 3], temperature=0.05, query_ids=[7, 7, 8, 9])
     assert twins.masked_duplicates == 2 * (1 + 1 + 1 + 2)
     # With the margin at 0 a candidate more similar than the positive is left out: count them by hand.
     a, b, c = unit(q), unit(p), unit(h)
@@ -290,7 +290,7 @@ def test_what_was_masked_is_counted() -> None:
         ({"owner": [0, 1, 4]}, r"owner must name one of the 4 rows, from 0 to 3, got 4 for hard negative 2"),
         ({"owner": [0, 1, -1]}, r"got -1 for hard negative 2"),
         ({"owner": [0, 1]}, r"exclusions must be for the 4 rows and 3 hard negatives, got 4 and 2"),
-        ({"query_identity": [1, 2]}, r"one query identity for each of 4 texts, got torch\.Size\(\[2\]\)"),
+        ({"query_ids": [1, 2]}, r"one query id for each of 4 texts, got torch\.Size\(\[2\]\)"),
         ({"p": torch.ones(3, 6, dtype=torch.float64)}, r"one positive for each query.*\(4, 6\), \(3, 6\)"),
         ({"h": torch.ones(3, 5, dtype=torch.float64)}, r"must be \(rows, dim\) with one dim"),
         ({"h": torch.ones(3, 6, dtype=torch.float32)}, r"must all be float32 or all float64"),

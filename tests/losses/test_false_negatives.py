@@ -1,4 +1,4 @@
-"""The excluded pairs against the rules written as conditions, and the identities that texts are compared by."""
+"""The excluded pairs against the rules written as conditions, and the ids that texts are compared by."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from piccolo_st.losses import false_negatives
 from piccolo_st.losses.contrast import DIRECTIONS
 from piccolo_st.losses.false_negatives import Exclusions
-from piccolo_st.losses.identity import column_identities, has_identities
+from piccolo_st.losses.text_ids import column_text_ids, has_text_ids
 from tests.losses.reference import allowed_candidates
 
 
@@ -86,15 +86,15 @@ def tokens(*rows: list[int], left: bool = False) -> dict[str, torch.Tensor]:
 
 
 @given(st.lists(st.lists(st.integers(0, 25000), min_size=1, max_size=12), min_size=1, max_size=8))
-def test_identities_are_equal_exactly_when_the_tokens_are(rows: list[list[int]]) -> None:
+def test_ids_are_equal_exactly_when_the_tokens_are(rows: list[list[int]]) -> None:
     rows = [*rows, rows[0], [*rows[0], 0], [0, *rows[0]], rows[0][::-1]]
-    identities = column_identities(tokens(*rows)).tolist()
-    assert len(set(identities)) == len({tuple(row) for row in rows})
-    assert identities[len(rows) - 4] == identities[0]
-    assert column_identities(tokens(*rows, left=True)).tolist() == identities
+    ids = column_text_ids(tokens(*rows)).tolist()
+    assert len(set(ids)) == len({tuple(row) for row in rows})
+    assert ids[len(rows) - 4] == ids[0]
+    assert column_text_ids(tokens(*rows, left=True)).tolist() == ids
     borders = torch.tensor([0, *torch.tensor([len(row) for row in rows]).cumsum(0).tolist()], dtype=torch.int32)
     flat = {"input_ids": torch.tensor([[token for row in rows for token in row]]), "cu_seq_lens_q": borders}
-    assert column_identities(flat).tolist() == identities
+    assert column_text_ids(flat).tolist() == ids
 
 
 def splitmix64(place: int) -> int:
@@ -104,20 +104,20 @@ def splitmix64(place: int) -> int:
     return number ^ number >> 31
 
 
-def test_identities_are_the_documented_sum() -> None:
+def test_ids_are_the_documented_sum() -> None:
     """In whole numbers without a limit; every process must get the same, they are compared across ranks."""
     rows = [[101, 2769, 102], [101, 102], list(range(20000, 20050))]
     expected = [sum((token + 1) * splitmix64(k) for k, token in enumerate(row)) % 2**64 for row in rows]
-    assert [number % 2**64 for number in column_identities(tokens(*rows)).tolist()] == expected
+    assert [number % 2**64 for number in column_text_ids(tokens(*rows)).tolist()] == expected
 
 
-def test_the_collators_identity_wins_and_unknown_inputs_have_none() -> None:
-    given_identity = torch.tensor([4, 4])
-    assert column_identities({**tokens([1], [2]), "identity": given_identity}) is given_identity
-    assert has_identities(tokens([1], [2]))
-    assert not has_identities({"pixel_values": torch.zeros(2, 3, 4, 4)})
+def test_the_collators_id_wins_and_unknown_inputs_have_none() -> None:
+    given_text_id = torch.tensor([4, 4])
+    assert column_text_ids({**tokens([1], [2]), "text_id": given_text_id}) is given_text_id
+    assert has_text_ids(tokens([1], [2]))
+    assert not has_text_ids({"pixel_values": torch.zeros(2, 3, 4, 4)})
     bag = {"input_ids": torch.tensor([1, 2, 3, 4, 5]), "offsets": torch.tensor([0, 3])}  # of a StaticEmbedding
-    assert has_identities(bag) and torch.equal(column_identities(bag), column_identities(tokens([1, 2, 3], [4, 5])))
+    assert has_text_ids(bag) and torch.equal(column_text_ids(bag), column_text_ids(tokens([1, 2, 3], [4, 5])))
 
 
 @pytest.mark.parametrize("owner", [torch.zeros(2, 2, dtype=torch.int64), torch.zeros(2)])

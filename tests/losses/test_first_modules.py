@@ -111,8 +111,8 @@ def test_rows_that_cannot_be_counted_are_named_or_counted_by_the_collator() -> N
     column = {"tokens": torch.arange(9), "sizes": torch.tensor([3, 2, 4])}
     with pytest.raises(ValueError, match=r"one embedding for each row, got 6 .* 18 rows .*'sizes', 'tokens'.*collate"):
         PiccoloLoss(model)([dict(column), dict(column)])
-    counted = {**column, "identity": torch.arange(3)}
-    assert torch.isfinite(PiccoloLoss(model)([dict(counted), {**counted, "identity": torch.arange(3, 6)}]))
+    counted = {**column, "text_id": torch.arange(3)}
+    assert torch.isfinite(PiccoloLoss(model)([dict(counted), {**counted, "text_id": torch.arange(3, 6)}]))
 
 
 def test_images_are_never_sorted_apart_from_their_text() -> None:

@@ -62,7 +62,7 @@ def test_scored_pairs_equal_st(make_model: Callable[..., Any]) -> None:
     model = make_model().double()
     features, scores = columns(model, []), torch.tensor([0.2, 0.9, 0.2])
     expected = CoSENTLoss(model, scale=10.0)([dict(f) for f in features], scores)
-    features[0]["identity"] = torch.arange(3)  # the loss's own key, which no model may see
+    features[0]["text_id"] = torch.arange(3)  # the loss's own key, which no model may see
     loss = ScoredPairsLoss(model, temperature=0.1, chunk_tokens=8)
     torch.testing.assert_close(loss(features, scores), expected, rtol=1e-10, atol=1e-12)
     assert expected > 1e-3

@@ -86,28 +86,28 @@ def test_equal_columns_equal_one_ragged_column(make_model: Callable[..., Any]) -
     assert_same(run(PiccoloLoss(model), fixed), run(PiccoloLoss(model), ragged))
 
 
-@pytest.mark.parametrize("with_identity", [False, True])
-def test_the_same_text_is_no_negative(make_model: Callable[..., Any], with_identity: bool) -> None:
+@pytest.mark.parametrize("with_text_id", [False, True])
+def test_the_same_text_is_no_negative(make_model: Callable[..., Any], with_text_id: bool) -> None:
     """Rows 0 and 2 ask the same; row 3 has row 1's positive; a hard negative is row 0's positive."""
     model = make_model().double()
     queries = ["天气", "猫和狗", "天气", "红黄蓝"]
     positives = ["今天天气很好", "狗", "晴", "狗"]
     negatives = ["山", "今天天气很好", "水", "雨"]
     columns = preprocess(model, queries, positives, negatives)
-    if with_identity:
+    if with_text_id:
         # What the collator writes decides, not the tokens: here all texts differ but rows 0 and 2's query.
         for column, texts in zip(columns, ([1, 2, 1, 3], [4, 5, 6, 7], [8, 9, 10, 11]), strict=True):
-            column["identity"] = torch.tensor(texts)
-        identities = {"query_identity": [1, 2, 1, 3], "document_identity": list(range(4, 12))}
+            column["text_id"] = torch.tensor(texts)
+        ids = {"query_ids": [1, 2, 1, 3], "document_ids": list(range(4, 12))}
         masked = 2 * (1 + 1 + 1 + 2)
     else:
-        identities = {"query_identity": [1, 2, 1, 3], "document_identity": [4, 5, 6, 5, 7, 4, 8, 9]}
+        ids = {"query_ids": [1, 2, 1, 3], "document_ids": [4, 5, 6, 5, 7, 4, 8, 9]}
         # query_to_doc: 2 + 1 + 2 + 1; query_to_query: 1 + 0 + 1 + 0; doc_to_query: 1 + 1 + 1 + 1; doc_to_doc: row 0
         # meets neither row 2's two documents nor its copy; rows 1 and 3 not each other; row 2 as row 0.
         masked = 6 + 2 + 4 + (3 + 1 + 3 + 1)
     settings = {"temperature": 0.05, "directions": DIRECTIONS}
     loss = PiccoloLoss(model, temperature=0.05)
-    assert_same(run(loss, columns), naive(model, columns, list(range(4)), **settings, **identities))
+    assert_same(run(loss, columns), naive(model, columns, list(range(4)), **settings, **ids))
     assert loss.pop_statistics() == {"masked_duplicates": masked / 4}
     assert loss.pop_statistics() == {}
     unmasked = PiccoloLoss(model, temperature=0.05, mask_duplicates=False)

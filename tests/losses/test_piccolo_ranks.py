@@ -141,7 +141,7 @@ def random_steps(rank: int, world: int, seeds: list[int]) -> list[tuple[float, l
         case = random_case(seed, world)
         leaves = [x.requires_grad_() for x in case["embeddings"][rank]]
         columns = [
-            {"sentence_embedding": x, "identity": torch.tensor(t, dtype=torch.int64)}
+            {"sentence_embedding": x, "text_id": torch.tensor(t, dtype=torch.int64)}
             for x, t in zip(leaves, case["texts"][rank], strict=True)
         ]
         columns[2]["owner"] = torch.tensor(case["owners"][rank], dtype=torch.int64)
@@ -165,9 +165,7 @@ def test_random_batches_equal_the_naive_formula(world: int) -> None:
         texts = [[text for rank in case["texts"] for text in rank[kind]] for kind in range(3)]
         starts = [sum(len(rank[0]) for rank in leaves[:r]) for r in range(world)]
         owner = [o + start for start, owners in zip(starts, case["owners"], strict=True) for o in owners]
-        expected = naive_loss(
-            q, p, h, owner, query_identity=texts[0], document_identity=texts[1] + texts[2], **settings
-        )
+        expected = naive_loss(q, p, h, owner, query_ids=texts[0], document_ids=texts[1] + texts[2], **settings)
         expected.backward()
         values = [results[rank][number][0] for rank in range(world)]
         assert sum(values) / world == pytest.approx(expected.item(), rel=1e-12, abs=1e-12)
@@ -197,9 +195,9 @@ def differ(rank: int, world: int, path: str, kind: str) -> None:
     settings: dict[str, Any] = {}
     if kind == "temperature":
         settings["temperature"] = 0.01 + rank
-    if kind == "identity" and rank:
+    if kind == "text_id" and rank:
         for column in batch:
-            column["identity"] = torch.arange(len(column["input_ids"]))
+            column["text_id"] = torch.arange(len(column["input_ids"]))
     if kind == "columns":
         batch = [dict(model.preprocess([text(0), text(1)])) for _ in range(3 + rank)]
     if kind == "fault" and rank:
@@ -217,7 +215,7 @@ def differ(rank: int, world: int, path: str, kind: str) -> None:
     ("kind", "message"),
     [
         ("temperature", r"temperature is 0\.01 on rank 0, 1\.01 on rank 1"),
-        ("identity", r"what tells texts apart is tokens on rank 0, identity on rank 1"),
+        ("text_id", r"what texts are compared by is tokens on rank 0, text_id on rank 1"),
         ("columns", r"the number of columns is 3 on rank 0, 4 on rank 1"),
         ("fault", r"the fault of the columns is None on rank 0, there must be one positive for each query.* on rank 1"),
         ("owner", r"'owner' must name one of the 4 rows of the batch, 0 to 3, got 5 for hard negative 4 on rank 1"),

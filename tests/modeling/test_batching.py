@@ -90,11 +90,11 @@ def test_the_losses_own_keys_never_reach_the_model(make_model: Callable[..., Any
     columns = features(model)
     columns[2]["owner"] = torch.tensor([0, 0, 1, 2, 2])
     for number, column in enumerate(columns):
-        column["identity"] = torch.arange(row_count(column)) + number
+        column["text_id"] = torch.arange(row_count(column)) + number
         column["task"] = "query" if number == 0 else "document"
     seen = compare(model, columns, None)
     assert len(seen) == 1
-    assert not {"owner", "identity"} & seen[0].keys()
+    assert not {"owner", "text_id"} & seen[0].keys()
 
 
 def test_left_padding_is_embedded_as_it_came(make_model: Callable[..., Any]) -> None:

@@ -34,24 +34,24 @@ def _keys(places: Tensor) -> Tensor:
     return number ^ shift(number, 31)
 
 
-def has_identities(features: Mapping[str, Any]) -> bool:
+def has_text_ids(features: Mapping[str, Any]) -> bool:
     """Whether the texts of a column can be told apart: by what the collator wrote, or by their tokens."""
     ids = features.get("input_ids")
-    known = "identity" in features or row_borders(features) is not None
+    known = "text_id" in features or row_borders(features) is not None
     return known or (isinstance(ids, Tensor) and ids.ndim == 2 and features.get("modality", "text") == "text")
 
 
-def column_identities(features: Mapping[str, Any]) -> Tensor:
-    """One int64 for each text of a column: what the collator wrote as ``identity``, else from the tokens.
+def column_text_ids(features: Mapping[str, Any]) -> Tensor:
+    """One int64 for each text of a column: what the collator wrote as ``text_id``, else from the tokens.
 
     Args:
-        features: of one column for which :func:`has_identities`: padded on either side, or flattened.
+        features: of one column for which :func:`has_text_ids`: padded on either side, or flattened.
 
     Returns:
         (rows,) int64 on the features' device.
     """
-    if "identity" in features:
-        return features["identity"]
+    if "text_id" in features:
+        return features["text_id"]
     ids = features["input_ids"].long()
     borders = row_borders(features)
     if borders is not None:
