@@ -196,6 +196,13 @@ def build_losses(
     Raises:
         ValueError: no dataset, an unknown task or option (an InputError), or an option out of range; the dataset is
             named.
+
+    Example:
+        >>> from sentence_transformers import SentenceTransformer
+        >>> model = SentenceTransformer("runs/quickstart/model")
+        >>> losses = build_losses(model, {"faq": "retrieval", "graded": ("sts", {"weight": 1.0})}, temperature=0.02)
+        >>> {name: type(loss).__name__ for name, loss in losses.items()}
+        {'faq': 'PiccoloLoss', 'graded': 'ScoredPairsLoss'}
     """
     if not tasks:
         raise ValueError("build_losses needs at least one dataset, got none")

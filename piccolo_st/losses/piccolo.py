@@ -96,6 +96,13 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
     Raises:
         ValueError: a temperature that is not positive, unknown directions, a negative margin, a size below 1, or
             gradient caching with a StaticEmbedding.
+
+    Example:
+        >>> from sentence_transformers import SentenceTransformer
+        >>> model = SentenceTransformer("runs/quickstart/model")
+        >>> loss = PiccoloLoss(model, temperature=0.02)  # loss=loss of SentenceTransformerTrainer
+        >>> columns = [["天气", "水果"], ["今天有雨", "红的果子"], ["好天气", "树木"]]  # query, positive, negative
+        >>> loss([model.preprocess(texts) for texts in columns]).backward()
     """
 
     def __init__(

@@ -138,6 +138,13 @@ def set_prompts(
         instructions: for every retrieval task.
         per_task: instructions of single mteb tasks or task types, by name; stored under mteb's own keys
             (``T2Retrieval-query``, ``T2Retrieval-document``).
+
+    Example:
+        >>> from sentence_transformers import SentenceTransformer
+        >>> model = SentenceTransformer("runs/quickstart/model")
+        >>> set_prompts(model, {"query": "问题：", "document": ""})
+        >>> bool((model.encode_query("天气") == model.encode("问题：天气")).all())
+        True
     """
     prompts = resolve_instructions(instructions).prompts
     for task, spec in (per_task or {}).items():

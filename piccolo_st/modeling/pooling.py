@@ -46,6 +46,15 @@ class InstructionPooling(Pooling):
 
     Raises:
         InputError: a prefix is empty.
+
+    Example:
+        >>> from sentence_transformers import SentenceTransformer
+        >>> model = SentenceTransformer("runs/quickstart/model")
+        >>> model[1] = InstructionPooling.from_tokenizer(
+        ...     model.tokenizer, model.get_embedding_dimension(), ["查询：", "结果："], include_instruction=False
+        ... )
+        >>> bool((model.encode("查询：天气") == model.encode_query("天气")).all())  # by hand, or as the prompt
+        True
     """
 
     config_keys = ["embedding_dimension", "pooling_mode", "include_instruction", "instruction_ids"]  # noqa: RUF012
@@ -203,6 +212,12 @@ def set_instruction_pooling(
 
     Raises:
         InputError: the model has no Pooling module, or more than one; or as InstructionPooling.
+
+    Example:
+        >>> from sentence_transformers import SentenceTransformer
+        >>> model = SentenceTransformer("runs/quickstart/model")
+        >>> set_instruction_pooling(model, "piccolo", include_instruction=False)
+        InstructionPooling({'embedding_dimension': ..., 'include_instruction': False, ...})
     """
     places = [place for place, module in enumerate(model) if isinstance(module, Pooling)]
     if len(places) != 1:

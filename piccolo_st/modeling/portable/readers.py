@@ -50,6 +50,10 @@ def check_portable(path: str | Path) -> list[ConsumerReport]:
 
     Raises:
         FileNotFoundError: ``path`` is no folder.
+
+    Example:
+        >>> {report.consumer: report.problems for report in check_portable("runs/quickstart/model") if not report.ok}
+        {'ONNX': ('onnx/model.onnx is missing: recipes/release.py --onnx writes it',)}
     """
     if not Path(path).is_dir():
         raise FileNotFoundError(f"no checkpoint to check: {path} is not a folder")

@@ -73,6 +73,14 @@ def save_portable(
     Warns:
         UserWarning: instructions are excluded from pooling. Stock Pooling excludes them only where they are given as
             prompts; rows with a prefix typed by hand, and text-embeddings-inference and vLLM, pool them.
+
+    Example:
+        >>> import torch
+        >>> from sentence_transformers import SentenceTransformer
+        >>> model = SentenceTransformer("runs/quickstart/model")
+        >>> save_portable(model, "half", torch.float16)
+        >>> SentenceTransformer("half").dtype
+        torch.float16
     """
     if found := problems(model):
         raise InputError("; ".join(found))
@@ -164,6 +172,11 @@ def load_portable(path: str | Path, **kwargs: Any) -> SentenceTransformer:
     Args:
         path: a local folder.
         kwargs: for ``SentenceTransformer``.
+
+    Example:
+        >>> model = load_portable("runs/quickstart/model", device="cpu")
+        >>> model.encode_query(["天气"]).shape == (1, model.get_embedding_dimension())
+        True
     """
     model = SentenceTransformer(str(path), **kwargs)
     config = Path(path) / "config_sentence_transformers.json"
