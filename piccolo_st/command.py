@@ -1,27 +1,24 @@
-"""A recipe as a command: its options, and an exit code with one sentence instead of a traceback."""
+"""How a command ends: with an exit code, and one sentence instead of a traceback."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
-
-from transformers.utils.logging import disable_progress_bar
+from typing import NoReturn
 
 from piccolo_st.errors import InputError
 
 
-def run_recipe(main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Run a recipe's main: bad input is one sentence on stderr and exit code 2, Ctrl-C is exit code 130.
+def run_command(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> NoReturn:
+    """Run a command and exit: bad input is one sentence on stderr and exit code 2, Ctrl-C is exit code 130.
 
     Where the reader of stdout has gone (``| head -3``), it ends quietly with 141, as a program that SIGPIPE ends.
     Every rank ends with the code; only the first one speaks.
     """
-    disable_progress_bar()  # one for each file written or read would break up the training's own bar
-    code: Any = 141
+    code: int | str | None = 141
     try:
-        code = _exit_code(main)
+        code = _exit_code(main, arguments)
         sys.stdout.flush()  # what fails here would otherwise fail, and be shown, while Python shuts down
     except BrokenPipeError:
         if not _reader_has_gone():
@@ -31,10 +28,10 @@ def run_recipe(main: Callable[[Sequence[str]], None]) -> NoReturn:
     sys.exit(code)
 
 
-def _exit_code(main: Callable[[Sequence[str]], None]) -> Any:
+def _exit_code(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int | str | None:
     speaks = os.environ.get("RANK", "0") == "0"
     try:
-        main(sys.argv[1:])
+        main(arguments)
         _leave_the_others()
     except InputError as error:
         if speaks:

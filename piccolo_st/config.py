@@ -5,8 +5,8 @@
     (3) refuse every key that no dataclass has, naming the nearest one that exists;
     (4) let transformers' HfArgumentParser convert and build the dataclass of each section.
 
-A configuration that cannot be used raises ``ConfigError``; ``run_recipe`` turns it and every other ``InputError``
-into one sentence and exit code 2, and ends quietly when nobody reads what a recipe prints.
+A configuration that cannot be used raises ``ConfigError``; ``run_command`` turns it and every other ``InputError``
+into one sentence and exit code 2, and ends quietly when nobody reads what a command prints.
 """
 
 from __future__ import annotations

@@ -100,6 +100,20 @@ def encoder_dir_no_dropout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """``python -m piccolo_st`` with these arguments, in this process: (exit code, standard output, standard error)."""
+    from piccolo_st.__main__ import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        shown = capsys.readouterr()
+        return int(stopped.value.code or 0), shown.out, shown.err
+
+    return run
+
+
+@pytest.fixture
 def make_model(encoder_dir: Path, encoder_dir_no_dropout: Path) -> Callable[..., object]:
     """A function that builds a fresh SentenceTransformer: ``make_model(dropout=False, **transformer_kwargs)``."""
 

@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parent.parent / "piccolo_st"
 # types too; rooms of one floor do not import each other.
 FLOORS = [
     {"_version", "errors"},
-    {"_lazy", "cache", "config", "distributed", "environment", "hashing", "redaction", "tables"},
+    {"_lazy", "cache", "config", "distributed", "environment", "hashing", "redaction", "shipped", "tables"},
     {"command"},
     {"modeling"},
     {"data", "batches"},
@@ -29,6 +29,8 @@ FLOORS = [
     {"releasing"},
     {"training", "curation"},
     {"demo", "experiments"},
+    {"commands"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, floor in enumerate(FLOORS) for name in floor}
 DOORLESS = {
@@ -51,7 +53,8 @@ def _name(path: Path) -> str:
 
 
 def _room(name: str) -> str:
-    return name.split(".")[0]
+    """The room of a file; the commands, which stand in the rooms and use any of them, are a floor of their own."""
+    return "commands" if name.endswith(".command") else name.split(".")[0]
 
 
 def _at_import(body: list[ast.stmt]) -> Iterator[ast.stmt]:
@@ -169,13 +172,10 @@ def test_the_package_takes_its_own_names_from_where_they_are_defined() -> None:
 
 
 @pytest.mark.parametrize("recipe", sorted((PACKAGE.parent / "recipes").glob("*.py")), ids=lambda path: path.stem)
-def test_recipes_take_public_names_by_the_door(recipe: Path) -> None:
-    taken = [(module, name) for module, name in _taken(recipe) if module.split(".")[0] == "piccolo_st"]
-    private = [one for one in taken if any(part.startswith("_") for part in [*one[0].split("."), one[1]])]
-    assert taken and not private, f"{recipe.name} imports {private}"
-    for module, name in taken:
-        room = _room(module.removeprefix("piccolo_st.").removeprefix("piccolo_st"))
-        assert _given().get(room, {}).get(name) != module or module == f"piccolo_st.{room}", f"{recipe.name}: {name}"
+def test_a_recipe_is_a_command_and_nothing_else(recipe: Path) -> None:
+    code = recipe.read_text(encoding="utf-8")
+    assert set(_taken(recipe)) == {("sys", ""), ("piccolo_st.__main__", "main")}
+    assert code.endswith(f'    main(["{recipe.stem}", *sys.argv[1:]])\n') and len(code.splitlines()) < 10
 
 
 @FILES
@@ -204,7 +204,7 @@ def test_only_evaluation_imports_mteb() -> None:
 
 def test_nothing_imports_the_curation_of_data() -> None:
     users = {_room(_name(path)) for path in _files() for one in _arrows(path) if _room(one) == "curation"}
-    assert users <= {"curation"}
+    assert users <= {"curation", "commands"}
 
 
 def test_every_room_exists_or_is_gone() -> None:

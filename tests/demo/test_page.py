@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -11,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from piccolo_st.command import run_recipe
 from piccolo_st.modeling.instructions import set_prompts
 from piccolo_st.modeling.portable.saving import save_portable
 from tests.helpers.demo_pages import browser, requested, serving, wait_until
@@ -113,16 +111,9 @@ def test_bad_input_is_one_sentence(
     said: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command: Callable[..., tuple[int, str, str]],
 ) -> None:
     (tmp_path / "texts.txt").write_text("一\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["demo.py", *arguments])
-    spec = importlib.util.spec_from_file_location("recipe_demo", ROOT / "recipes" / "demo.py")
-    assert spec is not None and spec.loader is not None
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    with pytest.raises(SystemExit) as stopped:
-        run_recipe(recipe.main)
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2 and said in error and "Traceback" not in error
+    code, _, error = command("demo", *arguments)
+    assert code == 2 and said in error and "Traceback" not in error

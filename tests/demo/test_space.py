@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +13,7 @@ from huggingface_hub import HfApi, snapshot_download
 from piccolo_st.demo.space import release_space, space_files
 from piccolo_st.errors import InputError
 from piccolo_st.releasing import ReleaseError, release
+from piccolo_st.releasing.command import main
 from tests.helpers.demo_pages import serving
 from tests.helpers.hub_clients import REPO, TOKEN
 from tests.helpers.hub_server import HubServer
@@ -86,15 +86,11 @@ def test_a_space_that_moved_meanwhile_is_not_overwritten(hub: HubServer) -> None
 def test_the_recipe_releases_model_and_space(
     hub: HubServer, released_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spec = importlib.util.spec_from_file_location("recipe_release", ROOT / "recipes" / "release.py")
-    assert spec is not None and spec.loader is not None
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS), encoding="utf-8")
-    command = [str(released_model), REPO, "--tag", "v1", "--corpus", str(tmp_path / "texts.txt"), "--limit", "2"]
-    recipe.main([*command, "--space", "sensenova/page"])
+    arguments = [str(released_model), REPO, "--tag", "v1", "--corpus", str(tmp_path / "texts.txt"), "--limit", "2"]
+    main([*arguments, "--space", "sensenova/page"])
     assert capsys.readouterr().out.count("Dry run: nothing was sent") == 2 and not hub.repos
-    recipe.main([*command, "--push", "--space"])
+    main([*arguments, "--push", "--space"])
     files = hub.repos["space", REPO].resolve("main").files
     assert hub.repos["space", REPO].read(files["corpus.txt"]).decode().split() == [TEXTS[0], TEXTS[1]]
     assert b'revision="v1"' in hub.repos["space", REPO].read(files["app.py"])

@@ -7,19 +7,19 @@ line (or a call in its place) with that code.
 
 from __future__ import annotations
 
-import functools
-import importlib.util
+import importlib
 import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
+
+from piccolo_st.__main__ import dispatch
 
 ROOT = Path(__file__).parent.parent.parent
 DIGITS = "一二三四五六七八九十"
@@ -28,18 +28,6 @@ FAQ = [{"query": f"数{n}", "positive": f"{n}的结果"} for n in NUMBERS]
 PAIRS = [
     {"sentence1": n, "sentence2": m, "score": float(n[0] == m[0])} for n, m in zip(NUMBERS, NUMBERS[5:], strict=False)
 ]
-
-
-@functools.cache
-def command(name: str) -> Callable[[Sequence[str]], Any]:
-    """The main function of a recipe, or of ``python -m piccolo_st.releasing``."""
-    if name == "model_card":
-        return importlib.import_module("piccolo_st.releasing.__main__").main
-    spec = importlib.util.spec_from_file_location(f"recipe_{name}", ROOT / "recipes" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module: ModuleType = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
 
 
 def jsonl(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -112,14 +100,14 @@ class Row:
     code: int | None = 2
 
 
-def run(recipe: str, *arguments: str, files: Mapping[str, Any] | None = None, without: Sequence[str] = ()) -> Act:
+def run(name: str, *arguments: str, files: Mapping[str, Any] | None = None, without: Sequence[str] = ()) -> Act:
     """A command line; ``files`` are planted first, ``without`` are packages that are not there."""
 
     def act(world: World) -> Any:
-        for name, content in (files or {}).items():
-            world.write(name, content)
+        for path, content in (files or {}).items():
+            world.write(path, content)
         world.without(*without)
-        return command(recipe)([world.named(argument) for argument in arguments])
+        return dispatch([name, *(world.named(argument) for argument in arguments)])
 
     return act
 

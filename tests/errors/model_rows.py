@@ -347,22 +347,22 @@ ROWS: dict[str, list[Row]] = {
             "mini_batch_size must be None or a whole number of at least 1, got 0", code=None),
     ],
     "releasing.card_folder": [
-        Row("no card.yaml", run("model_card", "TMP"),
+        Row("no card.yaml", run("card", "TMP"),
             "TMP/card.yaml does not exist; write it, or name another folder"),
-        Row("a broken card.yaml", run("model_card", "TMP", files={"card.yaml": "a: ["}),
+        Row("a broken card.yaml", run("card", "TMP", files={"card.yaml": "a: ["}),
             "TMP/card.yaml is not YAML: …, line 1, column 5"),
-        Row("a list of fields", run("model_card", "TMP", files={"card.yaml": "[]"}),
+        Row("a list of fields", run("card", "TMP", files={"card.yaml": "[]"}),
             "TMP/card.yaml must hold a mapping of card fields, got list"),
-        Row("a misspelt field", run("model_card", "TMP", files={"card.yaml": "licence: mit"}),
+        Row("a misspelt field", run("card", "TMP", files={"card.yaml": "licence: mit"}),
             "unknown key 'licence' in TMP/card.yaml; did you mean license?"),
         Row(
             "a table that is a mapping",
-            run("model_card", "TMP", files={"card.yaml": "comparison: rows.yaml", "rows.yaml": "{}"}),
+            run("card", "TMP", files={"card.yaml": "comparison: rows.yaml", "rows.yaml": "{}"}),
             "TMP/rows.yaml must hold a list of rows, got dict",
         ),
         Row(
             "a misspelt field of the table",
-            run("model_card", "TMP", files={"card.yaml": "comparison: rows.yaml", "rows.yaml": "- {modle: x}"}),
+            run("card", "TMP", files={"card.yaml": "comparison: rows.yaml", "rows.yaml": "- {modle: x}"}),
             "TMP/rows.yaml, row 1 must be a row with the fields model, size_gb, dimension, max_tokens, average, "
             "by_type, got {'modle': 'x'}",
         ),
@@ -383,10 +383,10 @@ ROWS: dict[str, list[Row]] = {
             "results must be a folder of mteb's JSON files, a .jsonl file or a card (.md), got TMP/run.yaml"),
         Row(
             "a broken line",
-            run("model_card", "TMP", files={"card.yaml": "{}", "results.jsonl": "{\n"}),
+            run("card", "TMP", files={"card.yaml": "{}", "results.jsonl": "{\n"}),
             "TMP/results.jsonl, line 1 is not JSON: …; evaluate the task again",
         ),
-        Row("a misspelt line", run("model_card", "TMP", files={"card.yaml": "{}", "results.jsonl": '{"task": 1}\n'}),
+        Row("a misspelt line", run("card", "TMP", files={"card.yaml": "{}", "results.jsonl": '{"task": 1}\n'}),
             "TMP/results.jsonl, line 1 must be a result with the fields task_type, dataset_type, dataset_name, "
             "config, split, revision, metrics, got {'task': 1}"),
         Row("a result of mteb 1", call("releasing.results:from_mteb", lambda w: {"mteb_version": "1.0"}),

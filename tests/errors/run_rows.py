@@ -183,7 +183,7 @@ ROWS: dict[str, list[Row]] = {
             "the command line must have repo_id; see --help"),
         Row("release: a word too many", run("release", "MODEL", "org/name", "extra"),
             "unknown argument 'extra'; see --help"),
-        Row("model_card: no folder", run("model_card"),
+        Row("card: no folder", run("card"),
             "the command line must have FOLDER; see --help"),
     ],
     "demo.corpus": [
@@ -274,13 +274,22 @@ ROWS: dict[str, list[Row]] = {
         Row("a word for a temperature", faq("loss={temperature: low}"),
             "section 'loss': loss of dataset 'faq': temperature must be a positive number, got 'low'"),
     ],
-    "recipes.demo": [
+    "__main__": [
+        Row("an unknown command", run("finetun"),
+            "the first argument must be a command, got 'finetun'; did you mean finetune?"),
+    ],
+    "shipped": [
+        Row("an unknown configuration", run("finetune", "quikstart"),
+            "the configuration must be the path of a YAML file or the name of a shipped one, got 'quikstart'; did you "
+            "mean quickstart? known are …"),
+    ],
+    "demo.command": [
         Row("gradio missing", run("demo", "MODEL", "--corpus", "TMP/corpus.txt", files=TEXTS, without=["gradio"]),
             'the page needs gradio; run: pip install "piccolo_st[demo]"'),
         Row("three models", run("demo", "a", "b", "c"),
             "the page must show one model or two different ones, got a, b, c"),
     ],
-    "recipes.evaluate": [
+    "evaluation.command": [
         Row("nothing to evaluate", run("evaluate"),
             "name a model to evaluate, or two folders of results with --compare"),
         Row("a misspelt key", run("evaluate", "--config", "TMP/e.yaml", files={"e.yaml": "benchmrk: STS"}),
@@ -288,11 +297,11 @@ ROWS: dict[str, list[Row]] = {
         Row("a word for a dimension", run("evaluate", "MODEL", "--truncate_dim", "half"),
             "--truncate_dim must be whole numbers, such as 256,512,1024, got 'half'"),
     ],
-    "recipes.prepare": [
+    "curation.command": [
         Row("an unknown step", run("prepare", "dedupe"),
             "the first argument must be a step, got 'dedupe'; did you mean dedup?"),
     ],
-    "recipes.ablation": [
+    "experiments.command": [
         Row("--only without a name", run("ablation", "--only"),
             "--only needs the names of variants, got none; write --only stock,full"),
     ],

@@ -16,13 +16,12 @@ from pathlib import Path
 import pytest
 
 import piccolo_st
-from piccolo_st.command import run_recipe
+from piccolo_st.command import run_command
 from piccolo_st.errors import InputError
 from tests.errors import data_rows, model_rows, run_rows
 from tests.errors.acts import Row, World
 
 PACKAGE = Path(piccolo_st.__file__).parent
-RECIPES = PACKAGE.parent / "recipes"
 TABLE: dict[str, list[Row]] = {**run_rows.ROWS, **data_rows.ROWS, **model_rows.ROWS}
 
 ROWS = [pytest.param(module, row, id=f"{module}: {row.name}") for module, rows in TABLE.items() for row in rows]
@@ -54,15 +53,12 @@ def world(tmp_path: Path, encoder_dir_no_dropout: Path, saved_model: Path, monke
 
 
 def named(path: Path) -> str:
-    """A file of the package or a recipe as a module, ``""`` for any other."""
-    for root, prefix in ((PACKAGE, ""), (RECIPES, "recipes.")):
-        if path.is_relative_to(root):
-            return prefix + ".".join(path.relative_to(root).with_suffix("").parts)
-    return ""
+    """A file of the package as a module, ``""`` for any other."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts) if path.is_relative_to(PACKAGE) else ""
 
 
 def origin(error: BaseException) -> str:
-    """The module that found the error: the innermost one of the package, or the recipe, in its traceback."""
+    """The module that found the error: the innermost one of the package in its traceback."""
     found, trace = "", error.__traceback__
     while trace is not None:
         found = named(Path(trace.tb_frame.f_code.co_filename)) or found
@@ -93,7 +89,7 @@ def test_an_error_is_one_sentence(module: str, row: Row, world: World, capsys: p
                 raise
 
         with pytest.raises(SystemExit) as stopped:
-            run_recipe(main)
+            run_command(main, [])
         shown = capsys.readouterr()
         assert stopped.value.code == row.code, shown.err
         assert "Traceback" not in shown.out + shown.err
@@ -135,12 +131,8 @@ def test_no_two_rows_are_alike() -> None:
 
 @cache
 def trees() -> tuple[tuple[str, ast.Module], ...]:
-    """(module, its code) of the package and the recipes; names as ``origin`` gives them."""
-    return tuple(
-        (named(path), ast.parse(path.read_text(encoding="utf-8")))
-        for root in (PACKAGE, RECIPES)
-        for path in sorted(root.rglob("*.py"))
-    )
+    """(module, its code) of the package; names as ``origin`` gives them."""
+    return tuple((named(path), ast.parse(path.read_text(encoding="utf-8"))) for path in sorted(PACKAGE.rglob("*.py")))
 
 
 def input_errors() -> set[str]:
@@ -157,7 +149,7 @@ def input_errors() -> set[str]:
 
 
 def raised_in() -> Iterator[tuple[str, str]]:
-    """(module, name) for every name in a ``raise`` of the package and the recipes, the error's among them."""
+    """(module, name) for every name in a ``raise`` of the package, the error's among them."""
     for module, tree in trees():
         for node in ast.walk(tree):
             if isinstance(node, ast.Raise) and node.exc is not None:

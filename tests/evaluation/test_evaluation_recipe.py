@@ -1,12 +1,10 @@
-"""recipes/evaluate.py as a person starts it: the live lines, the tables, the files it leaves, bad options."""
+"""The command evaluate as a person starts it: the live lines, the tables, the files it leaves, bad options."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -15,6 +13,7 @@ pytest.importorskip("mteb")
 from sentence_transformers import SentenceTransformer
 
 from piccolo_st.errors import InputError
+from piccolo_st.evaluation import command
 from piccolo_st.evaluation.benchmarks import C_MTEB_35, MTEB_CMN_V1
 from piccolo_st.evaluation.plot import plot_evaluations
 from piccolo_st.evaluation.results import Column, score_table
@@ -32,15 +31,6 @@ PICCOLO_LARGE = scores(read_results(ROOT / "model_cards/piccolo-large-zh/results
 
 
 @pytest.fixture(scope="module")
-def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("recipe_evaluate", ROOT / "recipes/evaluate.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_local_tasks(tmp_path_factory.mktemp("tasks"))
 
@@ -52,14 +42,14 @@ def saved(make_model: Callable[..., SentenceTransformer], tmp_path: Path) -> str
 
 
 def test_lines_tables_json_and_picture(
-    recipe: ModuleType, saved: str, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    saved: str, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
     arguments = [saved, "--benchmark", str(tasks), "--output", str(output), "--truncate_dim", "8,32"]
 
-    recipe.main(arguments)
+    command.main(arguments)
     first = capsys.readouterr().out
-    recipe.main(arguments)
+    command.main(arguments)
     second = capsys.readouterr().out
 
     lines = [line.split() for line in first.splitlines() if line.strip().startswith("[")]
@@ -79,24 +69,24 @@ def test_lines_tables_json_and_picture(
 
     folder = output / "results/local__model" / whole["model"]["revision"]
     cut = folder / "experiments/truncate_dim_8"
-    recipe.main(["--compare", str(cut), str(folder), "--benchmark", str(tasks), "--resamples", "50"])
+    command.main(["--compare", str(cut), str(folder), "--benchmark", str(tasks), "--resamples", "50"])
     compared = capsys.readouterr().out
     assert compared.startswith(f"A is {cut}\nB is {folder}\nsix: local tasks of six.yaml, in percent\ntask ")
     assert sum(line.split()[0].startswith("Own") for line in compared.splitlines()) == 6
 
 
-def test_a_yaml_file_holds_the_options_and_the_command_line_wins(recipe: ModuleType, tmp_path: Path) -> None:
+def test_a_yaml_file_holds_the_options_and_the_command_line_wins(tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text("benchmark: [STS]\ndtype: bfloat16\ntruncate_dim: [256, 512]\n", "utf-8")
 
-    options = recipe.parse(["model", "--config", str(config), "--dtype", "float16"])
+    options = command.parse(["model", "--config", str(config), "--dtype", "float16"])
 
-    assert (options.benchmark, options.dtype, recipe.dimensions(options.truncate_dim)) == (
+    assert (options.benchmark, options.dtype, command.dimensions(options.truncate_dim)) == (
         ["STS"],
         "float16",
         [256, 512],
     )
-    recipe.parse(["model", "--config", str(ROOT / "recipes/configs/evaluate.yaml")])  # as it is shipped
+    command.parse(["model", "--config", str(ROOT / "recipes/configs/evaluate.yaml")])  # as it is shipped
 
 
 @pytest.mark.parametrize(
@@ -107,21 +97,21 @@ def test_a_yaml_file_holds_the_options_and_the_command_line_wins(recipe: ModuleT
         ("dtype: float16", ["model", "--compare", "a", "b"], r"name a model to evaluate, or two folders"),
     ],
 )
-def test_bad_options(recipe: ModuleType, tmp_path: Path, content: str, arguments: list[str], message: str) -> None:
+def test_bad_options(tmp_path: Path, content: str, arguments: list[str], message: str) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(content, "utf-8")
 
     with pytest.raises(InputError, match=message):
-        recipe.parse([*arguments, "--config", str(config)])
+        command.parse([*arguments, "--config", str(config)])
 
 
-def test_dimensions_have_to_be_whole_numbers(recipe: ModuleType) -> None:
+def test_dimensions_have_to_be_whole_numbers() -> None:
     with pytest.raises(InputError, match=r"--truncate_dim must be whole numbers, such as 256,512,1024, got '256,half'"):
-        recipe.dimensions("256,half")
+        command.dimensions("256,half")
 
 
 def test_tasks_without_a_result_end_in_an_error_that_names_them(
-    recipe: ModuleType, saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from datasets.exceptions import DatasetNotFoundError
 
@@ -131,7 +121,7 @@ def test_tasks_without_a_result_end_in_an_error_that_names_them(
     monkeypatch.setattr("mteb.abstasks.abstask.AbsTask.load_data", gated)
 
     with pytest.raises(InputError, match=r"1 tasks have no result: STSB; the reasons stand above"):
-        recipe.main([saved, "--benchmark", "STSB", "--output", str(tmp_path / "out")])
+        command.main([saved, "--benchmark", "STSB", "--output", str(tmp_path / "out")])
 
     out = capsys.readouterr().out
     assert "failed: STSB: the data of STSB (mteb/STSB at revision e036" in out and "gated dataset" in out
@@ -151,13 +141,13 @@ def test_the_table_puts_a_missing_score_as_a_dash_and_never_averages_over_it() -
     assert lines["all", "mean", "of", "35"][-2:] == ["64.11", "-"]
 
 
-def test_references_are_results_or_rows_of_averages(recipe: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = recipe.reference(ROOT / "model_cards/c-mteb-35.yaml", C_MTEB_35)
-    (large,) = recipe.reference(ROOT / "model_cards/piccolo-large-zh/results.jsonl", C_MTEB_35)
+def test_references_are_results_or_rows_of_averages(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = command.reference(ROOT / "model_cards/c-mteb-35.yaml", C_MTEB_35)
+    (large,) = command.reference(ROOT / "model_cards/piccolo-large-zh/results.jsonl", C_MTEB_35)
 
     assert [f"{row.averages.overall:.2f}" for row in rows] == ["64.11", "63.96", "63.66", "63.40", "62.80"]
     assert (large.label, large.averages) == ("piccolo-large-zh", rows[0].averages)
-    assert recipe.reference(ROOT / "model_cards/c-mteb-35.yaml", MTEB_CMN_V1) == []  # another definition
+    assert command.reference(ROOT / "model_cards/c-mteb-35.yaml", MTEB_CMN_V1) == []  # another definition
     assert "c-mteb-35.yaml has nothing that is scored by the definition of MTEB(cmn, v1)" in capsys.readouterr().out
 
 

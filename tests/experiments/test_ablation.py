@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from piccolo_st.command import run_recipe
 from piccolo_st.config import parse_run
 from piccolo_st.errors import InputError
 from piccolo_st.experiments.ablation import Ablation
@@ -203,19 +202,10 @@ def test_bad_variants(content: dict[str, Any], tmp_path: Path, change: dict[str,
 
 
 def test_bad_names_on_the_command_line(
-    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    content: dict[str, Any], tmp_path: Path, command: Callable[..., tuple[int, str, str]]
 ) -> None:
-    spec = importlib.util.spec_from_file_location("recipe", ROOT / "recipes" / "ablation.py")
-    assert spec is not None and spec.loader is not None
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-
     def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ablation.py", str(write(content, tmp_path)), *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            run_recipe(recipe.main)
-        shown = capsys.readouterr()
-        return int(stopped.value.code or 0), shown.out, shown.err
+        return command("ablation", write(content, tmp_path), *arguments)
 
     code, _, err = run("--only", "stok")
     assert code == 2 and "unknown variant 'stok' in" in err and "; did you mean stock?" in err

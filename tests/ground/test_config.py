@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from piccolo_st.command import run_recipe
+from piccolo_st.command import run_command
 from piccolo_st.config import build_section, parse_overrides, parse_run
 from piccolo_st.errors import ConfigError, InputError
 
@@ -131,24 +131,24 @@ def test_help_names_every_own_field(config: Path, capsys: pytest.CaptureFixture[
     ("error", "code", "said"),
     [(InputError("no such pear"), 2, "error: no such pear\n"), (KeyboardInterrupt(), 130, "interrupted")],
 )
-def test_run_recipe_ends_with_a_sentence_and_a_code(
+def test_run_command_ends_with_a_sentence_and_a_code(
     error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def main(arguments: object) -> None:
         raise error
 
     with pytest.raises(SystemExit) as stopped:
-        run_recipe(main)
+        run_command(main, [])
     shown = capsys.readouterr()
     assert stopped.value.code == code and shown.err.startswith(said) and not shown.out
 
 
-def test_run_recipe_lets_defects_through() -> None:
+def test_run_command_lets_defects_through() -> None:
     def main(arguments: object) -> None:
         raise ValueError("a defect")
 
     with pytest.raises(ValueError, match="a defect"):
-        run_recipe(main)
+        run_command(main, [])
 
 
 ENDINGS = {
@@ -162,8 +162,8 @@ ENDINGS = {
 def _ended(lines: str, stdout: int) -> tuple[int, str]:
     """The code and stderr of a process whose main is these lines."""
     script = (
-        "from piccolo_st.command import run_recipe\nfrom piccolo_st.errors import InputError\n"
-        f"def main(arguments):\n    {lines}\nrun_recipe(main)\n"
+        "from piccolo_st.command import run_command\nfrom piccolo_st.errors import InputError\n"
+        f"def main(arguments):\n    {lines}\nrun_command(main, [])\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
     ran = subprocess.run(
@@ -173,7 +173,7 @@ def _ended(lines: str, stdout: int) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("name", ENDINGS)
-def test_a_recipe_ends_quietly_when_nobody_reads_on(name: str) -> None:
+def test_a_command_ends_quietly_when_nobody_reads_on(name: str) -> None:
     lines, code, said = ENDINGS[name]
     reader, writer = os.pipe()
     os.close(reader)

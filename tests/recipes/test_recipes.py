@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import yaml
 from sentence_transformers import SentenceTransformer
 
-from piccolo_st.command import run_recipe
+from piccolo_st.__main__ import COMMANDS
 from piccolo_st.modeling.fingerprint import content_hash
+from piccolo_st.shipped import find, shipped
 from piccolo_st.training.ownership import own
 from tests.training.test_ownership import forked
 
@@ -24,14 +24,6 @@ ROOT = Path(__file__).parent.parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 Finetune = Callable[..., tuple[int, str, str]]
 DIGITS = "一二三四五六七八九十"
-
-
-def load(recipe: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"recipe_{recipe.stem}", recipe)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def launch(*arguments: str, cwd: Path = ROOT, timeout: int = 600) -> subprocess.CompletedProcess[str]:
@@ -94,30 +86,39 @@ def config(tmp_path: Path, encoder_dir: Path) -> Path:
 
 
 @pytest.fixture
-def finetune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Finetune:
-    """Run recipes/finetune.py in this process: (exit code, standard output, standard error)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["finetune.py", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            run_recipe(load(ROOT / "recipes" / "finetune.py").main)
-        shown = capsys.readouterr()
-        return int(stopped.value.code or 0), shown.out, shown.err
-
-    return run
+def finetune(command: Finetune) -> Finetune:
+    """The command finetune, in this process: (exit code, standard output, standard error)."""
+    return partial(command, "finetune")
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_help_says_what_it_does_and_how_it_is_started(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        load(recipe).main(["--help"])
-    shown = capsys.readouterr().out
-    assert stopped.value.code in (0, None)
-    assert f"recipes/{recipe.name}" in shown and len(shown.splitlines()) > 5
+def python(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=environment, timeout=120
+    )
 
 
-def test_help_needs_no_package_of_an_extra() -> None:
-    """In a process of its own, since the packages have been imported by others in this one."""
+def test_help_names_every_command_and_loads_nothing(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; start = time.perf_counter()\n"
+        "from piccolo_st.__main__ import dispatch\n"
+        "dispatch([]); print(time.perf_counter() - start, 'torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    shown = python("-c", code, cwd=tmp_path).stdout.splitlines()
+    seconds, *loaded = shown.pop().split()
+    assert float(seconds) < 0.3 and loaded == ["False", "False"]
+    assert {name for name in COMMANDS if any(line.split()[:1] == [name] for line in shown)} == set(COMMANDS)
+    assert [recipe.stem for recipe in RECIPES] == sorted(set(COMMANDS) - {"card"})
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_says_what_a_command_does_and_how_it_is_started(name: str, command: Finetune) -> None:
+    code, shown, _ = command(name, "--help")
+    assert code == 0 and f"-m piccolo_st {name}" in shown and len(shown.splitlines()) > 5
+
+
+def test_help_needs_no_package_of_an_extra(tmp_path: Path) -> None:
+    """In processes of their own, since the packages have been imported by others in this one."""
     optional = "bm25s datatrove deepspeed faiss gradio jionlp matplotlib mteb onnx onnxruntime onnxscript opencc rensa"
     code = (
         "import runpy, sys\n"
@@ -129,9 +130,22 @@ def test_help_needs_no_package_of_an_extra() -> None:
         "    except SystemExit as end:\n"
         "        assert not end.code, (recipe, end.code)\n"
     )
-    ran = subprocess.run([sys.executable, "-c", code, *map(str, RECIPES)], capture_output=True, text=True)
+    ran = python("-c", code, *RECIPES, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
-    assert all(f"recipes/{recipe.name}" in ran.stdout for recipe in RECIPES)
+    assert all(f"-m piccolo_st {recipe.stem}" in ran.stdout for recipe in RECIPES)
+
+
+def test_a_path_wins_over_the_name_of_a_shipped_configuration(
+    tmp_path: Path, finetune: Finetune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert find("quickstart") == shipped()["quickstart"] and find("nowhere.yaml") == Path("nowhere.yaml")
+    assert set(shipped("accelerate")) >= {"cpu", "cpu_zero1", "ddp", "zero1", "multinode_zero1"}
+    monkeypatch.chdir(tmp_path)
+    Path("quickstart").write_text("mdoel: {}", encoding="utf-8")
+    code, _, error = finetune("quickstart")
+    assert code == 2 and "unknown section 'mdoel' in quickstart; did you mean model?" in error
+    code, _, error = finetune("quikstart")
+    assert code == 2 and "got 'quikstart'; did you mean quickstart? known are " in error and "zh-mini," in error
 
 
 def test_a_run_from_yaml_to_a_model_that_stock_code_searches_with(

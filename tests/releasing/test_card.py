@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation.benchmarks import C_MTEB_35, MTEB_CMN_V1, average_scores
 from piccolo_st.modeling.instructions import set_prompts
-from piccolo_st.releasing.__main__ import main
 from piccolo_st.releasing.card import PiccoloModelCardData, dataset_facts, render_card, stage_facts
 from piccolo_st.releasing.card_folder import add_results, card_from_folder
 from piccolo_st.releasing.card_sections import (
@@ -47,6 +46,7 @@ CARDS = Path(__file__).parent.parent.parent / "model_cards"
 GOLDEN = Path(__file__).parent / "golden" / "card.md"
 LARGE, BASE = CARDS / "piccolo-large-zh", CARDS / "piccolo-base-zh"
 # Of the model-index of the published card of sensenova/piccolo-large-zh: json.dumps(index, sort_keys=True), UTF-8.
+Command = Callable[..., tuple[int, str, str]]
 PUBLISHED = "f26e9b8477ca490a5df45d4fcf19e5db3c34e91db6d74d3f92732af129bc139a"
 
 
@@ -56,8 +56,8 @@ def metadata(card: str) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------------------------- published cards
 @pytest.mark.parametrize("folder", [LARGE, BASE], ids=lambda folder: folder.name)
-def test_cards_are_what_their_data_say(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--check", str(folder)]) == 0, capsys.readouterr().out
+def test_cards_are_what_their_data_say(folder: Path, command: Command) -> None:
+    assert command("card", "--check", folder)[0] == 0
     assert card_from_folder(folder) == (folder / "README.md").read_text(encoding="utf-8")
 
 
@@ -100,15 +100,16 @@ def test_the_base_card_has_its_published_row_and_no_made_up_results() -> None:
     assert "64.11" in card, "the row of the large model, computed from its results"
 
 
-def test_the_template_of_a_new_card_is_usable(tmp_path: Path) -> None:
-    assert main([str(_copy(CARDS / "template", tmp_path))]) == 0
+def test_the_template_of_a_new_card_is_usable(tmp_path: Path, command: Command) -> None:
+    assert command("card", _copy(CARDS / "template", tmp_path))[0] == 0
     assert "还没有评测结果" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
-def test_check_sees_a_stale_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = str(_copy(BASE, tmp_path))
-    assert main([folder, "--check"]) == 1 and "out of date" in capsys.readouterr().out
-    assert main([folder]) == 0 and main([folder, "--check"]) == 0
+def test_check_sees_a_stale_card(tmp_path: Path, command: Command) -> None:
+    folder = _copy(BASE, tmp_path)
+    code, shown, _ = command("card", folder, "--check")
+    assert code == 1 and "out of date" in shown
+    assert command("card", folder)[0] == 0 and command("card", folder, "--check")[0] == 0
 
 
 def _copy(source: Path, target: Path) -> Path:
@@ -134,8 +135,6 @@ def test_unusable_data_files(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "rows.yaml").write_text("- {model: x, size: 3}")
     with pytest.raises(InputError, match=message):
         card_from_folder(tmp_path)
-    with pytest.raises(InputError, match=message):
-        main([str(tmp_path)])
 
 
 # ---------------------------------------------------------------------------------------- results

@@ -13,6 +13,7 @@ import yaml
 from sentence_transformers import SentenceTransformer
 
 from piccolo_st.config import parse_run
+from piccolo_st.curation.command import main as prepare
 from piccolo_st.data.mixture import load_mixture
 from piccolo_st.errors import InputError, MixtureError
 from piccolo_st.modeling.instructions import Instructions, instruction_token_ids
@@ -20,7 +21,7 @@ from piccolo_st.modeling.portable.saving import save_portable
 from piccolo_st.training.arguments import FINETUNE
 from piccolo_st.training.estimate import show_plan
 from piccolo_st.training.run import TrainingRun
-from tests.recipes.test_recipes import ROOT, load, write_rows
+from tests.recipes.test_recipes import ROOT, write_rows
 
 DIGITS = "一二三四五六七八九十"
 NUMBERS = [a + b for a in DIGITS for b in DIGITS]
@@ -204,9 +205,7 @@ def test_what_is_no_instruction_of_a_dataset_is_refused_everywhere(
     (tmp_path / "mixture.yaml").write_text(yaml.safe_dump(mixture))
     for step in ("check", "dedup", "filter", "mine"):
         with pytest.raises(InputError, match=rule):
-            load(ROOT / "recipes" / "prepare.py").main(
-                [step, str(tmp_path / "mixture.yaml"), "--data.output", str(tmp_path / "out")]
-            )
+            prepare([step, str(tmp_path / "mixture.yaml"), "--data.output", str(tmp_path / "out")])
 
 
 @pytest.mark.parametrize("step", ["mine", "filter"])
@@ -220,7 +219,7 @@ def test_preparation_reads_what_training_reads(
     (tmp_path / "mixture.yaml").write_text(yaml.safe_dump({"datasets": {"faq": dataset}}))
     further = {"mine": ["--mine.model", str(tmp_path / "model"), "--mine.settings", "{num_negatives: 1}"],
                "filter": ["--filter.model", str(tmp_path / "model"), "--filter.top_k", "2"]}[step]  # fmt: skip
-    load(ROOT / "recipes" / "prepare.py").main(
+    prepare(
         [step, str(tmp_path / "mixture.yaml"), "--data.output", str(tmp_path / "out"),
          "--data.cache", str(tmp_path / "cache"), *further]
     )  # fmt: skip

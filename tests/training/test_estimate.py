@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import yaml
 from transformers import BertConfig, BertModel
 
 from piccolo_st import distributed
-from piccolo_st.command import run_recipe
 from piccolo_st.config import parse_run
 from piccolo_st.errors import InputError
 from piccolo_st.training import FINETUNE
@@ -177,26 +176,13 @@ def test_flops_are_six_for_each_weight_and_token() -> None:
     assert shape.flops(1000, 0, 1) == pytest.approx(6 * products * 1000)
 
 
-RECIPE = Path("recipes/configs/pretrain-large.yaml")
+Command = Callable[..., tuple[int, str, str]]
 
 
-def _recipe(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    spec = importlib.util.spec_from_file_location("recipe", ROOT / "recipes" / "pretrain.py")
-    assert spec is not None and spec.loader is not None
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    monkeypatch.setattr(sys, "argv", ["pretrain.py", str(ROOT / RECIPE), "--plan", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        run_recipe(recipe.main)
-    return int(stopped.value.code or 0)
-
-
-def test_plan_is_printed_and_nothing_is_made(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_plan_is_printed_and_nothing_is_made(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    assert _recipe(monkeypatch) == 0
-    shown = capsys.readouterr().out
+    code, shown, _ = command("pretrain", "pretrain-large", "--plan")
+    assert code == 0
     for part in ("activations", "sent by a process in a step", "12,208", "assuming 35% of 312 TFLOP/s"):
         assert part in shown
     assert not list(tmp_path.iterdir())
@@ -219,11 +205,6 @@ def test_plan_is_printed_and_nothing_is_made(
         (["--plan.zero_stage", "3"], "plan.zero_stage must be 0 or 1, got 3"),
     ],
 )
-def test_what_does_not_fit_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
-) -> None:
-    assert _recipe(monkeypatch, *arguments) == 2
-    import re
-
-    error = capsys.readouterr().err
-    assert re.search(said, error), error
+def test_what_does_not_fit_is_refused(command: Command, arguments: list[str], said: str) -> None:
+    code, _, error = command("pretrain", "pretrain-large", "--plan", *arguments)
+    assert code == 2 and re.search(said, error), error

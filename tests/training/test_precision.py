@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,9 @@ from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import AutoModel
 
-from piccolo_st.command import run_recipe
 from piccolo_st.errors import InputError
 from piccolo_st.modeling.loading import load_encoder, stored_dtype, weights_in_words
-from tests.helpers.resume_cases import ROOT, Case, make_datasets, make_trainer
+from tests.helpers.resume_cases import Case, make_datasets, make_trainer
 
 Finetune = Callable[..., tuple[list[float], dict[str, torch.Tensor], str]]
 
@@ -45,15 +42,11 @@ def modules(encoder: Path, folder: Path, dtype: torch.dtype) -> Path:
 
 
 @pytest.fixture
-def finetune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Finetune:
-    """Run recipes/finetune.py on a checkpoint: its losses, its weights, and what it printed."""
+def finetune(tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> Finetune:
+    """Fine-tune a checkpoint: its losses, its weights, and what it printed."""
     rows = make_datasets(256)["pairs"].to_list()
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("recipe_finetune", ROOT / "recipes" / "finetune.py")
-    assert spec is not None and spec.loader is not None
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
 
     def run(checkpoint: Path, output: Path, *options: str) -> tuple[list[float], dict[str, torch.Tensor], str]:
         content = {
@@ -63,14 +56,11 @@ def finetune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         }
         config = tmp_path / "run.yaml"
         config.write_text(yaml.safe_dump(content), encoding="utf-8")
-        monkeypatch.setattr(sys, "argv", ["finetune.py", str(config), *options])
-        with pytest.raises(SystemExit) as stopped:
-            run_recipe(recipe.main)
-        shown = capsys.readouterr()
-        assert stopped.value.code in (0, None), shown.err
+        code, shown, error = command("finetune", config, *options)
+        assert code == 0, error
         log = json.loads((output / "run.json").read_text(encoding="utf-8"))["log"]
         weights = load_file(output / "model" / "model.safetensors")
-        return [entry["loss"] for entry in log if "loss" in entry], weights, shown.out
+        return [entry["loss"] for entry in log if "loss" in entry], weights, shown
 
     return run
 

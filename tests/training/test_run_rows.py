@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,21 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
-from piccolo_st.command import run_recipe
-
-RECIPE = Path(__file__).parent.parent.parent / "recipes" / "finetune.py"
 DIGITS = "一二三四五六七八九十"
 NUMBERS = [a + b + c for a in DIGITS for b in DIGITS for c in "天月年"]
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(tmp_path: Path, encoder_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(tmp_path: Path, encoder_dir: Path, command: Run) -> Run:
     """Fine-tune on rows with nothing set but where things are: (exit code, standard output, standard error)."""
-    spec = importlib.util.spec_from_file_location("recipe_finetune", RECIPE)
-    assert spec is not None and spec.loader is not None
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
 
     def finetune(rows: list[dict[str, Any]], task: str = "retrieval", batch: int = 0, **settings: Any) -> Any:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -41,11 +32,7 @@ def run(tmp_path: Path, encoder_dir: Path, monkeypatch: pytest.MonkeyPatch, caps
         content["data"].update({"batch_size": batch} if batch else {})
         path = tmp_path / "run.yaml"
         path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
-        monkeypatch.setattr(sys, "argv", ["finetune.py", str(path)])
-        with pytest.raises(SystemExit) as stopped:
-            run_recipe(recipe.main)
-        shown = capsys.readouterr()
-        return int(stopped.value.code or 0), shown.out, shown.err
+        return command("finetune", path)
 
     return finetune
 

@@ -1,0 +1,56 @@
+"""Every command of the package: ``python -m piccolo_st COMMAND``, ``accelerate launch -m piccolo_st COMMAND``.
+
+A command's code stands in its room's command.py, which is imported when the command is run.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from piccolo_st.command import run_command
+from piccolo_st.errors import ConfigError, nearest
+
+# command -> its function, and what it does
+COMMANDS = {
+    "finetune": ("training.command.finetune", "train on labelled pairs and triplets, stage 2"),
+    "pretrain": ("training.command.pretrain", "train on pairs, stage 1"),
+    "prepare": ("curation.command.main", "check, deduplicate and filter data, mine hard negatives"),
+    "evaluate": ("evaluation.command.main", "score a model on C-MTEB or your own tasks; compare two models"),
+    "release": ("releasing.command.main", "check a model, show what would change on the Hub, push it"),
+    "card": ("releasing.command.card", "write the README.md of folders with a card.yaml"),
+    "demo": ("demo.command.main", "a page to see a model search"),
+    "ablation": ("experiments.command.main", "measure what each part of a recipe is worth"),
+}
+USAGE = """usage: python -m piccolo_st COMMAND ...
+       accelerate launch -m piccolo_st COMMAND ...
+
+{commands}
+
+COMMAND --help says what it takes."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command that the first argument names, by default of the program's own command line; then exit."""
+    run_command(dispatch, sys.argv[1:] if arguments is None else arguments)
+
+
+def dispatch(arguments: Sequence[str]) -> None:
+    """Hand the other arguments to the command that the first one names."""
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        print(USAGE.format(commands="\n".join(f"{name:>10}  {does}" for name, (_, does) in COMMANDS.items())))
+        return
+    if name not in COMMANDS:
+        raise ConfigError(f"the first argument must be a command, got {name!r}{nearest(name, list(COMMANDS))}")
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # one for each file written or read would break up the training's own bar
+    module, _, function = COMMANDS[name][0].rpartition(".")
+    getattr(import_module(f"piccolo_st.{module}"), function)(rest)
+
+
+if __name__ == "__main__":
+    main()

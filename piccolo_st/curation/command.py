@@ -1,0 +1,36 @@
+"""Prepare the data of a run: see what it holds, and make it better.
+
+python -m piccolo_st prepare check CONFIG     every row validated: faults, lengths, duplicates; a table and a picture
+python -m piccolo_st prepare dedup CONFIG     no row twice or nearly so, and no text of an evaluation set
+python -m piccolo_st prepare filter CONFIG    length, language, repetition; --filter.top_k 2 for consistency as in E5
+python -m piccolo_st prepare mine CONFIG      hard negatives; --mine.model lexical, bm25, or a SentenceTransformer
+
+CONFIG is a mixture file, or a file with the sections below, or the name of a shipped one; each step writes
+OUTPUT/STEP/mixture.yaml, which is the CONFIG of the next step and the data.mixture of a training run. Stopped at any
+point, the same command goes on. --data.mixture.root FOLDER says where the files of a mixture file lie.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from piccolo_st.config import parse_run, read_yaml
+from piccolo_st.curation import SECTIONS, STEPS, run_step
+from piccolo_st.errors import ConfigError, nearest
+from piccolo_st.shipped import find, shipped
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the step that the first argument names."""
+    step, *rest = arguments or ["--help"]
+    if step in ("-h", "--help"):
+        rest = ["--help"]
+    elif step not in STEPS:
+        raise ConfigError(f"the first argument must be a step, got {step!r}{nearest(step, list(STEPS))}")
+    if rest and not rest[0].startswith("-"):
+        path = find(rest.pop(0))
+        mixture = "datasets" in read_yaml(path)
+        rest = ["--data.mixture", json.dumps({"file": str(path)}), *rest] if mixture else [str(path), *rest]
+    config = parse_run(rest, SECTIONS, shipped()["prepare"], __doc__)
+    run_step(step, config["data"], config[step], config["executor"])
