@@ -30,16 +30,25 @@ Section = TypeVar("Section")
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """A parsed run: its file, every setting as a plain mapping (for the record), and one dataclass per section."""
+class Configuration:
+    """What a YAML file and a command line say; a subclass has one more field for each section, of its dataclass.
+
+    Attributes:
+        path: the file.
+        resolved: section -> key -> value as YAML has it, defaults included, for the record of the run.
+    """
 
     path: Path
     resolved: dict[str, dict[str, Any]]
-    sections: dict[str, Any]
 
-    def __getitem__(self, name: str) -> Any:
-        """The dataclass of a section."""
-        return self.sections[name]
+    @classmethod
+    def sections(cls) -> dict[str, type]:
+        """Section -> its dataclass, in the order of the fields."""
+        hints = get_type_hints(cls)
+        return {f.name: hints[f.name] for f in fields(cls) if f.name not in ("path", "resolved")}
+
+
+Config = TypeVar("Config", bound=Configuration)
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -213,14 +222,12 @@ def _type_name(hint: Any) -> str:
     return getattr(hint, "__name__", str(hint).replace("typing.", ""))
 
 
-def parse_run(
-    arguments: Sequence[str], sections: Mapping[str, type], default: Path, description: str = ""
-) -> RunConfig:
+def parse_run(arguments: Sequence[str], kind: type[Config], default: Path, description: str = "") -> Config:
     """Parse a recipe's command line: ``[CONFIG.yaml] [--section.field value ...]``.
 
     Args:
         arguments: the command line without the program's name.
-        sections: section name -> dataclass.
+        kind: the configuration, such as ``FinetuneConfig``.
         default: the YAML to read when the first argument is not a path.
         description: first lines of ``--help``.
 
@@ -228,7 +235,7 @@ def parse_run(
         ConfigError: missing or unreadable file, unknown section or key, value of the wrong type.
         SystemExit: after ``--help``.
     """
-    arguments = list(arguments)
+    arguments, sections = list(arguments), kind.sections()
     if any(argument in ("-h", "--help") for argument in arguments):
         print(_help(sections, default, description))
         raise SystemExit(0)
@@ -240,7 +247,7 @@ def parse_run(
     _check_keys(merged, sections, "the command line")
     built: dict[str, Any] = {name: build_section(name, cls, merged.get(name) or {}) for name, cls in sections.items()}
     resolved = {name: {**_defaults(cls), **(merged.get(name) or {})} for name, cls in sections.items()}
-    return RunConfig(path=path, resolved=resolved, sections=built)
+    return kind(path=path, resolved=resolved, **built)
 
 
 def _defaults(cls: type) -> dict[str, Any]:

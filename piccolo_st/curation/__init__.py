@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING
 from piccolo_st._lazy import lazily
 
 if TYPE_CHECKING:
-    from piccolo_st.curation.steps import SECTIONS as SECTIONS
     from piccolo_st.curation.steps import STEPS as STEPS
+    from piccolo_st.curation.steps import PrepareConfig as PrepareConfig
     from piccolo_st.curation.steps import run_step as run_step
 
 __getattr__, __dir__ = lazily(
     __name__,
     {
-        "steps": "SECTIONS STEPS run_step",
+        "steps": "STEPS PrepareConfig run_step",
     },
 )

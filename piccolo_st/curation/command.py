@@ -16,7 +16,7 @@ import json
 from collections.abc import Sequence
 
 from piccolo_st.config import parse_run, read_yaml
-from piccolo_st.curation import SECTIONS, STEPS, run_step
+from piccolo_st.curation import STEPS, PrepareConfig, run_step
 from piccolo_st.errors import ConfigError, nearest
 from piccolo_st.shipped import find, shipped
 
@@ -32,5 +32,5 @@ def main(arguments: Sequence[str]) -> None:
         path = find(rest.pop(0))
         mixture = "datasets" in read_yaml(path)
         rest = ["--data.mixture", json.dumps({"file": str(path)}), *rest] if mixture else [str(path), *rest]
-    config = parse_run(rest, SECTIONS, shipped()["prepare"], __doc__)
-    run_step(step, config["data"], config[step], config["executor"])
+    config = parse_run(rest, PrepareConfig, shipped()["prepare"], __doc__)
+    run_step(step, config.data, getattr(config, step), config.executor)

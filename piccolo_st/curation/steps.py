@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from piccolo_st.cache import content_digest, default_cache, digest
+from piccolo_st.config import Configuration
 from piccolo_st.curation.check import Checking, CheckSettings
 from piccolo_st.curation.dedup import Deduplication
 from piccolo_st.curation.duplicates import DedupSettings
@@ -50,11 +51,16 @@ class PrepareData:
     )
 
 
-SECTIONS: dict[str, type] = {
-    "data": PrepareData,
-    **{name: settings for name, (_, settings) in STEPS.items()},
-    "executor": ExecutorSettings,
-}
+@dataclass(frozen=True)
+class PrepareConfig(Configuration):
+    """The data, a section for each step, and where its tasks run."""
+
+    data: PrepareData
+    check: CheckSettings
+    dedup: DedupSettings
+    filter: FilterSettings
+    mine: MineSettings
+    executor: ExecutorSettings
 
 
 def run_step(

@@ -28,13 +28,13 @@ import yaml
 from sentence_transformers import SentenceTransformer
 
 from piccolo_st import cache, environment, tables
-from piccolo_st.config import RunConfig, build, merge, parse_run, read_yaml
+from piccolo_st.config import Config, build, merge, parse_run, read_yaml
 from piccolo_st.data import Mixture, load_mixture
 from piccolo_st.errors import InputError, nearest
 from piccolo_st.evaluation import held_out_evaluators
 from piccolo_st.experiments.stock import train_stock
 from piccolo_st.modeling import EncoderSettings, build_encoder, resolve_instructions
-from piccolo_st.training import FINETUNE, PRETRAIN, TIME_LIMIT, TrainingRun
+from piccolo_st.training import TIME_LIMIT, FinetuneConfig, PretrainConfig, TrainingRun
 
 MEAN = "mean"
 
@@ -242,12 +242,12 @@ class Ablation:
         sections = merge(plan.sections, {"model.name_or_path": self._encoder(plan.sections)})
         if plan.stage1 is not None:
             before = merge(sections, {**plan.stage1, **fixed, "train.output_dir": str(folder / "stage1")})
-            run = TrainingRun(_parsed(before, PRETRAIN, folder / "stage1.yaml"))
+            run = TrainingRun(_parsed(before, PretrainConfig, folder / "stage1.yaml"))
             run.train()
             sections = merge(sections, {"model.name_or_path": str(folder / "stage1" / "model")})
             del run
         sections = merge(sections, {**fixed, "train.output_dir": str(folder / "run")})
-        config = _parsed(sections, FINETUNE, folder / "run.yaml")
+        config = _parsed(sections, FinetuneConfig, folder / "run.yaml")
         if plan.stock:
             mixture, model = train_stock(config, concatenated=plan.variant.concatenated)
         else:
@@ -286,11 +286,13 @@ class Ablation:
 
         return str(cache.entry(cache.default_cache(), key, write))
 
-    def _score(self, model: SentenceTransformer, mixture: Mixture, config: RunConfig, folder: Path) -> dict[str, float]:
+    def _score(
+        self, model: SentenceTransformer, mixture: Mixture, config: FinetuneConfig, folder: Path
+    ) -> dict[str, float]:
         """Step (3): task -> percent."""
         model.eval()
-        model.max_seq_length = config["model"].document_length  # what plain encode, of scores and classes, cuts at
-        batch = config["evaluation"].batch_size
+        model.max_seq_length = config.model.document_length  # what plain encode, of scores and classes, cuts at
+        batch = config.evaluation.batch_size
         scores = {}
         for search in held_out_evaluators(mixture, batch_size=batch, write_csv=False):
             scores[search.name] = 100.0 * float(search(model)[f"{search.name}_ndcg@10"])
@@ -306,9 +308,9 @@ class Ablation:
             scores |= evaluation.scores
         return scores
 
-    def _tasks_file(self, config: RunConfig) -> Path:
+    def _tasks_file(self, config: FinetuneConfig) -> Path:
         """The tasks as a file, with paths that hold wherever it lies."""
-        mixture = config["data"].mixture
+        mixture = config.mixture
         root = Path(mixture.get("root") or "." if isinstance(mixture, Mapping) else Path(mixture).parent).resolve()
         tasks = [
             {key: str(root / value) if key in ("data", "train") else value for key, value in task.items()}
@@ -319,10 +321,10 @@ class Ablation:
         return path
 
 
-def _parsed(sections: Mapping[str, Any], dataclasses: dict[str, type], path: Path) -> RunConfig:
+def _parsed(sections: Mapping[str, Any], kind: type[Config], path: Path) -> Config:
     """The sections through a file, as a recipe would read them."""
     path.write_text(yaml.safe_dump(dict(sections), allow_unicode=True, sort_keys=False), encoding="utf-8")
-    return parse_run([str(path)], dataclasses, path)
+    return parse_run([str(path)], kind, path)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -9,29 +9,28 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from transformers import set_seed
 
-from piccolo_st.config import RunConfig
 from piccolo_st.data import Mixture, load_mixture
 from piccolo_st.modeling import load_encoder
-from piccolo_st.training import own
+from piccolo_st.training import FinetuneConfig, own
 
 
-def train_stock(config: RunConfig, concatenated: bool = False) -> tuple[Mixture, SentenceTransformer]:
+def train_stock(config: FinetuneConfig, concatenated: bool = False) -> tuple[Mixture, SentenceTransformer]:
     """Train as sentence-transformers' documentation does: its trainer, loss, collator and default samplers.
 
     The rows are the same. Lists of negatives become as many columns as every row of the dataset can fill, which is the
     form that the stock collator reads.
 
     Args:
-        config: parsed with ``FINETUNE``; the section ``loss`` and the instructions are not used.
+        config: parsed with ``FinetuneConfig``; the section ``loss`` and the instructions are not used.
         concatenated: put all pairs into one dataset, whose batches are then drawn from everything at once. Negatives
             are left out: not all datasets have them, and the stock collator reads one set of columns.
     """
-    arguments, model_arguments = config["train"], config["model"]
-    mixture = load_mixture(config["data"].mixture)
-    arguments.per_device_train_batch_size = config["data"].batch_size
+    arguments, model_arguments = config.train, config.model
+    mixture = load_mixture(config.mixture)
+    arguments.per_device_train_batch_size = config.data.batch_size
     set_seed(arguments.seed)
     model = load_encoder(
-        model_arguments.name_or_path,
+        str(model_arguments.name_or_path),
         revision=model_arguments.revision,
         pooling=model_arguments.pooling,
         instructions="none",
@@ -47,7 +46,7 @@ def train_stock(config: RunConfig, concatenated: bool = False) -> tuple[Mixture,
             [dataset.select_columns(["query", "positive"]) for dataset in mixture.train.values()]
         )
     else:
-        limit = config["data"].num_negatives
+        limit = config.data.num_negatives
         rows = DatasetDict({name: _flat(dataset, limit) for name, dataset in mixture.train.items()})
     trainer = SentenceTransformerTrainer(
         model=model,

@@ -107,7 +107,7 @@ class RunRecord:
         """The record of a run that has ended.
 
         Args:
-            configuration: ``RunConfig.resolved``.
+            configuration: ``Configuration.resolved``.
             trainer: which ran it; a ``transformers.Trainer``.
             facts: the fields that the trainer does not know.
         """

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING
 from piccolo_st._lazy import lazily
 
 if TYPE_CHECKING:
-    from piccolo_st.training.arguments import FINETUNE as FINETUNE
-    from piccolo_st.training.arguments import PRETRAIN as PRETRAIN
     from piccolo_st.training.arguments import TIME_LIMIT as TIME_LIMIT
+    from piccolo_st.training.arguments import FinetuneConfig as FinetuneConfig
+    from piccolo_st.training.arguments import PretrainConfig as PretrainConfig
     from piccolo_st.training.estimate import show_plan as show_plan
     from piccolo_st.training.ownership import own as own
     from piccolo_st.training.run import TrainingRun as TrainingRun
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = lazily(
     __name__,
     {
-        "arguments": "FINETUNE PRETRAIN TIME_LIMIT",
+        "arguments": "FinetuneConfig PretrainConfig TIME_LIMIT",
         "estimate": "show_plan",
         "ownership": "own",
         "run": "TrainingRun",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 from transformers import TrainingArguments
 
+from piccolo_st.config import Configuration
 from piccolo_st.distributed import on_cpu
 from piccolo_st.errors import ConfigError, MissingPackage
 from piccolo_st.losses import DIRECTIONS
@@ -197,7 +199,7 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
         "ddp_broadcast_buffers": "sentence-transformers switches it off",
     }  # fmt: skip
 
-    output_dir: str | None = field(default="runs/piccolo", metadata={"help": "Where checkpoints and reports go."})
+    output_dir: str = field(default="runs/piccolo", metadata={"help": "Where checkpoints and reports go."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the mixture."})
     learning_rate: float = field(default=2e-5, metadata={"help": "The peak learning rate of AdamW."})
     warmup_steps: float = field(
@@ -346,20 +348,35 @@ class PretrainLossArguments(LossArguments):
     )
 
 
-FINETUNE: dict[str, type] = {
-    "model": ModelArguments,
-    "data": DataArguments,
-    "loss": LossArguments,
-    "evaluation": EvaluationArguments,
-    "train": PiccoloTrainingArguments,
-    "plan": PlanArguments,
-}
-"""The sections of stage 2: query 64 and passage 512, hard negatives, four directions."""
+@dataclass(frozen=True)
+class FinetuneConfig(Configuration):
+    """Stage 2: queries of 64 tokens and passages of 512, hard negatives, four directions."""
 
-PRETRAIN: dict[str, type] = {
-    **FINETUNE,
-    "model": PretrainModelArguments,
-    "data": PretrainDataArguments,
-    "loss": PretrainLossArguments,
-}
-"""The sections of stage 1: length 128, large batches of pairs, the plain softmax."""
+    model: ModelArguments
+    data: DataArguments
+    loss: LossArguments
+    evaluation: EvaluationArguments
+    train: PiccoloTrainingArguments
+    plan: PlanArguments
+
+    @property
+    def mixture(self) -> Mapping[str, Any] | str:
+        """What ``data.mixture`` says.
+
+        Raises:
+            ConfigError: it says nothing.
+        """
+        if self.data.mixture is None:
+            raise ConfigError(
+                f"{self.path} names no data; set data.mixture to a mixture file or write the mapping there"
+            )
+        return self.data.mixture
+
+
+@dataclass(frozen=True)
+class PretrainConfig(FinetuneConfig):
+    """Stage 1: texts of 128 tokens, large batches of pairs, the plain softmax."""
+
+    model: PretrainModelArguments
+    data: PretrainDataArguments
+    loss: PretrainLossArguments

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from piccolo_st.config import parse_run
 from piccolo_st.shipped import find, shipped
-from piccolo_st.training import FINETUNE, PRETRAIN, TrainingRun, show_plan
+from piccolo_st.training import FinetuneConfig, PretrainConfig, TrainingRun, show_plan
 
 
 def finetune(arguments: Sequence[str]) -> None:
@@ -19,7 +19,7 @@ def finetune(arguments: Sequence[str]) -> None:
     accelerate launch --config_file recipes/accelerate/cpu_zero1.yaml -m piccolo_st finetune
     python -m piccolo_st finetune CONFIG --plan      memory of a GPU, bytes on the wire, steps and hours; trains nothing
     """
-    _train(arguments, FINETUNE, "quickstart", finetune.__doc__ or "")
+    _train(arguments, FinetuneConfig, "quickstart", finetune.__doc__ or "")
 
 
 def pretrain(arguments: Sequence[str]) -> None:
@@ -31,14 +31,14 @@ def pretrain(arguments: Sequence[str]) -> None:
     accelerate launch --config_file recipes/accelerate/cpu_zero1.yaml -m piccolo_st pretrain
     python -m piccolo_st pretrain CONFIG --plan      memory of a GPU, bytes on the wire, steps and hours; trains nothing
     """
-    _train(arguments, PRETRAIN, "pretrain-quickstart", pretrain.__doc__ or "")
+    _train(arguments, PretrainConfig, "pretrain-quickstart", pretrain.__doc__ or "")
 
 
-def _train(arguments: Sequence[str], sections: Mapping[str, type], default: str, description: str) -> None:
+def _train(arguments: Sequence[str], kind: type[FinetuneConfig], default: str, description: str) -> None:
     rest = [argument for argument in arguments if argument != "--plan"]
     if rest and not rest[0].startswith("-"):
         rest[0] = str(find(rest[0]))
-    config = parse_run(rest, sections, shipped()[default], inspect.cleandoc(description))
+    config = parse_run(rest, kind, shipped()[default], inspect.cleandoc(description))
     if "--plan" in arguments:
         print(show_plan(config))
         return

@@ -28,11 +28,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from piccolo_st.config import RunConfig
 from piccolo_st.data import parse_mixture
 from piccolo_st.errors import InputError, reason
 from piccolo_st.tables import table
-from piccolo_st.training.arguments import DataArguments, ModelArguments, PlanArguments
+from piccolo_st.training.arguments import DataArguments, FinetuneConfig, ModelArguments, PlanArguments
 from piccolo_st.training.unread import unread
 
 GIB = 1024**3
@@ -177,18 +176,18 @@ class Budget:
         return "\n\n".join([memory, traffic, "\n".join(lines)])
 
 
-def budget(config: RunConfig, shape: EncoderShape) -> Budget:
+def budget(config: FinetuneConfig, shape: EncoderShape) -> Budget:
     """The budget of a run.
 
     Args:
-        config: parsed with ``PRETRAIN`` or ``FINETUNE``; its section ``plan`` says what no other section does.
+        config: of stage 1 or 2; its section ``plan`` says what no other section does.
         shape: of the encoder.
 
     Raises:
         InputError: neither ``train.max_steps`` nor ``plan.rows`` says how long the run is, or the mixture cannot be
             used.
     """
-    model, data, loss, train, plan = (config[name] for name in ("model", "data", "loss", "train", "plan"))
+    model, data, loss, train, plan = config.model, config.data, config.loss, config.train, config.plan
     world = plan.processes
     half = plan.zero_stage > 0 and (train.fp16 or train.bf16)
     width = 2 if half or model.dtype in ("bfloat16", "float16") else _FLOAT
@@ -259,18 +258,18 @@ def _tokens(query: int, document: int, plan: PlanArguments) -> int:
     return query + document * (1 + plan.negatives)
 
 
-def encoder_shape(config: RunConfig) -> EncoderShape:
+def encoder_shape(config: FinetuneConfig) -> EncoderShape:
     """The shape that ``plan.encoder``, ``model.build`` or the configuration of ``model.name_or_path`` says.
 
     Raises:
         InputError: none of them can be read.
     """
     shape = _given_shape(config)
-    return replace(shape, positions=max(shape.positions, config["model"].positions or 0))
+    return replace(shape, positions=max(shape.positions, config.model.positions or 0))
 
 
-def _given_shape(config: RunConfig) -> EncoderShape:
-    model, plan = config["model"], config["plan"]
+def _given_shape(config: FinetuneConfig) -> EncoderShape:
+    model, plan = config.model, config.plan
     if plan.encoder:
         return EncoderShape.of(plan.encoder, model.dimension)
     if not model.name_or_path:
@@ -295,14 +294,14 @@ def _given_shape(config: RunConfig) -> EncoderShape:
     return EncoderShape.of(values, model.dimension)
 
 
-def show_plan(config: RunConfig) -> str:
+def show_plan(config: FinetuneConfig) -> str:
     """The budget as text.
 
     Raises:
         InputError: the run does not fit the GPU, with the largest part and its remedy; or it cannot be computed.
     """
-    found, plan = budget(config, encoder_shape(config)), config["plan"]
+    found, plan = budget(config, encoder_shape(config)), config.plan
     if plan.gpu_memory_gib is not None:
         found.check(plan.gpu_memory_gib, plan.reserve)
-    specs = parse_mixture(config["data"].mixture)[0].values() if config["data"].mixture else ()
+    specs = parse_mixture(config.data.mixture)[0].values() if config.data.mixture else ()
     return "\n".join([found.table(), *(f"not read    {line}" for line in unread(config, specs, plan=True))])

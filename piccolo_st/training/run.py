@@ -24,8 +24,7 @@ from transformers import set_seed
 
 from piccolo_st import cache, tables
 from piccolo_st.batches import HomogeneousBatchSampler, check_dataloader
-from piccolo_st.config import RunConfig
-from piccolo_st.data import DatasetSpec, Mixture, load_mixture
+from piccolo_st.data import DatasetSpec, load_mixture
 from piccolo_st.distributed import first_rank_first, missing_processes, on_first_rank
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation import RetrievalEvaluator, comparison, held_out_evaluators, plot_curves
@@ -45,7 +44,7 @@ from piccolo_st.modeling import (
     weights_in_words,
 )
 from piccolo_st.releasing import DatasetRecord, RunRecord, add_training
-from piccolo_st.training.arguments import DataArguments, LossArguments, ModelArguments, PiccoloTrainingArguments
+from piccolo_st.training.arguments import FinetuneConfig
 from piccolo_st.training.ownership import own
 from piccolo_st.training.trainer import PiccoloTrainer
 from piccolo_st.training.unread import unread
@@ -62,26 +61,26 @@ class TrainingRun:
         output: the run's directory.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: FinetuneConfig) -> None:
         """Build the run.
 
         Args:
-            config: parsed with ``arguments.PRETRAIN`` or ``arguments.FINETUNE``.
+            config: of stage 1 or 2 (``PretrainConfig``, ``FinetuneConfig``).
 
         Raises:
             InputError: a model, dataset, setting or output directory that cannot be used.
         """
         self.config = config
-        self.output = Path(config["train"].output_dir)
+        self.output = Path(config.train.output_dir)
         self._owned = own(self.output)
-        self.mixture = first_rank_first(lambda: _load_mixture(config))
+        self.mixture = first_rank_first(lambda: load_mixture(config.mixture))
         self.model = first_rank_first(self._load_model)
         self.train_dataset = first_rank_first(self._mine)
         self.trainer = self._wire()
 
     def describe(self) -> str:
         """What will run: steps, batch, precision and processes; of each dataset, what became of its rows."""
-        arguments, data = self.trainer.args, self.config["data"]
+        arguments, data = self.trainer.args, self.config.data
         plan = check_dataloader(self.trainer.get_train_dataloader()).plan
         names = list(self.train_dataset)
         losses: Any = self.trainer.loss
@@ -98,13 +97,13 @@ class TrainingRun:
         held = [f"{len(h.queries):,} queries among {len(h.corpus):,} texts ({name})" for name, h in self.holdouts]
         effective = plan.world_size * data.batch_size * arguments.gradient_accumulation_steps
         lines = [
-            f"model      {self.config['model'].name_or_path or 'built from the data'}, {parameters:,} parameters",
-            f"weights    {weights_in_words(self.model, self.config['model'].revision)}",
+            f"model      {self.config.model.name_or_path or 'built from the data'}, {parameters:,} parameters",
+            f"weights    {weights_in_words(self.model, self.config.model.revision)}",
             f"steps      {total:,} of {effective:,} samples ({data.batch_size} x {plan.world_size} processes x "
             f"{arguments.gradient_accumulation_steps} accumulated), {steps:,} an epoch",
             f"compute    {arguments.device.type}, {precision}, {engine}, {plan.world_size} process(es)"
             f"{', rows without padding' if packs(self.model) else ''}",
-            f"lengths    query {self.config['model'].query_length}, passage {self.config['model'].document_length}",
+            f"lengths    query {self.config.model.query_length}, passage {self.config.model.document_length}",
             f"held out   {'; '.join(held) or 'nothing'}",
             f"output     {self.output}",
         ]
@@ -150,7 +149,7 @@ class TrainingRun:
             record = RunRecord.of(
                 self.config.resolved,
                 self.trainer,
-                stage=self.config["data"].STAGE,
+                stage=self.config.data.STAGE,
                 seconds=round(seconds, 1),
                 mixture=self.mixture.fingerprint,
                 datasets=self._datasets(),
@@ -175,7 +174,7 @@ class TrainingRun:
         lines = [comparison(self.trainer.state.log_history), "", f"model     {folder}"]
         curves = self.output / "curves.png"
         lines += [f"curves    {curves}"] * curves.is_file() + [f"record    {self.output / 'config.yaml'}, run.json"]
-        state, limit = self.trainer.state, self.config["train"].max_seconds
+        state, limit = self.trainer.state, self.config.train.max_seconds
         if self.trainer.out_of_time and state.global_step < state.max_steps:
             ended = f"at step {state.global_step:,} of {state.max_steps:,}, after train.max_seconds={limit:g}"
             more = "the same command without it (or PICCOLO_ST_MAX_SECONDS) goes on from there"
@@ -197,12 +196,12 @@ class TrainingRun:
     # Step (1): the model and the mined negatives.
 
     def _load_model(self) -> SentenceTransformer:
-        arguments: ModelArguments = self.config["model"]
+        arguments = self.config.model
         name = arguments.name_or_path
         if not name:
             name = str(self._build_encoder(EncoderSettings.from_mapping(arguments.build or {})))
         with _blamed("model"):
-            set_seed(self.config["train"].seed)  # a layer that scales the dimension begins with random weights
+            set_seed(self.config.train.seed)  # a layer that scales the dimension begins with random weights
             model = load_encoder(
                 name,
                 revision=arguments.revision,
@@ -224,7 +223,7 @@ class TrainingRun:
     def _instructions(self) -> list[Instructions]:
         """Of the run, and of the datasets that have their own."""
         own = [spec.instruction for spec in self.mixture.specs.values() if spec.instruction is not None]
-        return [self.config["model"].instructions, *own]
+        return [self.config.model.instructions, *own]
 
     def _build_encoder(self, settings: EncoderSettings) -> Path:
         """The directory of the built encoder, built the first time this run sees these settings and texts."""
@@ -243,14 +242,14 @@ class TrainingRun:
 
     def _mine(self) -> DatasetDict:
         """The training sets, with mined negatives where the run asks for them and the rows are (query, positive)."""
-        data: DataArguments = self.config["data"]
+        data = self.config.data
         if data.mining_model is None:
             return self.mixture.train
         model: Any = data.mining_model
         if data.mining_model == "self":
             model = self.model
         elif data.mining_model not in ("lexical", "bm25", "random"):
-            own = dataclasses.asdict(self.config["model"])
+            own = dataclasses.asdict(self.config.model)
             kept = {name: own[name] for name in ("instructions", "query_length", "document_length")}
             model = load_encoder(data.mining_model, dtype="stored", **kept)
         made_of = tokenizer_state(self.model.tokenizer) if isinstance(model, str) else content_hash(model)
@@ -260,19 +259,19 @@ class TrainingRun:
             data.mining,
             cache.default_cache(),
             tokenizer=self.model.tokenizer,
-            made_of=[data.mining_model, made_of, dataclasses.asdict(self.config["model"])],
+            made_of=[data.mining_model, made_of, dataclasses.asdict(self.config.model)],
         )
 
     # Step (2): the trainer.
 
     def _wire(self) -> PiccoloTrainer:
-        data: DataArguments = self.config["data"]
-        arguments: PiccoloTrainingArguments = self.config["train"]
+        data = self.config.data
+        arguments = self.config.train
         columns = self.train_dataset.column_names
         specs = [self.mixture.specs[name] for name in self.train_dataset]
         own = {spec.name: spec.instruction for spec in specs if spec.instruction is not None}
         arguments.per_device_train_batch_size = data.batch_size
-        arguments.prompts = dataset_prompts(columns, self.config["model"].instructions, own)
+        arguments.prompts = dataset_prompts(columns, self.config.model.instructions, own)
         router_mapping: Any = dataset_tasks(columns)
         arguments.router_mapping = router_mapping
         arguments.multi_dataset_batch_sampler = partial(
@@ -298,13 +297,13 @@ class TrainingRun:
         collator.seed = arguments.seed
         collator.max_length = dataset_limits(specs)
         # What a checkpoint must agree with beside what the trainer sees. The batch size is there as that of all ranks.
-        sections = {name: dataclasses.asdict(self.config[name]) for name in ("model", "data", "loss")}
+        sections = {name: dataclasses.asdict(getattr(self.config, name)) for name in ("model", "data", "loss")}
         sections["data"] |= {"mixture": self.mixture.fingerprint, "batch_size": None}
         trainer.run_configuration = {"configuration": sections}
         return trainer
 
     def _losses(self, specs: list[DatasetSpec]) -> dict[str, nn.Module]:
-        loss: LossArguments = self.config["loss"]
+        loss = self.config.loss
         options = {item.name: getattr(loss, item.name) for item in dataclasses.fields(loss)}
         with _blamed("loss"):
             tasks = {spec.name: (spec.task, self._loss_options(spec)) for spec in specs}
@@ -317,7 +316,7 @@ class TrainingRun:
 
     def _evaluators(self) -> list[RetrievalEvaluator]:
         options: dict[str, Any] = {
-            "batch_size": self.config["evaluation"].batch_size,
+            "batch_size": self.config.evaluation.batch_size,
             "write_csv": False,
             "accuracy_at_k": [1],
             "precision_recall_at_k": [10],
@@ -355,13 +354,6 @@ def _blamed(section: str) -> Iterator[None]:
         raise
     except ValueError as error:
         raise InputError(f"section {section!r}: {error}") from error
-
-
-def _load_mixture(config: RunConfig) -> Mixture:
-    mixture = config["data"].mixture
-    if mixture is None:
-        raise InputError(f"{config.path} names no data; set data.mixture to a mixture file or write the mapping there")
-    return load_mixture(mixture)
 
 
 def _snippet(folder: Path, held: Any) -> list[str]:

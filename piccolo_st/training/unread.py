@@ -12,50 +12,51 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from piccolo_st.config import RunConfig
 from piccolo_st.data import DatasetSpec
+from piccolo_st.training.arguments import FinetuneConfig
 
 Rule = tuple[tuple[str, ...], Callable[[Any], str]]
 """Keys, and why nothing reads them beside the other settings; an empty string: they are read."""
 
 
-def _tracked(config: RunConfig) -> bool:
-    return config["train"].report_to not in (None, "none", []) and config["train"].report_to != ["none"]
+def _tracked(config: FinetuneConfig) -> bool:
+    trackers: object = config.train.report_to
+    return trackers not in (None, "none", [], ["none"])
 
 
 RUN: tuple[Rule, ...] = (
-    (("model.build",), lambda c: "model.name_or_path is set" if c["model"].name_or_path else ""),
+    (("model.build",), lambda c: "model.name_or_path is set" if c.model.name_or_path else ""),
     (
         ("model.revision",),
-        lambda c: "" if _on_the_hub(c["model"].name_or_path) else "model.name_or_path is no id on the Hub",
+        lambda c: "" if _on_the_hub(c.model.name_or_path) else "model.name_or_path is no id on the Hub",
     ),
-    (("data.mining",), lambda c: "" if c["data"].mining_model else "data.mining_model is empty"),
-    (("data.mixing_exponent",), lambda c: "" if c["data"].mixing == "temperature" else "data.mixing is another"),
-    (("train.num_train_epochs",), lambda c: "train.max_steps is set" if c["train"].max_steps > 0 else ""),
+    (("data.mining",), lambda c: "" if c.data.mining_model else "data.mining_model is empty"),
+    (("data.mixing_exponent",), lambda c: "" if c.data.mixing == "temperature" else "data.mixing is another"),
+    (("train.num_train_epochs",), lambda c: "train.max_steps is set" if c.train.max_steps > 0 else ""),
     (
         ("train.save_steps", "train.save_total_limit", "train.save_only_model"),
-        lambda c: "train.save_strategy is no" if c["train"].save_strategy == "no" else "",
+        lambda c: "train.save_strategy is no" if c.train.save_strategy == "no" else "",
     ),
     (
         ("train.eval_steps", "train.eval_delay"),
-        lambda c: "train.eval_strategy is no" if c["train"].eval_strategy == "no" else "",
+        lambda c: "train.eval_strategy is no" if c.train.eval_strategy == "no" else "",
     ),
     (
         ("evaluation.batch_size",),
-        lambda c: "" if c["train"].eval_strategy != "no" or c["train"].eval_on_start else "nothing is evaluated",
+        lambda c: "" if c.train.eval_strategy != "no" or c.train.eval_on_start else "nothing is evaluated",
     ),
     (
         ("train.fast_dropout", "train.packing", "train.cpu_threads"),
-        lambda c: "" if c["train"].device.type == "cpu" else f"the run is on {c['train'].device.type}",
+        lambda c: "" if c.train.device.type == "cpu" else f"the run is on {c.train.device.type}",
     ),
     (
         ("train.activation_checkpointing_kwargs",),
-        lambda c: "" if c["train"].activation_checkpointing else "train.activation_checkpointing is off",
+        lambda c: "" if c.train.activation_checkpointing else "train.activation_checkpointing is off",
     ),
     (
         ("train.hub_model_id", "train.hub_token", "train.hub_private_repo", "train.hub_strategy", "train.hub_revision",
          "train.hub_always_push"),
-        lambda c: "" if c["train"].push_to_hub else "train.push_to_hub is off",
+        lambda c: "" if c.train.push_to_hub else "train.push_to_hub is off",
     ),
     (
         ("train.run_name", "train.project", "train.trackio_space_id", "train.trackio_bucket_id",
@@ -65,12 +66,12 @@ RUN: tuple[Rule, ...] = (
 )  # fmt: skip
 
 PLAN: tuple[Rule, ...] = (
-    (("plan.rows",), lambda c: "train.max_steps is set" if c["train"].max_steps > 0 else ""),
-    (("plan.reserve",), lambda c: "" if c["plan"].gpu_memory_gib is not None else "plan.gpu_memory_gib is empty"),
+    (("plan.rows",), lambda c: "train.max_steps is set" if c.train.max_steps > 0 else ""),
+    (("plan.reserve",), lambda c: "" if c.plan.gpu_memory_gib is not None else "plan.gpu_memory_gib is empty"),
     (
         ("plan.peak_tflops", "plan.mfu"),
-        lambda c: "plan.tokens_per_second is set" if c["plan"].tokens_per_second is not None
-        else "" if c["plan"].peak_tflops is not None and c["plan"].mfu is not None
+        lambda c: "plan.tokens_per_second is set" if c.plan.tokens_per_second is not None
+        else "" if c.plan.peak_tflops is not None and c.plan.mfu is not None
         else "they are read together, and one is empty",
     ),
 )  # fmt: skip
@@ -108,7 +109,7 @@ DATASET: tuple[Rule, ...] = (
 )
 
 DATASET_IN_RUN: tuple[Rule, ...] = (
-    (("mining",), lambda c: "" if c["data"].mining_model else "data.mining_model is empty"),
+    (("mining",), lambda c: "" if c.data.mining_model else "data.mining_model is empty"),
 )
 
 PRESET: Mapping[str, tuple[str, ...]] = {
@@ -133,18 +134,20 @@ MINING: Mapping[str, Callable[[str], bool]] = {
 """Which miners read a setting of mining; all of them read those that are not here."""
 
 
-def unread(config: RunConfig, specs: Iterable[DatasetSpec] = (), plan: bool = False) -> list[str]:
+def unread(config: FinetuneConfig, specs: Iterable[DatasetSpec] = (), plan: bool = False) -> list[str]:
     """``key: why``, for every setting that is set and that nothing reads.
 
     Args:
-        config: parsed with ``PRETRAIN`` or ``FINETUNE``.
+        config: of stage 1 or 2.
         specs: of its datasets.
         plan: whether the section ``plan`` is being read.
     """
-    sections = {f"{name}.{key}": value for name in config.sections for key, value in _set(config[name]).items()}
+    sections = {
+        f"{name}.{key}": value for name in config.sections() for key, value in _set(getattr(config, name)).items()
+    }
     typed = {f"{name}.{key}" for name, section in config.resolved.items() for key in section}
     found = list(_told((*RUN, *(PLAN if plan else ())), config, sections.keys() & typed))
-    found += _of_mining(config, "data.mining", config["data"].mining)
+    found += _of_mining(config, "data.mining", config.data.mining)
     for spec in specs:
         own = _set(spec)
         found += _of_mining(config, f"mining of dataset {spec.name!r}", spec.mining)
@@ -158,8 +161,8 @@ def unread(config: RunConfig, specs: Iterable[DatasetSpec] = (), plan: bool = Fa
     return found
 
 
-def _of_mining(config: RunConfig, place: str, settings: Mapping[str, Any] | None) -> list[str]:
-    miner = config["data"].mining_model
+def _of_mining(config: FinetuneConfig, place: str, settings: Mapping[str, Any] | None) -> list[str]:
+    miner = config.data.mining_model
     keys = [key for key in settings or {} if miner and key in MINING and not MINING[key](miner)]
     return [f"{key} of {place}: data.mining_model {miner} does not read it" for key in keys]
 

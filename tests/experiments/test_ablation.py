@@ -19,7 +19,7 @@ from piccolo_st.config import parse_run
 from piccolo_st.errors import InputError
 from piccolo_st.experiments.ablation import Ablation
 from piccolo_st.experiments.stock import train_stock
-from piccolo_st.training.arguments import FINETUNE
+from piccolo_st.training.arguments import FinetuneConfig
 
 ROOT = Path(__file__).parent.parent.parent
 DIGITS = "一二三四五六七八九十"
@@ -172,14 +172,14 @@ def test_the_stock_run_is_sentence_transformers_own(
     monkeypatch.setattr(SentenceTransformerTrainer, "train", lambda self: seen.append(self))
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump({name: content[name] for name in ("model", "data", "loss", "train")}))
-    train_stock(parse_run([str(path)], FINETUNE, path))
+    train_stock(parse_run([str(path)], FinetuneConfig, path))
     trainer = seen[0]
     assert type(trainer) is SentenceTransformerTrainer
     assert trainer.loss.scale == 20.0
     assert type(trainer.get_train_dataloader().batch_sampler).__name__ == "ProportionalBatchSampler"
     assert trainer.train_dataset["rows"].column_names == ["query", "positive", "negative_1"]
 
-    train_stock(parse_run([str(path)], FINETUNE, path), concatenated=True)
+    train_stock(parse_run([str(path)], FinetuneConfig, path), concatenated=True)
     mixed = seen[1].train_dataset
     assert mixed.column_names == ["query", "positive"] and len(mixed) == sum(map(len, trainer.train_dataset.values()))
     assert type(seen[1].get_train_dataloader().batch_sampler).__name__ == "DefaultBatchSampler"

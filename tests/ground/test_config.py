@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from piccolo_st.command import run_command
-from piccolo_st.config import build_section, parse_overrides, parse_run
+from piccolo_st.config import Configuration, build_section, parse_overrides, parse_run
 from piccolo_st.errors import ConfigError, InputError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -31,7 +31,12 @@ class Fruit:
     kind: dict | str | None = None
 
 
-SECTIONS = {"fruit": Fruit, "other": Fruit}
+@dataclass(frozen=True)
+class Orchard(Configuration):
+    """Fruit, twice."""
+
+    fruit: Fruit
+    other: Fruit
 
 
 @pytest.fixture
@@ -45,22 +50,22 @@ def test_yaml_defaults_and_overrides(config: Path) -> None:
     run = parse_run(
         ["--fruit.count", "7", "--fruit.weight=1e-3", "--fruit.ripe", "--fruit.tags", "[a, b]",
          "--fruit.origin.land.code", "1", "--other.kind", "plain"],
-        SECTIONS,
+        Orchard,
         config,
     )  # fmt: skip
-    fruit = run["fruit"]
+    fruit = run.fruit
     assert fruit == Fruit("苹果", 7, 1e-3, True, ["a", "b"], {"land": {"code": 1}})
-    assert run["other"] == Fruit(kind="plain")
+    assert run.other == Fruit(kind="plain")
     assert run.resolved["fruit"]["count"] == 7 and run.resolved["fruit"]["name"] == "苹果"
 
 
 def test_the_first_argument_is_the_file(config: Path) -> None:
-    assert parse_run([str(config)], SECTIONS, Path("nowhere.yaml"))["fruit"].count == 3
+    assert parse_run([str(config)], Orchard, Path("nowhere.yaml")).fruit.count == 3
 
 
 def test_null_clears_an_optional_value(config: Path) -> None:
-    run = parse_run(["--fruit.price", "null", "--fruit.origin", "null"], SECTIONS, config)
-    assert run["fruit"].price is None and run["fruit"].origin is None
+    run = parse_run(["--fruit.price", "null", "--fruit.origin", "null"], Orchard, config)
+    assert run.fruit.price is None and run.fruit.origin is None
 
 
 @pytest.mark.parametrize(
@@ -80,7 +85,7 @@ def test_null_clears_an_optional_value(config: Path) -> None:
 )
 def test_bad_command_lines(config: Path, arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        parse_run(arguments, SECTIONS, config)
+        parse_run(arguments, Orchard, config)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +102,7 @@ def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(text + "\n")
     with pytest.raises(ConfigError, match=message):
-        parse_run([], SECTIONS, path)
+        parse_run([], Orchard, path)
 
 
 def test_overrides_are_yaml() -> None:
@@ -115,13 +120,13 @@ def test_training_arguments_take_floats_written_as_yaml_strings(tmp_path: Path) 
 
 
 def test_an_unquoted_no_is_the_word_where_no_bool_goes(config: Path) -> None:
-    run = parse_run(["--fruit.name", "no", "--fruit.ripe", "no"], SECTIONS, config)
-    assert run["fruit"].name == "no" and run["fruit"].ripe is False
+    run = parse_run(["--fruit.name", "no", "--fruit.ripe", "no"], Orchard, config)
+    assert run.fruit.name == "no" and run.fruit.ripe is False
 
 
 def test_help_names_every_own_field(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        parse_run(["--help"], SECTIONS, config, "Sorts fruit.")
+        parse_run(["--help"], Orchard, config, "Sorts fruit.")
     shown = capsys.readouterr().out
     assert stopped.value.code == 0 and "Sorts fruit." in shown
     assert all(f"--fruit.{name}" in shown for name in Fruit.__dataclass_fields__)

@@ -19,13 +19,13 @@ import torch
 import yaml
 from torch import nn
 
-from piccolo_st.config import RunConfig, build_section, parse_run
+from piccolo_st.config import build_section, parse_run
 from piccolo_st.data.specs import DatasetSpec, HoldoutSpec, PresetSpec
 from piccolo_st.errors import InputError
 from piccolo_st.mining.candidates import MiningSettings
 from piccolo_st.modeling.packed.packing import packs
 from piccolo_st.modeling.tiny_bert import EncoderSettings
-from piccolo_st.training.arguments import FINETUNE, PRETRAIN, PiccoloTrainingArguments
+from piccolo_st.training.arguments import FinetuneConfig, PiccoloTrainingArguments, PretrainConfig
 from piccolo_st.training.estimate import show_plan
 from piccolo_st.training.run import TrainingRun
 from piccolo_st.training.unread import unread
@@ -35,14 +35,16 @@ from tests.recipes.every_key import FAQ, Row
 NUMBERS = [a + b for a in "一二三四五六七八九十" for b in "一二三四五六七八九十"]
 PACKAGE = Path(inspect.getfile(TrainingRun)).parent
 
+SECTIONS = FinetuneConfig.sections()
+
 # Where a group of settings stands in a configuration, the class that declares it, and its rows.
 GROUPS: dict[str, tuple[str, type, dict[str, Row]]] = {
-    "model": ("model", FINETUNE["model"], table.MODEL),
-    "data": ("data", FINETUNE["data"], table.DATA),
-    "loss": ("loss", FINETUNE["loss"], table.LOSS),
-    "evaluation": ("evaluation", FINETUNE["evaluation"], table.EVALUATION),
+    "model": ("model", SECTIONS["model"], table.MODEL),
+    "data": ("data", SECTIONS["data"], table.DATA),
+    "loss": ("loss", SECTIONS["loss"], table.LOSS),
+    "evaluation": ("evaluation", SECTIONS["evaluation"], table.EVALUATION),
     "train": ("train", PiccoloTrainingArguments, table.TRAIN),
-    "plan": ("plan", FINETUNE["plan"], table.PLAN),
+    "plan": ("plan", SECTIONS["plan"], table.PLAN),
     "dataset": (FAQ, DatasetSpec, table.DATASET),
     "holdout": (f"{FAQ}.holdout", HoldoutSpec, table.HOLDOUT),
     "preset": (f"{FAQ}.preset", PresetSpec, table.PRESET),
@@ -108,11 +110,11 @@ def files(tmp_path_factory: pytest.TempPathFactory, encoder_dir: Path) -> Path:
     return root
 
 
-def configure(files: Path, settings: dict[str, Any]) -> RunConfig:
+def configure(files: Path, settings: dict[str, Any]) -> FinetuneConfig:
     arguments = [
         part for key, value in settings.items() for part in (f"--{key}", json.dumps(value, ensure_ascii=False))
     ]
-    return parse_run([str(files / "run.yaml"), *arguments], FINETUNE, files / "run.yaml")
+    return parse_run([str(files / "run.yaml"), *arguments], FinetuneConfig, files / "run.yaml")
 
 
 def simple(module: nn.Module, model: nn.Module) -> Any:
@@ -241,7 +243,7 @@ def test_an_inherited_key_arrives_or_is_refused(key: str, files: Path, tmp_path:
 def test_the_section_is_what_the_trainer_reads(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(files)
     config = configure(files, {"train.output_dir": str(files / "read")})
-    assert TrainingRun(config).trainer.args is config["train"]
+    assert TrainingRun(config).trainer.args is config.train
 
 
 def test_own_training_settings_are_read_somewhere() -> None:
@@ -288,8 +290,8 @@ def test_no_key_is_missing() -> None:
     missing = [f"{group}.{key}" for group, (_, cls, rows) in GROUPS.items() for key in keys_of(cls) if key not in rows]
     gone = [f"{group}.{key}" for group, (_, cls, rows) in GROUPS.items() for key in rows if key not in keys_of(cls)]
     assert not missing and not gone
-    for name, cls in PRETRAIN.items():  # stage 1 has other defaults of the same keys
-        assert {f.name for f in dataclasses.fields(cls)} == {f.name for f in dataclasses.fields(FINETUNE[name])}
+    for name, cls in PretrainConfig.sections().items():  # stage 1 has other defaults of the same keys
+        assert {f.name for f in dataclasses.fields(cls)} == {f.name for f in dataclasses.fields(SECTIONS[name])}
     rows = len(ROWS) + len(inherited())
     print(
         f"\n{rows} keys: " + ", ".join(f"{n} {what}" for what, n in COUNTS.most_common()) + f"; missing {len(missing)}"

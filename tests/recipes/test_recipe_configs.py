@@ -14,7 +14,7 @@ from piccolo_st.config import parse_run, read_yaml
 from piccolo_st.data import parse_mixture
 from piccolo_st.experiments import Ablation
 from piccolo_st.losses import PiccoloLoss
-from piccolo_st.training import FINETUNE, PRETRAIN, TrainingRun
+from piccolo_st.training import FinetuneConfig, PretrainConfig, TrainingRun
 from piccolo_st.training.estimate import budget, encoder_shape
 
 ROOT = Path(__file__).parent.parent.parent
@@ -95,7 +95,7 @@ def test_all_but_the_weights_is_built(name: str, root: Path, encoder_dir: Path) 
     if "quickstart" in name:
         pytest.importorskip("jionlp")
     path = CONFIGS / f"{name}.yaml"
-    sections = PRETRAIN if name in PRETRAINING else FINETUNE
+    sections = PretrainConfig if name in PRETRAINING else FinetuneConfig
     written = parse_run([str(path)], sections, path)
     run = TrainingRun(parse_run([str(path), *overrides(name, root, encoder_dir)], sections, path))
     transformer = run.model[0]
@@ -117,22 +117,20 @@ def test_all_but_the_weights_is_built(name: str, root: Path, encoder_dir: Path) 
 )
 def test_the_plan_of_the_large_ones_fits_the_gpus_they_name(name: str) -> None:
     path = CONFIGS / f"{name}.yaml"
-    config = parse_run([str(path)], PRETRAIN if name in PRETRAINING else FINETUNE, path)
-    found, plan = budget(config, encoder_shape(config)), config["plan"]
+    config = parse_run([str(path)], PretrainConfig if name in PRETRAINING else FinetuneConfig, path)
+    found, plan = budget(config, encoder_shape(config)), config.plan
     found.check(plan.gpu_memory_gib, plan.reserve)
     assert found.hours is not None and found.hours > 0
     if name == "pretrain-large":
-        assert (
-            found.samples == pytest.approx(400e6, rel=1e-3) and plan.processes * config["data"].batch_size == 32 * 1024
-        )
+        assert found.samples == pytest.approx(400e6, rel=1e-3) and plan.processes * config.data.batch_size == 32 * 1024
 
 
 def test_the_recipe_of_the_card() -> None:
     path = CONFIGS / "finetune-large.yaml"
-    config = parse_run([str(path)], FINETUNE, path)
-    assert (config["model"].query_length, config["model"].document_length) == (64, 512)
-    assert 2 <= config["data"].num_negatives <= 7 and len(config["loss"].directions) == 4
-    assert config["train"].fp16 and config["train"].activation_checkpointing
+    config = parse_run([str(path)], FinetuneConfig, path)
+    assert (config.model.query_length, config.model.document_length) == (64, 512)
+    assert 2 <= config.data.num_negatives <= 7 and len(config.loss.directions) == 4
+    assert config.train.fp16 and config.train.activation_checkpointing
 
 
 @pytest.mark.parametrize("name", [*PRETRAINING, *FINETUNING, "ablation-zh-mini", "zh-mini-mixture"])

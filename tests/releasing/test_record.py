@@ -6,7 +6,6 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from piccolo_st.config import parse_run
 from piccolo_st.environment import versions
 from piccolo_st.redaction import redact
 from piccolo_st.releasing.record import RunRecord
-from piccolo_st.training.arguments import FINETUNE, PRETRAIN
+from piccolo_st.training.arguments import FinetuneConfig, PretrainConfig
 from piccolo_st.training.checkpoint import MANIFEST
 from tests.helpers.hub_clients import TOKEN
 from tests.helpers.hub_server import HubServer, User
@@ -105,24 +104,24 @@ def settings_of(section: Any) -> dict[str, Any]:
     return {name: str(getattr(section, name)) for name in fields}
 
 
-@pytest.mark.parametrize("sections", [PRETRAIN, FINETUNE], ids=["pretrain", "finetune"])
+@pytest.mark.parametrize("kind", [PretrainConfig, FinetuneConfig], ids=["pretrain", "finetune"])
 def test_the_configuration_holds_every_setting_and_starts_the_same_run(
-    sections: Mapping[str, type], tmp_path: Path
+    kind: type[FinetuneConfig], tmp_path: Path
 ) -> None:
     (tmp_path / "run.yaml").write_text("train: {use_cpu: true, learning_rate: 1e-4}")
     arguments = [str(tmp_path / "run.yaml"), "--train.hub_token", OTHER_TOKEN, "--train.seed", "7"]
-    config = parse_run(arguments, sections, tmp_path)
+    config = parse_run(arguments, kind, tmp_path)
     RunRecord(config.resolved).write(tmp_path)
     text = (tmp_path / "config.yaml").read_text(encoding="utf-8")
     assert OTHER_TOKEN not in text and "# Left out, being secret: train.hub_token;" in text
     written = yaml.safe_load(text)
-    for name, cls in sections.items():
+    for name, cls in kind.sections().items():
         unset = {*getattr(cls, "REPLACED", {}), *getattr(cls, "UNREAD", {})}
         assert set(written[name]) == {item.name for item in dataclasses.fields(cls) if item.init} - unset
-    again = parse_run([str(tmp_path / "config.yaml")], sections, tmp_path)
-    for name in sections:
-        assert settings_of(again[name]) == {
-            **settings_of(config[name]),
+    again = parse_run([str(tmp_path / "config.yaml")], kind, tmp_path)
+    for name in kind.sections():
+        assert settings_of(getattr(again, name)) == {
+            **settings_of(getattr(config, name)),
             **({"hub_token": "None"} if name == "train" else {}),
         }
 

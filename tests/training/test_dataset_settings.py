@@ -18,7 +18,7 @@ from piccolo_st.data.mixture import load_mixture
 from piccolo_st.errors import InputError, MixtureError
 from piccolo_st.modeling.instructions import Instructions, instruction_token_ids
 from piccolo_st.modeling.portable.saving import save_portable
-from piccolo_st.training.arguments import FINETUNE
+from piccolo_st.training.arguments import FinetuneConfig
 from piccolo_st.training.estimate import show_plan
 from piccolo_st.training.run import TrainingRun
 from tests.recipes.test_recipes import ROOT, write_rows
@@ -48,7 +48,7 @@ def make_run(tmp_path: Path, encoder_dir_no_dropout: Path) -> Run:
         }  # fmt: skip
         path = tmp_path / "run.yaml"
         path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
-        return TrainingRun(parse_run([str(path)], FINETUNE, path))
+        return TrainingRun(parse_run([str(path)], FinetuneConfig, path))
 
     return make
 
@@ -143,8 +143,8 @@ def test_instructions_of_ones_own_go_from_the_yaml_to_the_saved_model(make_run: 
     mine = {"query": "一二：", "document": "三四："}
     theirs = {"query": "五六：", "passage": "七八："}
     run = make_run({"instructions": mine, "include_instruction": False}, {"instruction": theirs})
-    assert run.config["model"].instructions == Instructions("一二：", "三四：")
-    assert yaml.safe_load(yaml.safe_dump(dataclasses.asdict(run.config["model"])))["instructions"] == mine
+    assert run.config.model.instructions == Instructions("一二：", "三四：")
+    assert yaml.safe_load(yaml.safe_dump(dataclasses.asdict(run.config.model)))["instructions"] == mine
     found = batches(run)
     for name, texts in (("plain", ["一二：", "三四："]), ("other", ["五六：", "七八："])):
         for column, text in zip(("query", "positive"), texts, strict=True):
@@ -164,7 +164,7 @@ def test_instructions_on_the_command_line(tmp_path: Path) -> None:
         ("piccolo", Instructions("查询：", "结果：")),
     ):
         given = ["--model.instructions", text, "--train.output_dir", str(tmp_path)]
-        assert parse_run(given, FINETUNE, path)["model"].instructions == expected
+        assert parse_run(given, FinetuneConfig, path).model.instructions == expected
 
 
 BAD = [
@@ -182,7 +182,7 @@ BAD = [
 def test_what_is_no_instruction_is_refused_by_the_configuration(text: str, message: str) -> None:
     path = ROOT / "recipes" / "configs" / "quickstart.yaml"
     with pytest.raises(InputError, match="model.instructions" + message):
-        parse_run(["--model.instructions", text], FINETUNE, path)
+        parse_run(["--model.instructions", text], FinetuneConfig, path)
 
 
 @pytest.mark.parametrize(("text", "message"), [case for case in BAD if case[0] != "null"])  # null: the run's
@@ -201,7 +201,7 @@ def test_what_is_no_instruction_of_a_dataset_is_refused_everywhere(
                         "train": {"max_steps": 2}})
     )  # fmt: skip
     with pytest.raises(InputError, match=rule):
-        show_plan(parse_run([str(path)], FINETUNE, path))
+        show_plan(parse_run([str(path)], FinetuneConfig, path))
     (tmp_path / "mixture.yaml").write_text(yaml.safe_dump(mixture))
     for step in ("check", "dedup", "filter", "mine"):
         with pytest.raises(InputError, match=rule):

@@ -16,7 +16,7 @@ from transformers import BertConfig, BertModel
 from piccolo_st import distributed
 from piccolo_st.config import parse_run
 from piccolo_st.errors import InputError
-from piccolo_st.training import FINETUNE
+from piccolo_st.training import FinetuneConfig
 from piccolo_st.training.estimate import Budget, EncoderShape, budget, encoder_shape
 from tests.conftest import build_encoder
 from tests.helpers.ranks import run_ranks
@@ -35,7 +35,7 @@ def planned(tmp_path: Path, encoder: Path, *overrides: str) -> Budget:
     }
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(content))
-    config = parse_run([str(path), *overrides], FINETUNE, path)
+    config = parse_run([str(path), *overrides], FinetuneConfig, path)
     return budget(config, encoder_shape(config))
 
 
