@@ -1,4 +1,4 @@
-"""Work done once: folders named by the hash of what went in, written aside and renamed."""
+"""Files and folders that are there whole or not at all, and work done once, kept under the hash of what went in."""
 
 from __future__ import annotations
 
@@ -11,6 +11,29 @@ from pathlib import Path
 
 import xxhash
 from filelock import FileLock
+
+PARTIAL = ".partial"
+"""How the name of what is not whole ends; a killed process may leave one behind."""
+
+
+def write_whole(path: Path, content: str | Callable[[Path], object]) -> None:
+    """Write a file, and its folder, so that a reader or a kill finds the file before or the new one, never half of it.
+
+    Args:
+        path: the file.
+        content: its text, or a function that writes the file that it is given, which is then renamed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        if isinstance(content, str):
+            aside.write_text(content, encoding="utf-8")
+        else:
+            content(aside)
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def default_cache() -> Path:
@@ -29,7 +52,6 @@ def digest(value: object) -> str:
 def content_digest(paths: Iterable[Path], cache: Path) -> str:
     """A digest of the files' contents; what a file's size and time say has not changed is not read again."""
     memory = cache / "contents"
-    memory.mkdir(parents=True, exist_ok=True)
     parts = []
     for path in paths:
         stat = path.stat()
@@ -39,15 +61,9 @@ def content_digest(paths: Iterable[Path], cache: Path) -> str:
             with open(path, "rb") as file:
                 while block := file.read(1 << 22):
                     state.update(block)
-            _write_text(known, state.hexdigest())
+            write_whole(known, state.hexdigest())
         parts.append([path.name, known.read_text(encoding="utf-8")])
     return digest(parts)
-
-
-def _write_text(path: Path, text: str) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def entry(cache: Path, key: str, write: Callable[[Path], object]) -> Path:
@@ -58,7 +74,7 @@ def entry(cache: Path, key: str, write: Callable[[Path], object]) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(str(cache / f"{key}.lock")):
         if not folder.is_dir():
-            aside = cache / f"{key}.partial"
+            aside = cache / f"{key}{PARTIAL}"
             shutil.rmtree(aside, ignore_errors=True)  # what a killed run left
             aside.mkdir()
             try:

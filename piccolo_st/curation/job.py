@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -28,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from piccolo_st.cache import PARTIAL, write_whole
 from piccolo_st.data import DatasetSpec, Mixture, RetrievalHoldout, excerpt, load_mixture, locate, parse_mixture
 
 # Settings of a dataset that say how to read its source; what a step writes is read by the defaults.
@@ -128,10 +128,7 @@ def _evaluation_texts(job: Job) -> dict[str, pa.Array]:
 def write_part(folder: Path, part: Part, table: pa.Table) -> None:
     """One Parquet file, complete or not there."""
     path = folder / part.dataset / f"part-{part.number:05d}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".partial")
-    pq.write_table(table, aside, row_group_size=50_000)
-    os.replace(aside, path)
+    write_whole(path, lambda aside: pq.write_table(table, aside, row_group_size=50_000))
 
 
 def write_rejects(folder: Path, part: Part, table: pa.Table, rows: np.ndarray, reasons: list[str]) -> None:
@@ -183,10 +180,10 @@ def finish(job: Job, step: str, counts: Mapping[str, Mapping[str, Any]]) -> None
     header = f"# Made by the step {step!r} from the mixture {job.mixture.fingerprint}.\n"
     text = header + yaml.safe_dump({"datasets": datasets}, allow_unicode=True, sort_keys=False)
     report = {"step": step, "mixture": job.mixture.fingerprint, "datasets": counts}
-    for name, content in (("mixture.yaml", text), ("report.json", json.dumps(report, ensure_ascii=False, indent=1))):
-        aside = job.folder / f"{name}.partial"
-        aside.write_text(content, encoding="utf-8")
-        os.replace(aside, job.folder / name)
+    for left in job.folder.rglob(f"*{PARTIAL}"):  # by tasks that were killed
+        left.unlink()
+    write_whole(job.folder / "mixture.yaml", text)
+    write_whole(job.folder / "report.json", json.dumps(report, ensure_ascii=False, indent=1))
     shutil.rmtree(job.folder / "work", ignore_errors=True)
 
 

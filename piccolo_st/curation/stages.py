@@ -12,13 +12,13 @@ A folder belongs to one input and one set of settings; with others it is refused
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from piccolo_st.cache import PARTIAL, write_whole
 from piccolo_st.errors import MissingPackage, MixtureError
 
 
@@ -63,7 +63,7 @@ def claim(folder: Path, identity: str, what: Mapping[str, Any]) -> None:
         MixtureError: it holds the work of others.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    label, aside = folder / "made_of.json", folder / "made_of.json.partial"
+    label = folder / "made_of.json"
     if label.is_file():
         if json.loads(label.read_text(encoding="utf-8"))["identity"] != identity:
             raise MixtureError(
@@ -71,12 +71,12 @@ def claim(folder: Path, identity: str, what: Mapping[str, Any]) -> None:
                 "choose another `data.output` or delete the folder"
             )
         return
-    if any(path != aside for path in folder.iterdir()):
+    if any(path.suffix != PARTIAL for path in folder.iterdir()):  # such is what a run killed here left
         raise MixtureError(
             f"{folder} must be empty or of this project's making, got other files; choose another `data.output`"
         )
-    aside.write_text(json.dumps({"identity": identity, **what}, ensure_ascii=False, indent=1), encoding="utf-8")
-    os.replace(aside, label)  # half a label, of a run killed here, would keep every later one out
+    # Half a label, of a run killed here, would keep every later one out.
+    write_whole(label, json.dumps({"identity": identity, **what}, ensure_ascii=False, indent=1))
 
 
 def run_task(stage: Stage, folder: Path, task: int) -> bool:

@@ -14,13 +14,14 @@ They are written as ``examples/<task>.npz`` in the folder of the task's result f
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from piccolo_st.cache import write_whole
 
 RETRIEVAL_TYPES = frozenset({"Retrieval", "Reranking"})
 PAIR_TYPES = frozenset({"STS", "PairClassification"})
@@ -97,12 +98,13 @@ def save(arrays: Arrays, path: Path) -> None:
     if not arrays:
         return
     merged = {**(load(path) if path.exists() else {}), **arrays}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
-    with aside.open("wb") as file:
-        flat = {f"{place}/{field}": array for place, fields in merged.items() for field, array in fields.items()}
-        np.savez_compressed(file, **flat)  # type: ignore[arg-type]
-    os.replace(aside, path)
+    flat = {f"{place}/{field}": array for place, fields in merged.items() for field, array in fields.items()}
+
+    def write(aside: Path) -> None:
+        with aside.open("wb") as file:  # to a path numpy would add .npz
+            np.savez_compressed(file, **flat)  # type: ignore[arg-type]
+
+    write_whole(path, write)
 
 
 def load(path: Path) -> Arrays:

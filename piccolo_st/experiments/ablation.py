@@ -266,7 +266,7 @@ class Ablation:
             "mixture": mixture.fingerprint,
             "versions": environment.versions(),
         }
-        _write_json(folder / "result.json", result)
+        cache.write_whole(folder / "result.json", json.dumps(result, ensure_ascii=False, indent=2) + "\n")
         del model
         gc.collect()
         return scores
@@ -325,12 +325,6 @@ def _parsed(sections: Mapping[str, Any], kind: type[Config], path: Path) -> Conf
     """The sections through a file, as a recipe would read them."""
     path.write_text(yaml.safe_dump(dict(sections), allow_unicode=True, sort_keys=False), encoding="utf-8")
     return parse_run([str(path)], kind, path)
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, path)
 
 
 def _mean_and_spread(values: Sequence[float]) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import yaml
 
+from piccolo_st.cache import write_whole
 from piccolo_st.data import DatasetReport, DatasetSpec
 from piccolo_st.environment import versions
 from piccolo_st.errors import InputError, reason
@@ -133,12 +134,12 @@ class RunRecord:
         if hidden:
             head.append(f"Left out, being secret: {', '.join(hidden)}; give it again, or log in with `hf auth login`.")
         text = yaml.safe_dump(json.loads(json.dumps(configuration, default=str)), allow_unicode=True, sort_keys=False)
-        _replace(folder / CONFIGURATION, "".join(f"# {line}\n" for line in head) + text)
+        write_whole(folder / CONFIGURATION, "".join(f"# {line}\n" for line in head) + text)
         facts = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         facts.pop("configuration")
         facts["datasets"] = {name: dataclasses.asdict(dataset) for name, dataset in self.datasets.items()}
         facts = redact(facts, mark="left out")[0]
-        _replace(folder / FACTS, json.dumps(facts, ensure_ascii=False, indent=2, default=str) + "\n")
+        write_whole(folder / FACTS, json.dumps(facts, ensure_ascii=False, indent=2, default=str) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> RunRecord:
@@ -195,12 +196,6 @@ def engine(trainer: Any) -> str:
 
 def _loss(loss: Any) -> dict[str, Any]:
     return {"name": type(loss).__name__, **getattr(loss, "get_config_dict", dict)()}
-
-
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def _read(path: Path, load: Callable[[str], Any]) -> dict[str, Any]:
