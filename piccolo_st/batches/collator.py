@@ -37,7 +37,7 @@ from transformers.utils import logging
 from piccolo_st.batches.reading import ColumnBatch
 from piccolo_st.batches.tokenization import FastPreprocess
 from piccolo_st.errors import InputError
-from piccolo_st.hashing import mix, mix_array, text_ids
+from piccolo_st.hashing import mix, mix_array, text_hashes, text_ids
 from piccolo_st.modeling import column_task
 
 logger = logging.get_logger(__name__)
@@ -208,11 +208,11 @@ class _ListSampler:
 
     def _keys(self) -> NDArray[np.uint64]:
         """A 64-bit key of each row: (rows,). From its number or, where that is not known, its first text."""
-        words = self.row_ids
-        if words is None:
-            first = next(iter(self.columns.values()))
-            words = text_ids([str(cell) for cell in first])
-        return mix_array(mix(self.collator.seed), np.asarray(words, dtype=np.int64).view(np.uint64))
+        if self.row_ids is None:
+            words = text_hashes(str(cell) for cell in next(iter(self.columns.values())))
+        else:
+            words = np.asarray(self.row_ids, dtype=np.int64).view(np.uint64)
+        return mix_array(mix(self.collator.seed), words)
 
     def _visit(self) -> int:
         if self.visit is None:

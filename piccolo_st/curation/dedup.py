@@ -23,7 +23,6 @@ import numpy as np
 import pyarrow as pa
 
 from piccolo_st.curation.duplicates import (
-    LABELLED,
     DedupSettings,
     band_keys,
     contaminated,
@@ -38,7 +37,7 @@ from piccolo_st.curation.duplicates import (
 from piccolo_st.curation.job import Job, Part, finish, read_counts, write_counts, write_part, write_rejects
 from piccolo_st.curation.shingles import Collection, bands_for
 from piccolo_st.curation.stages import Stage
-from piccolo_st.data import DatasetSpec
+from piccolo_st.data import LABELLED_TASKS, DatasetSpec
 
 # Rows compared or hashed at once: bounds the memory of a task, whatever its part's size.
 _ROWS = 20_000
@@ -99,7 +98,7 @@ class Deduplication:
         that labelled texts are compared within their dataset."""
         names = list(self.job.mixture.train)
         task = self.job.mixture.specs[dataset].task
-        if not self.settings.across or task in LABELLED:
+        if not self.settings.across or task in LABELLED_TASKS:
             return names.index(dataset)
         return [self.job.mixture.specs[name].task for name in names].index(task)
 

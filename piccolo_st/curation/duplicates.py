@@ -16,15 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from piccolo_st.curation.shingles import Collection, band_hashes, jaccard, merge, shingle
-from piccolo_st.data import DatasetSpec, flatten
+from piccolo_st.data import LABELLED_TASKS, SCORED_TASKS, DatasetSpec, flatten
 from piccolo_st.errors import MixtureError
-from piccolo_st.hashing import scramble, text_hashes, text_key
+from piccolo_st.hashing import combine, scramble, text_hashes, text_key
 
 # Pairs looked at in one piece.
 _PAIRS = 100_000
-
-SYMMETRIC = ("sts", "pair")
-LABELLED = ("classification", "clustering")
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ def identity_columns(spec: DatasetSpec, table: pa.Table) -> list[pa.Array]:
     """The texts that make a row what it is: query and positive, both sentences, or the text alone of labelled texts
     (whose positive and negatives were drawn for it)."""
     names = [name for name in table.column_names if name in ("query", "positive", "sentence1", "sentence2", "text")]
-    if spec.task in LABELLED:
+    if spec.task in LABELLED_TASKS:
         names = names[:1]
     columns = []
     for name in names:
@@ -92,11 +89,11 @@ def row_keys(spec: DatasetSpec, keys: list[pa.Array], group: int) -> np.ndarray:
         group: rows of different groups are never equal.
     """
     parts = [text_hashes(key) for key in keys]
-    if spec.task in SYMMETRIC:
+    if spec.task in SCORED_TASKS:
         parts = [np.minimum(*parts), np.maximum(*parts)]
     hashes = np.full(len(parts[0]), group, dtype=np.uint64)
     for part in parts:
-        hashes = scramble(hashes * np.uint64(0x100000001B3) + part)
+        hashes = combine(hashes, part)
     return hashes
 
 

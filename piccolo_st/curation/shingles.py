@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from piccolo_st.errors import MissingPackage, MixtureError
-from piccolo_st.hashing import scramble, text_key
+from piccolo_st.hashing import GOLDEN, combine, text_key
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,12 @@ def shingle(keys: pa.Array, n: int, tag: int = 0) -> Shingles:
     offsets = np.concatenate([[0], np.cumsum(counts)])
     position = np.arange(offsets[-1]) + np.repeat(ends - length - offsets[:-1], counts)
     end = np.repeat(ends, counts)
-    hashes = np.full(offsets[-1], 0x9E3779B97F4A7C15 * (tag + 1) & (1 << 64) - 1, dtype=np.uint64)
+    hashes = np.full(offsets[-1], GOLDEN * (tag + 1) & (1 << 64) - 1, dtype=np.uint64)
     padded = np.concatenate([characters, np.zeros(n, dtype=np.uint32)])
     for step in range(n):
         place = position + step
         character = np.where(place < end, padded[place], 0).astype(np.uint64)
-        hashes = scramble(hashes * np.uint64(0x100000001B3) + character + np.uint64(1))
+        hashes = combine(hashes, character + np.uint64(1))
     return Shingles(hashes, offsets)
 
 
@@ -175,5 +175,5 @@ def band_hashes(shingles: Shingles, bands: int, rows: int, seed: int) -> np.ndar
     signatures = np.fromiter(values, dtype=np.uint64, count=count).reshape(-1, bands, rows)
     hashes = np.repeat(np.arange(bands, dtype=np.uint64)[:, None], len(signatures), axis=1)
     for row in range(rows):
-        hashes = scramble(hashes * np.uint64(0x100000001B3) + signatures[:, :, row].T)
+        hashes = combine(hashes, signatures[:, :, row].T)
     return hashes

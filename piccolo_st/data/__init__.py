@@ -13,6 +13,7 @@ sources.py     Readers: whatever a dataset's source is, as a stream of chunks of
 specs.py       What a mixture file may say: frozen dataclasses, filled from a mapping and checked field by field
 strict.py      JSON, numbers and lists written as text, where Python's own parsers take more than is meant
 survey.py      What the columns of a source are, by all of its rows: which play a role, and which hold lists
+tasks.py       The types of tasks that a dataset may be for, and the groups whose rows are alike
 text_files.py  Readers of JSON lines, JSON and delimited text, row by row, faults included
 validation.py  Every row is checked once: what is broken, in which file and row
 """
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from piccolo_st.data.sources import locate as locate
     from piccolo_st.data.sources import read_chunks as read_chunks
     from piccolo_st.data.specs import DatasetSpec as DatasetSpec
+    from piccolo_st.data.tasks import LABELLED_TASKS as LABELLED_TASKS
+    from piccolo_st.data.tasks import SCORED_TASKS as SCORED_TASKS
+    from piccolo_st.data.tasks import TaskType as TaskType
 
 __getattr__, __dir__ = lazily(
     __name__,
@@ -49,5 +53,6 @@ __getattr__, __dir__ = lazily(
         "report": "DatasetReport",
         "sources": "locate read_chunks",
         "specs": "DatasetSpec",
+        "tasks": "LABELLED_TASKS SCORED_TASKS TaskType",
     },
 )

@@ -27,6 +27,7 @@ from piccolo_st.config import unknown_key
 from piccolo_st.data.chunks import Chunk
 from piccolo_st.data.specs import DatasetSpec
 from piccolo_st.data.strict import parse_list, parse_number
+from piccolo_st.data.tasks import LABELLED_TASKS, SCORED_TASKS
 from piccolo_st.errors import MixtureError
 from piccolo_st.modeling import COLUMNS, NUMBERED_NEGATIVE
 
@@ -83,7 +84,7 @@ def required_roles(spec: DatasetSpec) -> tuple[str, ...]:
             "classes": ("text", "label"),
             "scored_pairs": ("sentence1", "sentence2", "label"),
         }[spec.preset.name]
-    if spec.task in ("sts", "pair"):
+    if spec.task in SCORED_TASKS:
         return ("sentence1", "sentence2", "label")
     if spec.task == "retrieval" or "query" in spec.columns:  # triplets made elsewhere serve classification as well
         return ("query", "positive")
@@ -94,7 +95,7 @@ def optional_roles(spec: DatasetSpec) -> tuple[str, ...]:
     """The roles a source may have beside the required ones."""
     if required_roles(spec)[0] != "query":
         return ()
-    return ("negative", "label") if spec.task in ("classification", "clustering") else ("negative",)
+    return ("negative", "label") if spec.task in LABELLED_TASKS else ("negative",)
 
 
 def find_columns(spec: DatasetSpec, present: Sequence[str], file: str) -> dict[str, str]:
@@ -155,7 +156,7 @@ def to_table(spec: DatasetSpec, roles: Roles, chunk: Chunk) -> tuple[pa.Table, n
         MixtureError: a columnar source has a column of a type that cannot play its role.
     """
     reasons = np.full(len(chunk.rows), None, dtype=object)
-    numeric = spec.task in ("sts", "pair") or (spec.preset is not None and spec.preset.name == "scored_pairs")
+    numeric = spec.task in SCORED_TASKS or (spec.preset is not None and spec.preset.name == "scored_pairs")
     arrays = {}
     for role, column in roles.columns.items():
         kind = "number" if role == "label" and numeric else "label" if role == "label" else "text"

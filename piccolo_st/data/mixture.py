@@ -44,6 +44,7 @@ from piccolo_st.data.holdout import RetrievalHoldout, clean, draw, forbidden, re
 from piccolo_st.data.report import DatasetReport, MixtureReport
 from piccolo_st.data.sources import locate
 from piccolo_st.data.specs import DatasetSpec, HoldoutSpec, MixtureSpec, PresetSpec
+from piccolo_st.data.tasks import LABELLED_TASKS
 from piccolo_st.errors import ConfigError, MixtureError
 from piccolo_st.hashing import text_ids
 
@@ -162,7 +163,7 @@ def _read_mixture(
 
 def _checked_spec(spec: DatasetSpec, place: str) -> DatasetSpec:
     """The rules that no single field shows."""
-    labelled = spec.task in ("classification", "clustering") and "query" not in spec.columns
+    labelled = spec.task in LABELLED_TASKS and "query" not in spec.columns
     if labelled and spec.preset is None and spec.use == "train":
         spec = dataclasses.replace(spec, preset=PresetSpec("classes"))
     at_least = {"repeats": 1, "max_rows": 1, "min_characters": 0, "max_characters": 1, "query_length": 1}

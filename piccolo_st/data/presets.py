@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from piccolo_st.data.specs import DatasetSpec, PresetSpec
+from piccolo_st.data.tasks import LABELLED_TASKS
 from piccolo_st.data.validation import clean_list
 from piccolo_st.errors import MixtureError
 
@@ -124,7 +125,7 @@ def _classes(spec: DatasetSpec, table: pa.Table, preset: PresetSpec) -> tuple[pa
         offsets = pa.array(np.arange(len(own) + 1, dtype=np.int32) * count)
         columns["negative"] = pa.ListArray.from_arrays(offsets, flat)
         columns["negative"], _ = clean_list(spec, "negative", columns)  # the same text drawn twice, or under two labels
-    elif spec.task in ("classification", "clustering"):
+    elif spec.task in LABELLED_TASKS:
         columns["label"] = table["label"].combine_chunks().take(pa.array(own))
     result = pa.table(columns)
     distinct = pc.not_equal(result["query"], result["positive"])

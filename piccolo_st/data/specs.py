@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
+from piccolo_st.data.tasks import TaskType
 from piccolo_st.modeling import Instructions
-
-T = TypeVar("T")
-
-Task = Literal["retrieval", "sts", "pair", "classification", "clustering"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ class DatasetSpec:
 
     name: str
     source: str
-    task: Task
+    task: TaskType
     format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "beir", "saved", "hub", "jionlp"] = (
         "auto"
     )

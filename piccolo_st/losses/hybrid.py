@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from inspect import signature
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -27,6 +27,7 @@ from sentence_transformers.sentence_transformer.losses import CoSENTLoss, Matryo
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from torch import Tensor, nn
 
+from piccolo_st.data import LABELLED_TASKS, SCORED_TASKS, TaskType
 from piccolo_st.distributed import gather_rows
 from piccolo_st.errors import InputError, nearest
 from piccolo_st.losses.batch import agree_on_columns, local_owners
@@ -39,10 +40,6 @@ from piccolo_st.modeling import Features, embed_columns, row_count
 SCORED = {"temperature": 0.05, "weight": 0.04}
 OWN_NEGATIVES = {"temperature": 0.05, "weight": 0.2}
 LABELLED = {"temperature": 0.05, "weight": 1.0}
-_RETRIEVAL = ("retrieval",)
-_SCORED = ("sts", "pair")
-_CLASSES = ("classification", "clustering")
-TASKS = (*_RETRIEVAL, *_SCORED, *_CLASSES)
 
 
 class OwnNegativesLoss(nn.Module):
@@ -227,18 +224,18 @@ def _task_loss(
     """The loss of a task, and its weight."""
     kind: type[nn.Module]
     defaults: Mapping[str, Any]
-    if task not in TASKS:
-        raise ValueError(f"the task must be one of {', '.join(TASKS)}, got {task!r}")
-    if task in _CLASSES and options.pop("labelled", False):
+    if task not in get_args(TaskType):
+        raise ValueError(f"the task must be one of {', '.join(get_args(TaskType))}, got {task!r}")
+    if task in LABELLED_TASKS and options.pop("labelled", False):
         shared = set(signature(SINCERELoss).parameters) & set(retrieval)
         kind, defaults = SINCERELoss, {**{key: retrieval[key] for key in shared}, **LABELLED}
-    elif task in _CLASSES:
+    elif task in LABELLED_TASKS:
         kind, defaults = OwnNegativesLoss, OWN_NEGATIVES
-    elif task in _SCORED:
+    elif task in SCORED_TASKS:
         kind, defaults = ScoredPairsLoss, SCORED
     else:
         kind, defaults = PiccoloLoss, {**retrieval, "weight": 1.0}
-    known = ["weight", *list(signature(kind).parameters)[1:], *["labelled"] * (task in _CLASSES)]
+    known = ["weight", *list(signature(kind).parameters)[1:], *["labelled"] * (task in LABELLED_TASKS)]
     for key in options:
         if key not in known:
             raise InputError(f"unknown key {key!r}{nearest(str(key), known)}")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from piccolo_st.hashing import GOLDEN, MULTIPLIERS
 from piccolo_st.modeling import row_borders
 
 
@@ -28,9 +29,9 @@ def _keys(places: Tensor) -> Tensor:
     def shift(number: Tensor, bits: int) -> Tensor:
         return (number >> bits) & ((1 << (64 - bits)) - 1)  # >> keeps the sign; a logical shift does not
 
-    number = (places + 1) * _signed(0x9E3779B97F4A7C15)
-    number = (number ^ shift(number, 30)) * _signed(0xBF58476D1CE4E5B9)
-    number = (number ^ shift(number, 27)) * _signed(0x94D049BB133111EB)
+    number = (places + 1) * _signed(GOLDEN)
+    number = (number ^ shift(number, 30)) * _signed(MULTIPLIERS[0])
+    number = (number ^ shift(number, 27)) * _signed(MULTIPLIERS[1])
     return number ^ shift(number, 31)
 
 

@@ -24,7 +24,7 @@ from transformers import set_seed
 
 from piccolo_st import cache, tables
 from piccolo_st.batches import HomogeneousBatchSampler, check_dataloader
-from piccolo_st.data import DatasetSpec, load_mixture
+from piccolo_st.data import LABELLED_TASKS, DatasetSpec, load_mixture
 from piccolo_st.distributed import first_rank_first, missing_processes, on_first_rank
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation import RetrievalEvaluator, comparison, held_out_evaluators, plot_curves
@@ -310,7 +310,7 @@ class TrainingRun:
             return build_losses(self.model, tasks, **options)
 
     def _loss_options(self, spec: DatasetSpec) -> dict[str, Any]:
-        classes = spec.task in ("classification", "clustering")
+        classes = spec.task in LABELLED_TASKS
         labelled = classes and "label" in self.train_dataset[spec.name].column_names
         return {**spec.loss, **({"labelled": True} if labelled else {})}
 

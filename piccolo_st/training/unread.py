@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from piccolo_st.data import DatasetSpec
+from piccolo_st.data import LABELLED_TASKS, SCORED_TASKS, DatasetSpec
 from piccolo_st.training.arguments import FinetuneConfig
 
 Rule = tuple[tuple[str, ...], Callable[[Any], str]]
@@ -76,15 +76,13 @@ PLAN: tuple[Rule, ...] = (
     ),
 )  # fmt: skip
 
-_SCORES = ("sts", "pair")
-
 
 def _preset(spec: DatasetSpec) -> str | None:
     return None if spec.preset is None else spec.preset.name
 
 
 def _labelled(spec: DatasetSpec) -> bool:
-    return spec.task in ("classification", "clustering") or _preset(spec) in ("nli", "classes")
+    return spec.task in LABELLED_TASKS or _preset(spec) in ("nli", "classes")
 
 
 DATASET: tuple[Rule, ...] = (
@@ -98,10 +96,13 @@ DATASET: tuple[Rule, ...] = (
     ),
     (
         ("score_range",),
-        lambda s: "" if s.task in _SCORES or _preset(s) == "scored_pairs" else "its rows have no scores",
+        lambda s: "" if s.task in SCORED_TASKS or _preset(s) == "scored_pairs" else "its rows have no scores",
     ),
     (("labels",), lambda s: "" if _labelled(s) else "its rows have no classes"),
-    (("query_length",), lambda s: "its texts are cut at document_length" if s.task in _SCORES and not s.preset else ""),
+    (
+        ("query_length",),
+        lambda s: "its texts are cut at document_length" if s.task in SCORED_TASKS and not s.preset else "",
+    ),
     (
         ("positives",),
         lambda s: "" if s.task == "retrieval" or "query" in s.columns else f"a row for {s.task} has no positives",

@@ -25,7 +25,7 @@ from piccolo_st.curation.duplicates import (
 from piccolo_st.curation.shingles import Collection, Shingles, bands_for, jaccard, merge, shingle
 from piccolo_st.data.specs import DatasetSpec
 from piccolo_st.errors import InputError, MixtureError
-from piccolo_st.hashing import text_hashes, text_key
+from piccolo_st.hashing import text_key
 
 RETRIEVAL = DatasetSpec("a", "x", "retrieval")
 PAIR = DatasetSpec("p", "x", "pair")
@@ -92,14 +92,6 @@ def test_merged_columns_keep_their_rows() -> None:
             *shingle(two.slice(row, 1), 2, 1).hashes.tolist(),
         }
         assert set(both.hashes[both.offsets[row] : both.offsets[row + 1]].tolist()) == expected
-
-
-def test_hashes_of_whole_texts_follow_text_and_seed() -> None:
-    texts = pa.array(["天", "气", "天", None, ""])
-    hashes = text_hashes(texts)
-    assert hashes[0] == hashes[2] != hashes[1]
-    assert hashes[3] == hashes[4]
-    assert (text_hashes(texts, 1) != hashes).all()
 
 
 @pytest.mark.parametrize(("threshold", "permutations"), [(0.9, 128), (0.8, 128), (0.7, 128), (0.5, 128), (0.8, 64)])
