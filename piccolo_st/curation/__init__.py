@@ -6,7 +6,6 @@ duplicates.py  Which rows say nothing new or too much: duplicates, and texts of 
 filter.py      The step ``filter``: length, language and repetition, and the consistency of query and positive
 job.py         What the preparation steps share: the mixture they read, its rows in parts, and the mixture ...
 mine.py        The step ``mine``: hard negatives for the retrieval datasets of a mixture, shard by shard
-models.py      Loading the models that data preparation uses, with one clear sentence where they cannot be
 quality.py     Which rows are worth training on: by their length, their language, repetition, and consistency
 shingles.py    Texts as sets of character n-grams, and how much two such sets overlap: exactly, and by MinHash
 stages.py      Work cut into stages of independent tasks that leave files: done once each, resumed where it ...

@@ -21,10 +21,9 @@ import pyarrow.compute as pc
 from piccolo_st.cache import default_cache
 from piccolo_st.curation.duplicates import identity_keys, row_keys
 from piccolo_st.curation.job import Job
-from piccolo_st.curation.models import load_tokenizer
 from piccolo_st.curation.stages import Stage
 from piccolo_st.data import build, flatten, parse_mixture
-from piccolo_st.modeling import column_task
+from piccolo_st.modeling import column_task, load_pretrained
 from piccolo_st.tables import empty_figure, picture, table
 
 _LONGEST = 4096  # lengths above are counted as this
@@ -131,7 +130,9 @@ def _lengths(tokenizer: str | None, texts: pa.Array) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _tokenizer(name_or_path: str) -> Any:
-    return load_tokenizer(name_or_path, "check.tokenizer")
+    from transformers import AutoTokenizer
+
+    return load_pretrained(AutoTokenizer.from_pretrained, name_or_path, "check.tokenizer")
 
 
 def _finish(step: Checking, _: int) -> None:

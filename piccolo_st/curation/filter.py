@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 
 from piccolo_st.curation.job import Job, Part, finish, read_counts, write_counts, write_part, write_rejects
-from piccolo_st.curation.models import load_sentence_transformer
 from piccolo_st.curation.quality import FilterSettings, consistent, heuristic_faults, simplified
 from piccolo_st.curation.stages import Stage
 from piccolo_st.mining import lexical_encoder, reading
+from piccolo_st.modeling import load_pretrained
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -83,7 +83,9 @@ def _pool(step: Filtering, task: int) -> None:
 @lru_cache(maxsize=2)
 def _encoder(step: Filtering, name: str) -> SentenceTransformer:
     if step.settings.model != "lexical":
-        return load_sentence_transformer(step.settings.model, "filter.model")
+        from sentence_transformers import SentenceTransformer
+
+        return load_pretrained(SentenceTransformer, step.settings.model, "filter.model")
     with pa.memory_map(str(step.pool_file(name).with_suffix(".arrow"))) as source:
         table = pa.ipc.open_file(source).read_all()
     return lexical_encoder([*table["query"].to_pylist(), *table["positive"].to_pylist()], seed=step.settings.seed)

@@ -17,9 +17,9 @@ import pyarrow as pa
 from datasets import Dataset
 
 from piccolo_st.curation.job import Job, Part, finish, read_counts, write_counts, write_part
-from piccolo_st.curation.models import load_cross_encoder, load_sentence_transformer, load_tokenizer
 from piccolo_st.curation.stages import Stage
 from piccolo_st.mining import Miner, MiningSettings, reading, shard_rows, with_negatives
+from piccolo_st.modeling import load_pretrained
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,18 @@ def _column(dataset: Dataset, name: str) -> pa.Array:
 def _miner(
     job: Job, model: str, tokenizer: str | None, reranker: str | None, settings: MiningSettings, name: str
 ) -> Miner:
-    encoder: Any = model if model in ("lexical", "bm25", "random") else load_sentence_transformer(model, "mine.model")
+    from sentence_transformers import CrossEncoder, SentenceTransformer
+    from transformers import AutoTokenizer
+
+    trained = model not in ("lexical", "bm25", "random")
+    encoder: Any = load_pretrained(SentenceTransformer, model, "mine.model") if trained else model
+    load_tokenizer: Any = AutoTokenizer.from_pretrained
     return Miner(
         job.mixture.train[name],
         encoder,
         settings,
-        tokenizer=load_tokenizer(tokenizer, "mine.tokenizer") if tokenizer else None,
-        reranker=load_cross_encoder(reranker, "mine.reranker") if reranker else None,
+        tokenizer=load_pretrained(load_tokenizer, tokenizer, "mine.tokenizer") if tokenizer else None,
+        reranker=load_pretrained(CrossEncoder, reranker, "mine.reranker") if reranker else None,
         cache_folder=str(job.folder / "work" / "embeddings" / name) if not isinstance(encoder, str) else None,
     )
 

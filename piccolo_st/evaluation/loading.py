@@ -13,8 +13,8 @@ from huggingface_hub.errors import EntryNotFoundError
 from sentence_transformers import SentenceTransformer
 
 from piccolo_st.distributed import process_state
-from piccolo_st.errors import InputError, reason
-from piccolo_st.modeling import Identity, identify, set_prompts
+from piccolo_st.errors import InputError
+from piccolo_st.modeling import Identity, identify, load_pretrained, set_prompts
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -51,18 +51,12 @@ def load_model(
     label, commit = "local/in-memory", None
     if not isinstance(model, SentenceTransformer):
         source = str(model)
-        try:
-            if Path(source).exists():
-                label = "local/" + re.sub(r"[^\w.-]", "-", Path(source).resolve().name)
-            else:
-                label, commit = source, _commit(source, revision)
-            device = device or str(process_state().device)
-            model = SentenceTransformer(source, revision=commit or revision, device=device)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{source!r} cannot be loaded as a sentence-transformers model, neither as a directory nor from "
-                f"the Hub: {reason(error)}; give the directory of a model, or the id of one on the Hub"
-            ) from error
+        if Path(source).exists():
+            label = "local/" + re.sub(r"[^\w.-]", "-", Path(source).resolve().name)
+        else:
+            label, commit = source, load_pretrained(_commit, source, "the model", revision=revision)
+        device = device or str(process_state().device)
+        model = load_pretrained(SentenceTransformer, source, "the model", revision=commit or revision, device=device)
     if instructions is not None:
         set_prompts(model, instructions)
         commit = None

@@ -4,7 +4,7 @@ batching.py      Embed the rows of several columns together, with little padding
 fingerprint.py   Who a model is: a name and a revision that differ whenever the embeddings may differ
 instructions.py  Instructions: the short text put before a query or a document, and who gets which
 lengths.py       Two lengths: queries are cut at 64 tokens, documents at 512, the instruction is never cut
-loading.py       The encoder of a run: loaded from a checkpoint, or built small from the run's own text
+loading.py       Models from a checkpoint: any of them with its error in one sentence, the encoder of a run ...
 pooling.py       InstructionPooling: ST's Pooling, but the instruction is found in each row instead of once ...
 positions.py     How many tokens an encoder has positions for, and more of them than it was trained with
 tiny_bert.py     A small random BERT whose vocabulary is learnt from the run's own text
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from piccolo_st.modeling.lengths import other_lengths as other_lengths
     from piccolo_st.modeling.loading import check_dtype as check_dtype
     from piccolo_st.modeling.loading import load_encoder as load_encoder
+    from piccolo_st.modeling.loading import load_pretrained as load_pretrained
     from piccolo_st.modeling.loading import weights_in_words as weights_in_words
     from piccolo_st.modeling.packed.dropout import use_fast_dropout as use_fast_dropout
     from piccolo_st.modeling.packed.packing import packs as packs
@@ -80,7 +81,7 @@ __getattr__, __dir__ = lazily(
             "dataset_tasks resolve_instructions set_prompts"
         ),
         "lengths": "check_lengths other_lengths",
-        "loading": "check_dtype load_encoder weights_in_words",
+        "loading": "check_dtype load_encoder load_pretrained weights_in_words",
         "packed.dropout": "use_fast_dropout",
         "packed.packing": "packs use_packing",
         "pooling": "InstructionPooling set_instruction_pooling",

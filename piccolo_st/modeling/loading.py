@@ -1,17 +1,12 @@
-"""The encoder of a run: loaded from a checkpoint, or built small from the run's own text.
-
-(1) learn a WordPiece vocabulary from the texts (``tokenizers``; each Chinese character stands alone, as in BERT);
-(2) write it and a random BERT of the asked size to a directory, once, by the first rank;
-(3) load that directory as any other checkpoint: stock Transformer, pooling, prompts and the two lengths.
-"""
+"""Models from a checkpoint: any of them with its error in one sentence, the encoder of a run with all it needs."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from piccolo_st.errors import ConfigError, InputError, nearest, reason
 from piccolo_st.modeling.instructions import Instructions, InstructionSpec, resolve_instructions, set_prompts
@@ -22,6 +17,8 @@ from piccolo_st.modeling.positions import extend_positions, usable_positions
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import nn
+
+Loaded = TypeVar("Loaded")
 
 DTYPES = ("float32", "bfloat16", "float16", "stored")
 """What the weights of an encoder can be loaded in; "stored" is the checkpoint's own."""
@@ -35,9 +32,38 @@ def check_dtype(dtype: str) -> None:
         )
 
 
+def load_pretrained(
+    load: Callable[..., Loaded],
+    name_or_path: str,
+    place: str,
+    *,
+    remedy: str = "give the directory of a model, or the id of one on the Hub that this machine can reach",
+    **options: object,
+) -> Loaded:
+    """What ``load(name_or_path, **options)`` gives, or one sentence that says what cannot be loaded and why.
+
+    Args:
+        load: such as ``SentenceTransformer``, ``CrossEncoder`` or ``AutoTokenizer.from_pretrained``.
+        name_or_path: a directory or a Hub id.
+        place: what names it, for the message, such as ``mine.model``.
+        remedy: the end of the message.
+        **options: for ``load``.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    try:
+        return load(name_or_path, **options)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"{place} cannot be loaded, got {name_or_path!r}: {reason(error)}; {remedy}") from error
+
+
 def load_encoder(
     name_or_path: str,
     *,
+    place: str = "model.name_or_path",
     revision: str | None = None,
     pooling: str | None = None,
     instructions: InstructionSpec = "piccolo",
@@ -52,6 +78,7 @@ def load_encoder(
 
     Args:
         name_or_path: a Hub id or a directory, of a sentence-transformers model or of a bare transformers encoder.
+        place: the setting that names it, for messages.
         revision: branch, tag or commit of a Hub model.
         pooling: pooling mode of a bare encoder, by default mean; a sentence-transformers model has its own.
         instructions: the prompts, a preset's name or instructions of your own.
@@ -67,36 +94,16 @@ def load_encoder(
         InputError: an unknown dtype, a directory that holds no model, a Hub that gives none, or positions that cannot
             be extended.
     """
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-    from sentence_transformers.util import is_sentence_transformer_model
-
     check_dtype(dtype)
     folder = Path(name_or_path)
     if folder.is_dir() and not ((folder / "modules.json").exists() or (folder / "config.json").exists()):
         raise InputError(
-            f"model.name_or_path must hold modules.json or config.json, got the directory {name_or_path}; give the "
+            f"{place} must hold modules.json or config.json, got the directory {name_or_path}; give the "
             "directory that save_pretrained wrote, or a Hub id"
         )
     # Without it, transformers 5 loads in the stored dtype, and half-precision weights take next to no small step.
     options = {"dtype": "auto" if dtype == "stored" else dtype}
-    try:
-        complete = is_sentence_transformer_model(name_or_path, revision=revision)
-        if pooling is not None and complete:
-            raise InputError(f"model.pooling must be empty where {name_or_path} brings its own, got {pooling!r}")
-        if not complete:
-            transformer = Transformer(name_or_path, model_kwargs={"revision": revision, **options})
-            modules = [transformer, Pooling(transformer.get_embedding_dimension(), pooling or "mean")]
-            model = SentenceTransformer(modules=modules)
-        else:
-            model = SentenceTransformer(name_or_path, revision=revision, model_kwargs=options)
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"model.name_or_path cannot be loaded, got {name_or_path!r}: {reason(error)}; give the directory of a "
-            "model, or the id of one on the Hub that this machine can reach"
-        ) from error
+    model = load_pretrained(_with_pooling, name_or_path, place, revision=revision, pooling=pooling, options=options)
     first: Any = model[0]
     if positions is not None and positions > (usable_positions(first.auto_model) or positions):
         extend_positions(model, positions)
@@ -107,6 +114,23 @@ def load_encoder(
         set_instruction_pooling(model, sorted(texts), include_instruction)
     set_lengths(model, query_length, document_length)
     return model
+
+
+def _with_pooling(
+    name_or_path: str, revision: str | None, pooling: str | None, options: dict[str, str]
+) -> SentenceTransformer:
+    """A sentence-transformers model as it is, or an encoder with a pooling layer behind it."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from sentence_transformers.util import is_sentence_transformer_model
+
+    if not is_sentence_transformer_model(name_or_path, revision=revision):
+        transformer = Transformer(name_or_path, model_kwargs={"revision": revision, **options})
+        modules = [transformer, Pooling(transformer.get_embedding_dimension(), pooling or "mean")]
+        return SentenceTransformer(modules=modules)
+    if pooling is not None:
+        raise InputError(f"model.pooling must be empty where {name_or_path} brings its own, got {pooling!r}")
+    return SentenceTransformer(name_or_path, revision=revision, model_kwargs=options)
 
 
 def weights_in_words(model: nn.Module, revision: str | None = None) -> str:

@@ -24,7 +24,7 @@ from sentence_transformers import SentenceTransformer
 
 from piccolo_st.errors import InputError, nearest, reason
 from piccolo_st.evaluation import C_MTEB_35, Benchmark, average_scores, get_benchmark
-from piccolo_st.modeling import content_hash, resolve_instructions
+from piccolo_st.modeling import content_hash, load_pretrained, resolve_instructions
 from piccolo_st.releasing.card import (
     PLACEHOLDER_ID,
     PiccoloModelCardData,
@@ -155,7 +155,7 @@ def add_training(model_dir: str | Path, run_dir: str | Path) -> None:
         pictures.append("curves.png")
     section = training_section([stage_facts(record)], pictures, dataset_facts(record))
     evaluated = record.content_hash
-    if evaluated == content_hash(SentenceTransformer(str(folder), device="cpu")):
+    if evaluated == content_hash(load_pretrained(SentenceTransformer, str(folder), "the model", device="cpu")):
         section += f"\n\n{evaluated_mark(evaluated)}"  # what the run measured at its end, it measured on this model
     card.text = replace_block(card.text, "training", section)
     (folder / "README.md").write_text(str(card), encoding="utf-8")
@@ -188,7 +188,7 @@ def prepare_card(
     """
     folder = Path(model_dir)
     card = _load_card(folder)
-    model = SentenceTransformer(str(folder), device="cpu")
+    model = load_pretrained(SentenceTransformer, str(folder), "the model", device="cpu")
     evaluated = content_hash(model)
     if results is not None and Path(results).name != evaluated:
         raise InputError(

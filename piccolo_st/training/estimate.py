@@ -29,7 +29,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from piccolo_st.data import parse_mixture
-from piccolo_st.errors import InputError, reason
+from piccolo_st.errors import InputError
+from piccolo_st.modeling import EncoderSettings, load_pretrained
 from piccolo_st.tables import table
 from piccolo_st.training.arguments import DataArguments, FinetuneConfig, ModelArguments, PlanArguments
 from piccolo_st.training.unread import unread
@@ -273,18 +274,14 @@ def _given_shape(config: FinetuneConfig) -> EncoderShape:
     if plan.encoder:
         return EncoderShape.of(plan.encoder, model.dimension)
     if not model.name_or_path:
-        from piccolo_st.modeling import EncoderSettings
-
         return EncoderShape.of(vars(EncoderSettings.from_mapping(model.build or {})), model.dimension)
     from transformers import AutoConfig
 
-    try:
-        found = AutoConfig.from_pretrained(model.name_or_path, revision=model.revision)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"the configuration of model.name_or_path {model.name_or_path} cannot be read: "
-            f"{reason(error)}; give the encoder's shape as plan.encoder: {{layers: ..., hidden_size: ...}}"
-        ) from error
+    place = "the configuration of model.name_or_path"
+    remedy = "give the encoder's shape as plan.encoder: {layers: ..., hidden_size: ...}"
+    found = load_pretrained(
+        AutoConfig.from_pretrained, model.name_or_path, place, remedy=remedy, revision=model.revision
+    )
     names = {
         "layers": "num_hidden_layers", "hidden_size": "hidden_size", "heads": "num_attention_heads",
         "intermediate_size": "intermediate_size", "vocab_size": "vocab_size", "positions": "max_position_embeddings",

@@ -251,7 +251,7 @@ class TrainingRun:
         elif data.mining_model not in ("lexical", "bm25", "random"):
             own = dataclasses.asdict(self.config.model)
             kept = {name: own[name] for name in ("instructions", "query_length", "document_length")}
-            model = load_encoder(data.mining_model, dtype="stored", **kept)
+            model = load_encoder(data.mining_model, place="data.mining_model", dtype="stored", **kept)
         made_of = tokenizer_state(self.model.tokenizer) if isinstance(model, str) else content_hash(model)
         return mine_mixture(
             self.mixture,

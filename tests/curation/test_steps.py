@@ -27,7 +27,7 @@ from piccolo_st.curation.quality import FilterSettings
 from piccolo_st.curation.stages import ExecutorSettings, Stage, claim, run_stages
 from piccolo_st.curation.steps import PrepareData, run_step
 from piccolo_st.data.mixture import load_mixture
-from piccolo_st.errors import MixtureError
+from piccolo_st.errors import InputError, MixtureError
 
 REPOSITORY = Path(__file__).parent.parent.parent
 ALPHABET = [chr(0x4E00 + i) for i in range(3000)]
@@ -349,7 +349,7 @@ def test_done_tasks_are_passed_over(tmp_path: Path) -> None:
 def test_no_data_and_no_such_model_say_so(folder: Path) -> None:
     with pytest.raises(MixtureError, match=r"no data are named; give a mixture file"):
         run_step("check", PrepareData(), CheckSettings())
-    with pytest.raises(MixtureError, match=r"mine\.model cannot be loaded, got 'no/such/model'"):
+    with pytest.raises(InputError, match=r"mine\.model cannot be loaded, got 'no/such/model'"):
         _step(folder, "mine", MineSettings(model="no/such/model"))
     with pytest.raises(MixtureError, match=r"unknown key 'num_negative' in mine\.settings"):
         MineSettings(settings={"num_negative": 1})

@@ -103,7 +103,7 @@ def assert_is_drawn(picture: Path) -> None:
         (["a", "b", "c"], "the page must show one model or two different ones, got a, b, c"),
         (["a", "a"], "the page must show one model or two different ones, got a, a"),
         (["a", "--corpus", "nowhere.txt"], "nowhere.txt does not exist"),
-        (["no-such-folder", "--corpus", "texts.txt"], "'no-such-folder' cannot be loaded"),
+        (["no-such-folder", "--corpus", "texts.txt"], "the model cannot be loaded, got 'no-such-folder'"),
     ],
 )
 def test_bad_input_is_one_sentence(

@@ -180,16 +180,6 @@ ROWS: dict[str, list[Row]] = {
             "global batch size that the position was written with",
         ),
     ],
-    "curation.models": [
-        Row("no such encoder", prepare("filter", "--filter.top_k", "2", "--filter.model", "TMP/nowhere"),
-            "filter.model cannot be loaded, got 'TMP/nowhere': …; give a folder or a Hub id"),
-        Row("no such miner", prepare("mine", "--mine.model", "TMP/nowhere"),
-            "mine.model cannot be loaded, got 'TMP/nowhere': …; give a folder or a Hub id"),
-        Row("no such tokenizer", prepare("mine", "--mine.tokenizer", "TMP/nowhere"),
-            "mine.tokenizer cannot be loaded, got 'TMP/nowhere': …; give a folder or a Hub id"),
-        Row("no such reranker", prepare("mine", "--mine.reranker", "TMP/nowhere"),
-            "mine.reranker cannot be loaded, got 'TMP/nowhere': …; give a folder or a Hub id"),
-    ],
     "curation.stages": [
         Row("another's output", prepare("check", files={"out/check/made_of.json": '{"identity": "x"}'}),
             "TMP/out/check holds the output of another mixture or other settings (see TMP/out/check/made_of.json); "

@@ -19,6 +19,7 @@ from tests.errors.acts import (
     own_negatives_loss,
     pool,
     pooled,
+    prepare,
     relevant,
     run,
     shape,
@@ -37,6 +38,7 @@ BEIR = {
     "beir/corpus.jsonl": jsonl([{"_id": "d1", "text": "猫"}, {"_id": "d2", "text": "狗"}]),
     "beir/queries.jsonl": jsonl([{"_id": "q1", "text": "鱼"}]),
 }
+OF_A_MODEL = "give the directory of a model, or the id of one on the Hub that this machine can reach"
 JUDGED = "query-id\tcorpus-id\tscore\n"
 OTHER_LABELS = [{"text": "猫", "label": "a"}, {"text": "狗", "label": "a"}, {"text": "鱼", "label": "a"}]
 
@@ -51,8 +53,22 @@ ROWS: dict[str, list[Row]] = {
             "model.name_or_path must hold modules.json or config.json, got the directory TMP; give the directory "
             "that save_pretrained wrote, or a Hub id"),
         Row("no such model", finetune("--model.name_or_path", "TMP/nowhere"),
-            "model.name_or_path cannot be loaded, got 'TMP/nowhere': …; give the directory of a model, or the id of "
-            "one on the Hub that this machine can reach"),
+            "model.name_or_path cannot be loaded, got 'TMP/nowhere': …; " + OF_A_MODEL),
+        Row("no such model to evaluate", run("evaluate", "TMP/nowhere", "--benchmark", "STS"),
+            "the model cannot be loaded, got 'TMP/nowhere': …; " + OF_A_MODEL),
+        Row("no such model to mine with", finetune("--data.mining_model", "TMP/nowhere"),
+            "data.mining_model cannot be loaded, got 'TMP/nowhere': …; " + OF_A_MODEL),
+        Row("no such encoder", prepare("filter", "--filter.top_k", "2", "--filter.model", "TMP/nowhere"),
+            "filter.model cannot be loaded, got 'TMP/nowhere': …; " + OF_A_MODEL),
+        Row("no such miner", prepare("mine", "--mine.model", "TMP/nowhere"),
+            "mine.model cannot be loaded, got 'TMP/nowhere': …; " + OF_A_MODEL),
+        Row("no such tokenizer", prepare("mine", "--mine.tokenizer", "TMP/nowhere"),
+            "mine.tokenizer cannot be loaded, got 'TMP/nowhere': …; " + OF_A_MODEL),
+        Row("no such reranker", prepare("mine", "--mine.reranker", "TMP/nowhere"),
+            "mine.reranker cannot be loaded, got 'TMP/nowhere': …; " + OF_A_MODEL),
+        Row("a plan for no model", finetune("--plan", "--model.name_or_path", "TMP/nowhere"),
+            "the configuration of model.name_or_path cannot be loaded, got 'TMP/nowhere': …; give the encoder's shape "
+            "as plan.encoder: {layers: ..., hidden_size: ...}"),
     ],
     "evaluation.bootstrap": [
         Row("no results to compare", run("evaluate", "--compare", "TMP/a", "TMP/b"),
@@ -103,9 +119,6 @@ ROWS: dict[str, list[Row]] = {
             "the name of a model must be org/name (letters, digits, '_', '-', '.'), got 'piccolo'"),
     ],
     "evaluation.loading": [
-        Row("no such model", run("evaluate", "TMP/nowhere", "--benchmark", "STS"),
-            "'TMP/nowhere' cannot be loaded as a sentence-transformers model, neither as a directory nor from the "
-            "Hub: …; give the directory of a model, or the id of one on the Hub"),
         Row("an unknown dtype", call("evaluation.loading:load_model", "MODEL", dtype="float8"),
             "dtype must be one of float32, float16, bfloat16, got 'float8'"),
     ],

@@ -97,9 +97,6 @@ ROWS: dict[str, list[Row]] = {
             "the run must fit into 0.9 GiB of each GPU, 1 GiB less a reserve of 10%, got 5.4 GiB; most of it is "
             "optimizer, 2.4 GiB; use ZeRO stage 1 (plan.zero_stage 1) on more processes",
         ),
-        Row("a plan for no model", finetune("--plan", "--model.name_or_path", "TMP/nowhere"),
-            "the configuration of model.name_or_path TMP/nowhere cannot be read: …; give the encoder's shape as "
-            "plan.encoder: {layers: ..., hidden_size: ...}"),
     ],
     "training.checkpoint": [
         Row("a folder of another name",

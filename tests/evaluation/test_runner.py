@@ -551,7 +551,7 @@ def test_no_network_says_what_to_do(
 
 
 def test_a_model_that_is_not_there(tmp_path: Path, tasks: Path) -> None:
-    with pytest.raises(InputError, match=r"'nobody/nothing' cannot be loaded"):
+    with pytest.raises(InputError, match=r"the model cannot be loaded, got 'nobody/nothing'"):
         evaluate("nobody/nothing", str(tasks), output=tmp_path)
 
 
