@@ -23,11 +23,11 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TypedDict, cast
 
 from piccolo_st.errors import InputError
 
@@ -44,6 +44,35 @@ class CheckpointError(InputError):
     """A checkpoint that cannot be written, or cannot be trusted."""
 
 
+class RunFacts(TypedDict, total=False):
+    """What a checkpoint says about its run."""
+
+    signature: dict[str, object]
+    """Its fingerprint, under the name that version 0.1.0 gave it."""
+    cursor: int | None
+    """Samples that all ranks have seen; None with a sampler that has no plan."""
+    world_size: int
+    engine: str
+    scaler: bool
+    """Whether an fp16 loss scale belongs to it."""
+    resumable: bool
+    """Whether it holds the state of the optimizer."""
+    seconds: float
+    environment: dict[str, object]
+
+
+class _File(TypedDict):
+    size: int
+    sha256: str
+
+
+class _Manifest(TypedDict):
+    format: int
+    step: int
+    run: RunFacts
+    files: dict[str, _File]
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A complete checkpoint.
@@ -56,7 +85,7 @@ class Checkpoint:
 
     path: Path
     step: int
-    run: dict[str, Any] = field(default_factory=dict)
+    run: RunFacts = field(default_factory=RunFacts)
 
 
 # Steps (1) to (5): writing.
@@ -87,20 +116,19 @@ def scratch(output_dir: Path, step: int) -> Path:
     return folder
 
 
-def seal(folder: Path, run: Mapping[str, Any], parts: Iterable[str] = ()) -> None:
+def seal(folder: Path, run: RunFacts, parts: Iterable[str] = ()) -> None:
     """Flush what ``folder`` holds to the disk and write its manifest.
 
     Args:
         folder: from ``begin``.
-        run: JSON that ``newest_complete`` gives back.
+        run: what ``newest_complete`` gives back.
         parts: paths that must be there; ``*`` stands for any part of a name.
 
     Raises:
         CheckpointError: a part is missing, or a name is not one that a manifest can hold.
         OSError: the disk does not take it.
     """
-    missing = [part for part in parts if not any(folder.glob(part))]
-    if missing:
+    if missing := lacking(folder, parts):
         raise CheckpointError(
             f"{folder.name} lacks {', '.join(missing)}; every rank writes its part into the same directory, which "
             "must be on a file system that all nodes share (train.save_on_each_node cannot be used)"
@@ -112,7 +140,7 @@ def seal(folder: Path, run: Mapping[str, Any], parts: Iterable[str] = ()) -> Non
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(lambda path: _digest(path, flush=True), paths))
     files = {name: {"size": size, "sha256": digest} for name, (size, digest) in zip(names, digests, strict=True)}
-    content = {"format": FORMAT, "step": _step(folder), "run": dict(run), "files": files}
+    content = {"format": FORMAT, "step": _step(folder), "run": run, "files": files}
     manifest = folder / MANIFEST
     with manifest.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=1, ensure_ascii=False)
@@ -120,6 +148,11 @@ def seal(folder: Path, run: Mapping[str, Any], parts: Iterable[str] = ()) -> Non
         os.fsync(file.fileno())
     for directory in {path.parent for path in [manifest, *paths]}:
         _flush_directory(directory)
+
+
+def lacking(folder: Path, parts: Iterable[str]) -> list[str]:
+    """Those of the paths, with ``*`` for any part of a name, that a checkpoint does not have."""
+    return [part for part in parts if not any(folder.glob(part))]
 
 
 def publish(folder: Path) -> Path:
@@ -295,7 +328,7 @@ def _inside(folder: Path, name: str) -> Path:
     return path
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _manifest(folder: Path) -> _Manifest:
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -317,7 +350,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder / MANIFEST} must list its files with size and sha256")
     if not isinstance(content.get("step"), int) or not isinstance(content.get("run"), dict):
         raise CheckpointError(f"{folder / MANIFEST} must hold a step and a run")
-    return content
+    return cast(_Manifest, content)
 
 
 def _sizes_fit(folder: Path) -> bool:

@@ -107,7 +107,7 @@ class EncoderShape:
 
 
 @dataclass(frozen=True)
-class Budget:
+class Estimate:
     """What a run needs; sizes in bytes, of one process.
 
     Attributes:
@@ -160,7 +160,7 @@ class Budget:
         )
 
     def table(self) -> str:
-        """The budget as text."""
+        """The estimate as text."""
         names = ("weights", "gradients", "optimizer", "activations", "embeddings", "memory")
         memory = table(["memory of a process", "GiB"], [[name, getattr(self, name) / GIB] for name in names])
         sent = [["gradients and weights", self.gradients_sent / 1e6], ["embeddings", self.embeddings_sent / 1e6]]
@@ -177,8 +177,8 @@ class Budget:
         return "\n\n".join([memory, traffic, "\n".join(lines)])
 
 
-def budget(config: FinetuneConfig, shape: EncoderShape) -> Budget:
-    """The budget of a run.
+def estimate(config: FinetuneConfig, shape: EncoderShape) -> Estimate:
+    """What a run needs.
 
     Args:
         config: of stage 1 or 2; its section ``plan`` says what no other section does.
@@ -229,7 +229,7 @@ def budget(config: FinetuneConfig, shape: EncoderShape) -> Budget:
         forwards = 1 + caching + checkpointing
         seconds = shape.flops(per_step, tokens / texts, forwards) / (plan.peak_tflops * 1e12 * plan.mfu)
         assumption = f"{plan.mfu:.0%} of {plan.peak_tflops:g} TFLOP/s, recomputation counted"
-    return Budget(
+    return Estimate(
         parameters=parameters,
         weights=width * parameters,
         gradients=width * parameters,
@@ -292,12 +292,12 @@ def _given_shape(config: FinetuneConfig) -> EncoderShape:
 
 
 def show_plan(config: FinetuneConfig) -> str:
-    """The budget as text.
+    """What a run needs, as text.
 
     Raises:
         InputError: the run does not fit the GPU, with the largest part and its remedy; or it cannot be computed.
     """
-    found, plan = budget(config, encoder_shape(config)), config.plan
+    found, plan = estimate(config, encoder_shape(config)), config.plan
     if plan.gpu_memory_gib is not None:
         found.check(plan.gpu_memory_gib, plan.reserve)
     specs = parse_mixture(config.data.mixture)[0].values() if config.data.mixture else ()

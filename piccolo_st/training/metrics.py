@@ -8,8 +8,7 @@ embeddings get better; a uniformity near 0 means that they have collapsed.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -17,6 +16,12 @@ from torch import Tensor, nn
 
 from piccolo_st.distributed import get_world_size
 from piccolo_st.modeling import row_borders, row_count, without_bookkeeping
+
+Batch: TypeAlias = dict[str, Any]
+"""A collated batch as ST's trainer hands it on: tensors by column, and the dataset's name."""
+
+Features: TypeAlias = list[dict[str, Tensor]]
+"""The columns of a batch as a model takes them, the query's first."""
 
 IDLE_STEPS = 20
 """Successive micro-steps of a dataset with a loss of exactly 0 after which it is said to teach nothing."""
@@ -32,12 +37,11 @@ class Meter:
         self._tokens: Tensor | None = None
         self._positions = 0
         self._waited = 0.0
-        # dataset -> [sum of losses, steps]
-        self._losses: dict[str, list[Any]] = defaultdict(lambda: [0.0, 0])
-        self._zeros: dict[str, Any] = defaultdict(int)  # dataset -> how many of its last losses were exactly 0
+        self._losses: dict[str, tuple[float | Tensor, int]] = {}  # dataset -> (sum of its losses, how many)
+        self._zeros: dict[str, int | Tensor] = {}  # dataset -> how many of its last losses were exactly 0
         self._idle: set[str] = set()
 
-    def add_batch(self, inputs: dict[str, Any]) -> None:
+    def add_batch(self, inputs: Batch) -> None:
         """Count the tokens of a collated batch."""
         if self._start is None:
             self._start = time.perf_counter()
@@ -53,11 +57,10 @@ class Meter:
             self._waited += seconds
 
     def add_loss(self, dataset: str, loss: Tensor) -> None:
-        """Add the loss of a micro-step to its dataset's account."""
-        account = self._losses[dataset]
-        account[0] = account[0] + loss.detach()
-        account[1] += 1
-        self._zeros[dataset] = (self._zeros[dataset] + 1) * (loss.detach() == 0)
+        """Add the loss of a micro-step to those of its dataset."""
+        total, steps = self._losses.get(dataset, (0.0, 0))
+        self._losses[dataset] = total + loss.detach(), steps + 1
+        self._zeros[dataset] = (self._zeros.get(dataset, 0) + 1) * (loss.detach() == 0)
 
     def newly_idle(self) -> list[str]:
         """The datasets whose last ``IDLE_STEPS`` losses on this rank were all exactly 0; each is returned once."""
@@ -91,7 +94,7 @@ class Meter:
 
 
 @torch.no_grad()
-def alignment_and_uniformity(model: nn.Module, features: list[dict[str, Any]]) -> dict[str, float]:
+def alignment_and_uniformity(model: nn.Module, features: Features) -> dict[str, float]:
     """Alignment and uniformity of the first rows of a batch, without dropout.
 
     Args:
@@ -118,7 +121,7 @@ def alignment_and_uniformity(model: nn.Module, features: list[dict[str, Any]]) -
     return {name: round(float(value), 4) for name, value in found.items()}
 
 
-def embed(model: nn.Module, features: dict[str, Any], rows: int | None = None) -> Tensor:
+def embed(model: nn.Module, features: dict[str, Tensor], rows: int | None = None) -> Tensor:
     """Embeddings of the first ``rows`` texts of a column: (rows, dimension). The features stay as they are."""
     total, plain = row_count(features), without_bookkeeping(features)
     if row_borders(features) is not None:  # flattened: nothing of it goes by row

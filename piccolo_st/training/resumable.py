@@ -1,10 +1,10 @@
-"""DurableTrainer: SentenceTransformerTrainer whose runs survive being killed and go on exactly.
+"""ResumableTrainer: SentenceTransformerTrainer whose runs survive being killed and go on exactly.
 
     (1) ``train`` looks for the newest complete checkpoint of the run's directory, checks that it belongs to this run,
         and goes on from it (``args.resume``). A finished run is loaded, not trained again;
     (2) the position is a count of samples over all ranks, and a missing part of a checkpoint is an error;
     (3) ``_save_checkpoint`` lets the stock trainer write into a hidden folder, then seals and publishes it (see
-        checkpoint.py). An error on one rank is an error of all, and the earlier checkpoints stay;
+        checkpoint.py). When one rank fails, all do, and the earlier checkpoints stay;
     (4) nothing of a checkpoint is unpickled freely, also not by DeepSpeed.
 
 Exact means: the same weights, bit for bit, as a run that was never interrupted, with as many processes, on the same
@@ -18,10 +18,10 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from sentence_transformers import SentenceTransformerTrainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -36,14 +36,20 @@ from piccolo_st.hashing import mix
 from piccolo_st.modeling import bare_encoders, check_savable
 from piccolo_st.releasing import PortablePushes
 from piccolo_st.training import checkpoint, disk, resume, zero
-from piccolo_st.training.checkpoint import Checkpoint, CheckpointError
+from piccolo_st.training.checkpoint import Checkpoint, CheckpointError, RunFacts
+from piccolo_st.training.fingerprint import (
+    data_fingerprints,
+    run_fingerprint,
+    trainer_fingerprint,
+    weights_fingerprint,
+)
+from piccolo_st.training.metrics import Batch
 from piccolo_st.training.ownership import own
-from piccolo_st.training.signature import starting_weights, trainer_facts
 
 logger = logging.getLogger(__name__)
 
 
-class DurableTrainer(PortablePushes, SentenceTransformerTrainer):
+class ResumableTrainer(PortablePushes, SentenceTransformerTrainer):
     """SentenceTransformerTrainer with exact resume and complete checkpoints; see the module's docstring.
 
     ``args.resume`` (``auto``) and ``args.accept_changes`` (False) are read where the arguments have them.
@@ -56,17 +62,22 @@ class DurableTrainer(PortablePushes, SentenceTransformerTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.run_configuration: Mapping[str, Any] = {}
+        self.run_configuration: Mapping[str, object] = {}
         self.finished_before = False
         self._called = time.perf_counter()
         self._resumed: Checkpoint | None = None
         self._plan: BatchPlan | None = None
-        self._signature: dict[str, Any] = {}
+        self._fingerprint: dict[str, object] = {}
         self._position = (0, 0)  # epoch, and batches of it that this rank has read
-        self._starting_weights = starting_weights(self.model)
+        self._starting_weights = weights_fingerprint(self.model)
         self._writing: Path | None = None  # the hidden folder, while a checkpoint is being written
 
-    def get_train_dataloader(self) -> DataLoader[Any]:
+    @property
+    def train_datasets(self) -> Mapping[str, Dataset | IterableDataset]:
+        """The training sets by name; a single one is called ``train``."""
+        return self.train_dataset if isinstance(self.train_dataset, Mapping) else {"train": self.train_dataset}
+
+    def get_train_dataloader(self) -> DataLoader[Batch]:
         """The training batches of this rank; with a HomogeneousBatchSampler they are checked against its plan."""
         dataloader = super().get_train_dataloader()
         multi = isinstance(self.train_dataset, Mapping)
@@ -79,7 +90,10 @@ class DurableTrainer(PortablePushes, SentenceTransformerTrainer):
     # Step (1).
 
     def train(
-        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: object = None,
+        ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """Train, or go on.
 
@@ -87,60 +101,60 @@ class DurableTrainer(PortablePushes, SentenceTransformerTrainer):
             resume_from_checkpoint: None does what ``args.resume`` says; True demands a checkpoint in the output
                 directory; False starts anew; a path names the checkpoint.
             trial: of ``hyperparameter_search``; each starts anew, in a directory of its own.
-            args, kwargs: of the stock trainer.
+            ignore_keys_for_eval: of the stock trainer.
 
         Raises:
             CheckpointError: the checkpoint to go on from is broken, missing or of another run.
             InputError: another process writes to the output directory, or no checkpoint could hold the model.
         """
         with own(str(self.args.output_dir)):
-            return self._train(resume_from_checkpoint, trial, *args, **kwargs)
+            self._called = time.perf_counter()
+            wanted = resume_from_checkpoint
+            if wanted is None:
+                wanted = False if trial is not None else getattr(self.args, "resume", "never")
+            if trial is not None:
+                self._begin_trial(trial)
+            self._check_supported()
+            steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+            self._fingerprint = run_fingerprint(
+                self.args,
+                self._plan.signature() if self._plan is not None else {},
+                data_fingerprints(self.train_datasets),
+                {**self.run_configuration, "trainer": trainer_fingerprint(self, self._starting_weights)},
+            )
+            self._compare_ranks()
+            output_dir = Path(self._get_output_dir(trial))
+            found = self._resumed = on_first_rank(lambda: self._find(wanted, output_dir, steps))
+            self.finished_before = found is not None and found.step >= steps
+            if found is None:
+                return super().train(None, trial, ignore_keys_for_eval)
+            if self.finished_before:
+                return self._load_finished(found)
+            logger.info("going on from %s, step %d of %d", found.path, found.step, steps)
+            on_start, self.args.eval_on_start = self.args.eval_on_start, False  # the run started long ago
+            try:
+                return super().train(str(found.path), trial, ignore_keys_for_eval)
+            finally:
+                self.args.eval_on_start = on_start
 
-    def _train(self, resume_from_checkpoint: str | bool | None, trial: Any, *args: Any, **kwargs: Any) -> TrainOutput:
-        wanted = resume_from_checkpoint
-        self._called = time.perf_counter()
-        if wanted is None:
-            wanted = False if trial is not None else getattr(self.args, "resume", "never")
-        if trial is not None:
-            self._hp_search_setup(trial)  # the stock trainer sets the trial's arguments later than they are compared
-            if self.model is None:  # the search drops the model of the trial before
-                self.model = self.call_model_init(trial)
-            self._starting_weights = starting_weights(self.model)
-        self._check_savable()
-        steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
-        self._signature = resume.signature(
-            self.args,
-            self._plan.signature() if self._plan is not None else {},
-            resume.data_fingerprints(self.train_dataset),
-            {**self.run_configuration, "trainer": trainer_facts(self, self._starting_weights)},
-        )
-        self._compare_ranks()
-        output_dir = Path(self._get_output_dir(trial))
-        found = on_first_rank(lambda: self._find(wanted, output_dir, steps))
-        self._resumed = found
-        self.finished_before = found is not None and found.step >= steps
-        if found is None:
-            return super().train(None, trial, *args, **kwargs)
-        if self.finished_before:
-            return self._load_finished(found)
-        logger.info("going on from %s, step %d of %d", found.path, found.step, steps)
-        on_start, self.args.eval_on_start = self.args.eval_on_start, False  # the run started long ago
-        try:
-            return super().train(str(found.path), trial, *args, **kwargs)
-        finally:
-            self.args.eval_on_start = on_start
+    def _begin_trial(self, trial: object) -> None:
+        """Set a trial's arguments and model, which the stock trainer does later than they are compared."""
+        self._hp_search_setup(trial)
+        if self.model is None:  # the search drops the model of the trial before
+            self.model = self.call_model_init(trial)
+        self._starting_weights = weights_fingerprint(self.model)
 
-    def _check_savable(self) -> None:
+    def _check_supported(self) -> None:
         """Refuse a model that no checkpoint could hold."""
-        on_first_rank(lambda: check_savable(cast(Any, self.model)))
+        on_first_rank(lambda: check_savable(self.model))
 
     def _compare_ranks(self) -> None:
         """Compare data, code and configuration before a rank could wait in vain for another."""
-        training: Any = self.train_dataset
-        datasets = training if isinstance(training, Mapping) else {"train": training}
-        facts: dict[str, Any] = {f"columns of {name}": sorted(one.column_names) for name, one in datasets.items()}
+        facts: dict[str, object] = {
+            f"columns of {name}": sorted(d.column_names) for name, d in self.train_datasets.items()
+        }
         # Not the weights: those of the first rank are what DistributedDataParallel gives to all.
-        alike = {name: value for name, value in self._signature.items() if not name.endswith("starting weights")}
+        alike = {name: value for name, value in self._fingerprint.items() if not name.endswith("starting weights")}
         facts |= {**alike, "engine": self._engine(), "piccolo_st": __version__, "torch": torch.__version__}
         facts["parameters"] = sum(parameter.numel() for parameter in self.model.parameters())
         agree("the run", facts, self.args.device, remedy="start every process from the same files and configuration")
@@ -153,13 +167,14 @@ class DurableTrainer(PortablePushes, SentenceTransformerTrainer):
             if aside is not None:
                 logger.warning("starting anew; the checkpoints of the earlier run are now in %s", aside)
             return None
+        found: Checkpoint | None
+        skipped: list[str]
         if isinstance(wanted, str) and wanted != "auto":
             named = checkpoint.verify(Path(wanted))
-            skipped: list[str] = []
-            self._check_parts(named)
-            found: Checkpoint | None = named
+            resume.check_complete(named)
+            found, skipped = named, []
         else:
-            found, skipped = checkpoint.newest_complete(output_dir, self._check_parts)
+            found, skipped = checkpoint.newest_complete(output_dir, resume.check_complete)
         for reason in skipped:
             logger.warning("passed over: %s", reason)
         if found is None:
@@ -174,12 +189,6 @@ class DurableTrainer(PortablePushes, SentenceTransformerTrainer):
         elastic, ended = [resume.PLAIN, *zero.CONVERTIBLE], found.step >= steps
         resume.decide(found, self._facts(), accept, elastic, resume.words(self.run_configuration), ended)
         return found
-
-    def _check_parts(self, found: Checkpoint) -> None:
-        run = found.run
-        if run.get("resumable"):
-            parts = resume.expected_parts(run["world_size"], run["engine"], found.step, run["scaler"])
-            resume.complete_for(found, parts)
 
     def _load_finished(self, found: Checkpoint) -> TrainOutput:
         """Take over the weights and the record of a run that has taken all its steps."""
@@ -199,10 +208,8 @@ class DurableTrainer(PortablePushes, SentenceTransformerTrainer):
 
     # Step (2).
 
-    def _init_training_state(
-        self, max_steps: int, num_update_steps_per_epoch: int, *args: Any, **kwargs: Any
-    ) -> tuple[int, int]:
-        epoch, step = super()._init_training_state(max_steps, num_update_steps_per_epoch, *args, **kwargs)
+    def _init_training_state(self, max_steps: int, *args: object, **kwargs: object) -> tuple[int, int]:
+        epoch, step = super()._init_training_state(max_steps, *args, **kwargs)
         if self._resumed is None:
             return epoch, step
         self.state.compute_steps(self.args, max_steps)  # the file has the intervals of the run before
@@ -217,19 +224,19 @@ class DurableTrainer(PortablePushes, SentenceTransformerTrainer):
             )
         return epoch, step
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+    def _run_epoch(self, *args: object, **kwargs: Any) -> None:
         resumes = self._resumed is not None and kwargs["epoch"] == kwargs["epochs_trained"]
         self._position = (kwargs["epoch"], kwargs["steps_trained_in_current_epoch"] if resumes else 0)
         super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """The stock step, counted."""
-        loss = super().training_step(*args, **kwargs)
+        loss = super().training_step(model, inputs, num_items_in_batch)
         self._position = (self._position[0], self._position[1] + 1)
         return loss
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        with bare_encoders(cast(Any, self.model)):
+        with bare_encoders(self.model):
             super()._load_from_checkpoint(resume_from_checkpoint)
         resume.load_loss(self.loss, Path(resume_from_checkpoint))
 
@@ -243,8 +250,8 @@ class DurableTrainer(PortablePushes, SentenceTransformerTrainer):
             super()._load_rng_state(checkpoint)
 
     def _prepare_for_training(
-        self, max_steps: int, train_dataloader: DataLoader[Any], resume_from_checkpoint: Any
-    ) -> Any:
+        self, max_steps: int, train_dataloader: DataLoader[Batch], resume_from_checkpoint: str | None
+    ) -> object:
         found = self._resumed
         with contextlib.ExitStack() as stack:
             if resume_from_checkpoint is not None:
@@ -262,11 +269,11 @@ class DurableTrainer(PortablePushes, SentenceTransformerTrainer):
 
     # Step (3).
 
-    def _get_output_dir(self, trial: Any) -> str:
+    def _get_output_dir(self, trial: object) -> str:
         return str(self._writing) if self._writing is not None else super()._get_output_dir(trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The stock save_model; while a checkpoint is written, an error of the writing rank is an error of all."""
+        """The stock save_model; while a checkpoint is written, all ranks fail where the writing one does."""
         error: Exception | None = None
         try:
             super().save_model(output_dir, _internal_call)
@@ -277,7 +284,7 @@ class DurableTrainer(PortablePushes, SentenceTransformerTrainer):
         if self._writing is not None:
             fail_together(error)  # now: the other ranks would wait for this one in what the stock trainer does next
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         output_dir, step = Path(self._get_output_dir(trial)), self.state.global_step
         try:
             folder = on_first_rank(lambda: checkpoint.begin(output_dir, step))
@@ -297,7 +304,7 @@ class DurableTrainer(PortablePushes, SentenceTransformerTrainer):
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(output_dir / folder.name))
 
-    def _write_parts(self, folder: Path, model: nn.Module, trial: Any) -> Exception | None:
+    def _write_parts(self, folder: Path, model: nn.Module, trial: object) -> Exception | None:
         """Let the stock trainer write this rank's parts; its error, if it had one."""
         self._writing = folder.parent
         try:
@@ -317,10 +324,7 @@ class DurableTrainer(PortablePushes, SentenceTransformerTrainer):
         """Seal, publish and rotate; on the first rank alone."""
         self.state.save_to_json(str(folder / "trainer_state.json"))  # again: the best one may have a new place
         facts = self._facts()
-        parts = []
-        if facts["resumable"]:
-            parts = resume.expected_parts(facts["world_size"], facts["engine"], self.state.global_step, facts["scaler"])
-        checkpoint.seal(folder, facts, parts)
+        checkpoint.seal(folder, facts, resume.expected_parts(facts, self.state.global_step))
         final = checkpoint.publish(folder)
         best = self.state.best_model_checkpoint
         checkpoint.rotate(final.parent, self.args.save_total_limit, [Path(best)] if best else [])
@@ -328,10 +332,10 @@ class DurableTrainer(PortablePushes, SentenceTransformerTrainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Nothing while the folder may still be renamed; ``_save_checkpoint`` pushes the final one."""
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> RunFacts:
         """What a checkpoint says about its run."""
         return {
-            "signature": self._signature,
+            "signature": self._fingerprint,
             "cursor": self._plan.cursor(*self._position) if self._plan is not None else None,
             "world_size": self.args.world_size,
             "engine": self._engine(),

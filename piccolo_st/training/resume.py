@@ -1,125 +1,41 @@
-"""Where a run goes on, and whether it may: pure functions over what a checkpoint says and what the run is now.
+"""Whether a run may go on from a checkpoint, and what a checkpoint must hold for that.
 
-(1) a run has a *signature*: everything that decides its rows and its arithmetic, as flat JSON;
-(2) a checkpoint carries the signature of its run and the *position*: the samples that all ranks have seen
-    (``BatchPlan.cursor``), which means the same place for any number of processes;
-(3) ``decide`` compares the two. Equal signatures go on, bit for bit with as many processes as before. Another
+(1) a checkpoint carries the *fingerprint* of its run (fingerprint.py) and the *cursor*: the samples that all ranks have
+    seen (``BatchPlan.cursor``), which means the same place for any number of processes;
+(2) ``decide`` compares the two runs. Equal fingerprints go on, bit for bit with as many processes as before. Another
     number of processes with the same global batch goes on with the same rows at each step. Anything else that
     differs is an error that names it, unless the run says that it accepts changes.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict, IterableDataset
 from safetensors.torch import load_file, save_file
 from sentence_transformers.base.model import BaseModel
 from torch import nn
+from transformers import TrainingArguments
 
-from piccolo_st.redaction import redact
-from piccolo_st.training.checkpoint import Checkpoint, CheckpointError
+from piccolo_st.training.checkpoint import Checkpoint, CheckpointError, RunFacts, lacking
+from piccolo_st.training.fingerprint import changes, differences
 
 logger = logging.getLogger(__name__)
-
-# Training arguments that change a weight. What only changes logs, evaluation or when a checkpoint is written is absent.
-_DECISIVE = (
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "bf16",
-    "fp16",
-    "learning_rate",
-    "lr_scheduler_kwargs",
-    "lr_scheduler_type",
-    "max_grad_norm",
-    "max_steps",
-    "num_train_epochs",
-    "optim",
-    "optim_args",
-    "seed",
-    "warmup_steps",
-    "weight_decay",
-)
-_SAMPLED_ROWS = 256
-_SHOWN = 6  # changes
-
-_LOSS = "loss.safetensors"
 
 #: The engine of one process and of DistributedDataParallel, whose checkpoints are the same.
 PLAIN = "torch"
 
-
-def signature(args: Any, plan: Mapping[str, Any], data: Mapping[str, str], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that decides a run's rows and arithmetic, save the number of processes.
-
-    Args:
-        args: the training arguments.
-        plan: ``BatchPlan.signature()``, or what stands in for it with another sampler.
-        data: dataset name -> fingerprint.
-        extra: sections of the configuration that the trainer does not see, such as the loss's.
-
-    Returns:
-        Dotted name -> a JSON value; a checkpoint holds it, so that no secret is among them.
-    """
-    train = {name: getattr(args, name) for name in _DECISIVE}
-    for name in ("fast_dropout", "packing"):  # stock arguments have no such fields
-        train[name] = getattr(args, name, False)
-    # In-batch negatives come from one micro-step of all ranks.
-    train["rows of a micro-step"] = args.world_size * args.per_device_train_batch_size
-    sections = {"plan": plan, "data": data, "train": train, **extra}
-    return redact(json.loads(json.dumps(dict(_flat(sections)), default=str)), mark="left out")[0]
+_SHOWN_CHANGES = 6
+_LOSS = "loss.safetensors"
 
 
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, child in value.items():
-            yield from _flat(child, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, value
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What two signatures differ in, in words."""
-    names = sorted({*before, *now})
-    return [
-        f"{name} was {before.get(name, 'absent')} and is {now.get(name, 'absent')}"
-        for name in names
-        if before.get(name) != now.get(name) or (name in before) != (name in now)
-    ]
-
-
-def data_fingerprints(datasets: Dataset | DatasetDict | IterableDataset) -> dict[str, str]:
-    """A hash of each dataset: its columns, its size and rows spread evenly over it. Reads at most 256 rows.
-
-    Of a streamed dataset it is a hash of the columns alone.
-    """
-    parts = datasets if isinstance(datasets, Mapping) else {"train": datasets}
-    return {name: _fingerprint(dataset) for name, dataset in parts.items()}
-
-
-def _fingerprint(dataset: Dataset | IterableDataset) -> str:
-    size, rows = -1, dict[str, Any]()
-    if isinstance(dataset, Dataset):
-        dataset = dataset.with_format(None)  # without the transform that adds the dataset's name
-        size = len(dataset)
-        count = min(size, _SAMPLED_ROWS)
-        rows = dataset[[index * (size - 1) // max(count - 1, 1) for index in range(count)]] if size else {}
-    content = json.dumps([sorted(dataset.column_names), size, rows], sort_keys=True, default=str, ensure_ascii=False)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-def environment(args: Any) -> dict[str, Any]:
-    """What the last bits of a result depend on beside the signature."""
+def environment(args: TrainingArguments) -> dict[str, object]:
+    """What the last bits of a result depend on beside the fingerprint."""
     import sentence_transformers
     import transformers
 
@@ -147,32 +63,14 @@ COMMAND_LINE = Words()
 PYTHON = Words('resume="never" of the arguments', "accept_changes=True", "output_dir")
 
 
-def words(configuration: Mapping[str, Any]) -> Words:
+def words(configuration: Mapping[str, object]) -> Words:
     """The words for a run: whoever brings no configuration has written the arguments in Python."""
     return COMMAND_LINE if configuration else PYTHON
 
 
-RENAMED = {"OtherClassesLoss": "SINCERELoss"}
-"""What older checkpoints call a class -> its name."""
-
-
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What two signatures differ in, in words.
-
-    What only one of them has of the trainer's facts is no difference: a version knows facts that another does not.
-    """
-    before = {name: RENAMED.get(value, value) if isinstance(value, str) else value for name, value in before.items()}
-    both = before.keys() & now.keys()
-    sides = [
-        {name: value for name, value in side.items() if name in both or not name.startswith("trainer.")}
-        for side in (before, now)
-    ]
-    return differences(*sides)
-
-
 def decide(
     found: Checkpoint,
-    now: Mapping[str, Any],
+    now: RunFacts,
     accept_changes: bool,
     elastic: Collection[str] = (PLAIN,),
     spelled: Words = COMMAND_LINE,
@@ -182,14 +80,14 @@ def decide(
 
     Args:
         found: the checkpoint.
-        now: what this run would write into its own: ``signature``, ``world_size``, ``engine``, ``environment``.
-        accept_changes: whether a changed signature is only a warning.
+        now: what this run would write into its own.
+        accept_changes: whether a changed fingerprint is only a warning.
         elastic: engines whose checkpoints another number of processes can read.
         spelled: the remedies.
         finished: whether no step is left to train.
 
     Raises:
-        CheckpointError: the signatures differ, and that is not accepted or nothing is left to train with it; or the
+        CheckpointError: the fingerprints differ, and that is not accepted or nothing is left to train with it; or the
             checkpoint's optimizer state is in parts for other ranks.
     """
     before = found.run
@@ -200,7 +98,8 @@ def decide(
         )
     changed = changes(before["signature"], now["signature"])
     if changed and (finished or not accept_changes):
-        shown = "; ".join(changed[:_SHOWN]) + (f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else "")
+        more = len(changed) - _SHOWN_CHANGES
+        shown = "; ".join([*changed[:_SHOWN_CHANGES], *([f"and {more} more"] if more > 0 else [])])
         raise CheckpointError(
             f"{found.path} is of another run{', which has ended' if finished else ''}: {shown}; undo the change to "
             f"{'load its model' if finished else 'go on'}, or keep both runs with another {spelled.output}, or start "
@@ -236,8 +135,11 @@ def decide(
             logger.warning("going on, though perhaps not bit for bit: %s", difference)
 
 
-def expected_parts(world_size: int, engine: str, step: int, scaler: bool) -> list[str]:
-    """The files without which a run cannot go on, as patterns inside a checkpoint."""
+def expected_parts(run: RunFacts, step: int) -> list[str]:
+    """The files without which a run cannot go on from a checkpoint, as patterns inside it; none if it never can."""
+    if not run.get("resumable"):
+        return []
+    world_size, engine = run["world_size"], run["engine"]
     parts = ["modules.json", "trainer_state.json"]
     parts += ["rng_state.pth"] if world_size == 1 else [f"rng_state_{rank}.pth" for rank in range(world_size)]
     if engine.startswith("DeepSpeed"):
@@ -246,17 +148,16 @@ def expected_parts(world_size: int, engine: str, step: int, scaler: bool) -> lis
         if not engine.endswith("-0"):
             parts += [f"{shards}/*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(world_size)]
         return parts
-    return [*parts, "optimizer.pt", "scheduler.pt", *(["scaler.pt"] if scaler else [])]
+    return [*parts, "optimizer.pt", "scheduler.pt", *(["scaler.pt"] if run["scaler"] else [])]
 
 
-def complete_for(found: Checkpoint, parts: list[str]) -> None:
-    """Check that a checkpoint has all ``parts``.
+def check_complete(found: Checkpoint) -> None:
+    """Check that a checkpoint has all the parts that its run needs.
 
     Raises:
         CheckpointError: naming those it lacks.
     """
-    missing = [part for part in parts if not any(found.path.glob(part))]
-    if missing:
+    if missing := lacking(found.path, expected_parts(found.run, found.step)):
         raise CheckpointError(f"the checkpoint {found.path} is not whole: {', '.join(missing)} is missing")
 
 
@@ -300,7 +201,7 @@ def _loss_weights(losses: nn.Module | Mapping[str, nn.Module]) -> dict[str, nn.P
 
 
 @contextmanager
-def weights_only(allowed: list[Any]) -> Iterator[None]:
+def weights_only(allowed: list[type]) -> Iterator[None]:
     """Inside, every ``torch.load`` of this process, also DeepSpeed's, refuses a file that would run code.
 
     Args:
@@ -310,7 +211,7 @@ def weights_only(allowed: list[Any]) -> Iterator[None]:
     before = os.environ.get(name)
     os.environ[name] = "1"
     try:
-        with torch.serialization.safe_globals(allowed):
+        with torch.serialization.safe_globals([*allowed]):
             yield
     finally:
         if before is None:

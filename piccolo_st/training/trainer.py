@@ -17,15 +17,17 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
-from datasets import IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.model import BaseModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
@@ -45,13 +47,20 @@ from piccolo_st.training.guards import (
     lost_rank,
     poison,
 )
-from piccolo_st.training.metrics import IDLE_STEPS, Meter, alignment_and_uniformity, embed
-from piccolo_st.training.resumable import DurableTrainer
+from piccolo_st.training.metrics import IDLE_STEPS, Batch, Features, Meter, alignment_and_uniformity, embed
+from piccolo_st.training.resumable import ResumableTrainer
 
 logger = logging.getLogger(__name__)
 
 
-class PiccoloTrainer(DurableTrainer):
+@runtime_checkable
+class _Counts(Protocol):
+    """A loss, or a part of one, that counts something between two logs."""
+
+    def pop_statistics(self) -> dict[str, float]: ...
+
+
+class PiccoloTrainer(ResumableTrainer):
     """SentenceTransformerTrainer for Piccolo; see the module's docstring for what it adds.
 
     It takes the arguments of SentenceTransformerTrainer. ``args.multi_dataset_batch_sampler`` should be
@@ -72,40 +81,49 @@ class PiccoloTrainer(DurableTrainer):
         self._stopping = False
         self.out_of_time = False
         self._started: float | None = None
-        self._last_features: list[dict[str, Any]] = []
+        self._last_features: Features = []
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(_DatasetProgressCallback(self))
         self.add_callback(_BoundaryCallback(self))
 
-    def call_model_init(self, trial: Any = None) -> Any:
+    def call_model_init(self, trial: object = None) -> SentenceTransformer:
         """The stock call_model_init; each model that it builds is as fast as the first."""
-        model = super().call_model_init(trial)
+        model = cast(SentenceTransformer, super().call_model_init(trial))
         if hasattr(self, "loss"):  # else the trainer is only being built
             self._speed_up(model)
         return model
 
-    def _speed_up(self, model: Any) -> None:
+    def _speed_up(self, model: SentenceTransformer) -> None:
         if self.args.device.type == "cpu" and not self.args.torch_compile:  # a compiler wants stock modules
             if getattr(self.args, "fast_dropout", False):
                 use_fast_dropout(model)
             if getattr(self.args, "packing", False):
                 use_packing(model)
 
-    def preprocess_dataset(self, dataset: Any = None, dataset_name: str | None = None) -> Any:
+    def preprocess_dataset(
+        self, dataset: DatasetDict | Dataset | None = None, dataset_name: str | None = None
+    ) -> DatasetDict | Dataset | None:
         """The stock preprocess_dataset, with columns of negatives that miss some as lists; see ``list_missing``."""
         if hasattr(dataset, "_sentence_transformers_preprocessed"):
             return dataset
         dataset = list_missing(dataset, self.data_collator.valid_label_columns)
         return super().preprocess_dataset(dataset, dataset_name)
 
-    def _build_dataloader(self, dataset: Any, batch_size: int, dataset_kind: str) -> DataLoader[Any]:
+    def _build_dataloader(
+        self, dataset: Dataset | DatasetDict | IterableDataset, batch_size: int, dataset_kind: str
+    ) -> DataLoader[Batch]:
         dataloader = super()._build_dataloader(dataset, batch_size, dataset_kind)
         return homogeneous_dataloader(dataloader) if dataset_kind == "train" else dataloader
 
     # Step (2).
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train, or go on; see DurableTrainer.
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: object = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train, or go on; see ResumableTrainer.
 
         Raises:
             InputError: a combination of settings that is known to fail, a dataset that its loss could learn nothing
@@ -118,7 +136,7 @@ class PiccoloTrainer(DurableTrainer):
         self._stopping = self.out_of_time = False
         self._started = None
         with self.signals, lost_rank(lambda: self.state.global_step):
-            output = super().train(*args, **kwargs)
+            output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         if self._stopping and self.state.global_step < self.state.max_steps:
             message = (
                 f"stopped by {self.signals.received or 'a signal to another rank'} at step {self.state.global_step} of "
@@ -128,42 +146,48 @@ class PiccoloTrainer(DurableTrainer):
             raise TrainingStopped(message)
         return output
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluate(
+        self,
+        eval_dataset: str | Dataset | dict[str, Dataset] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
         """The stock evaluation, which leaves the random numbers of training as they are.
 
         An encoding draws from torch's generator, so a run with other or further evaluations would drop out others.
         """
         kind = self.args.device.type
         with torch.random.fork_rng([self.args.device] if kind == "cuda" else [], device_type=kind):
-            return super().evaluate(*args, **kwargs)
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
-    def _check_savable(self) -> None:
+    def _check_supported(self) -> None:
         """Refuse what is known to fail, then what could not be saved."""
         cached = sorted({type(one).__name__ for one in self._loss_modules() if _caches_gradients(one)})
         dtypes = {weight.dtype for weight in self.model.parameters() if weight.requires_grad}
         check_supported(self.args, self.zero_stage, cached, dtypes)
         if isinstance(self.train_dataset, IterableDataset):
             check_stream(self.args)
-        super()._check_savable()
+        super()._check_supported()
 
     def _compare_ranks(self) -> None:
         """Refuse a dataset that its loss could learn nothing from, then compare the ranks."""
-        training: Any = self.train_dataset
-        datasets: Mapping[str, Any] = training if isinstance(training, Mapping) else {"train": training}
+        datasets = self.train_datasets
         rows = [self.args.train_batch_size] * len(datasets) if self._plan is None else self._plan.device_rows.tolist()
         for (name, dataset), count in zip(datasets.items(), rows, strict=True):
-            loss: Any = self.loss[name] if isinstance(self.loss, dict) else self.loss
+            loss = self.loss[name] if isinstance(self.loss, dict) else self.loss
             check_needs(name, loss, dataset, count, self.args.world_size)
         super()._compare_ranks()
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], Tensor | int | None]:
         """The stock reading of the next batches, timed."""
         start = time.perf_counter()
-        batches = super().get_batch_samples(*args, **kwargs)
+        batches = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.meter.add_wait(time.perf_counter() - start)
         return batches
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """The stock step, between what the ranks must agree on and what the guard must know."""
         name, rows = inputs.get("dataset_name"), inputs.get("row_ids")
         self.step_dataset = name
@@ -176,7 +200,7 @@ class PiccoloTrainer(DurableTrainer):
         asked = agree("the step", facts, self.args.device, [self.signals.received is not None, self._time_is_up()])
         self._stopping = self._stopping or any(stop for stop, _ in asked)
         self.out_of_time = self.out_of_time or any(late for _, late in asked)
-        loss = super().training_step(model, dict(inputs), *args, **kwargs)
+        loss = super().training_step(model, dict(inputs), num_items_in_batch)
         self.guard.add(MicroStep(name, None if rows is None else rows.tolist(), inputs, loss))
         self.meter.add_batch(inputs)
         self._last_features = self.collect_features(inputs)[0]
@@ -188,18 +212,23 @@ class PiccoloTrainer(DurableTrainer):
         limit = getattr(self.args, "max_seconds", None)
         return limit is not None and time.monotonic() - self._started >= limit
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """ST's compute_loss, added to its dataset's account."""
-        name = inputs.get("dataset_name") or "train"
-        result = super().compute_loss(cast(Any, model), inputs, *args, **kwargs)
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, object]]:
+        """ST's compute_loss, added to the losses of its dataset."""
+        result = super().compute_loss(cast(BaseModel, model), inputs, return_outputs, num_items_in_batch)
         if not model.training:
             return result
         loss = result[0] if isinstance(result, tuple) else result
-        self.meter.add_loss(name, loss)
-        return (poison(loss), *result[1:]) if isinstance(result, tuple) else poison(loss)
+        self.meter.add_loss(inputs.get("dataset_name") or "train", loss)
+        return (poison(loss), result[1]) if isinstance(result, tuple) else poison(loss)
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
+    def _get_grad_norm(self, model: nn.Module, grad_norm: float | Tensor | None = None) -> float | Tensor:
+        norm: float | Tensor = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         step = self.state.global_step + 1
         if not self.guard.judge(step, norm, self._loss_scale(), self._suspects, self._row) and not self._scaled():
             model.zero_grad()  # without gradients the optimizer changes nothing
@@ -232,10 +261,8 @@ class PiccoloTrainer(DurableTrainer):
         self.model.train(training)
         return sorted(bad)
 
-    def _row(self, dataset: str | None, row: int) -> dict[str, Any]:
-        training: Any = self.train_dataset
-        part = training[dataset] if isinstance(training, Mapping) else training
-        return part[row]
+    def _row(self, dataset: str | None, row: int) -> dict[str, object]:
+        return self.train_datasets[dataset or "train"][row]
 
     # Step (3).
 
@@ -257,7 +284,7 @@ class PiccoloTrainer(DurableTrainer):
                 )
         super().log(logs, start_time)
 
-    def _loss_modules(self) -> Iterator[Any]:
+    def _loss_modules(self) -> Iterator[nn.Module]:
         losses = self.loss.values() if isinstance(self.loss, dict) else [self.loss]
         for loss in losses:
             yield from loss.modules()
@@ -266,7 +293,7 @@ class PiccoloTrainer(DurableTrainer):
         """What the losses counted since the last log, averaged over the losses that counted it."""
         found: dict[str, list[float]] = defaultdict(list)
         for module in self._loss_modules():
-            if hasattr(module, "pop_statistics"):
+            if isinstance(module, _Counts):
                 for key, value in module.pop_statistics().items():
                     found[key].append(value)
         return {key: round(sum(values) / len(values), 4) for key, values in found.items()}
@@ -305,7 +332,9 @@ class _BoundaryCallback(TrainerCallback):
     def __init__(self, trainer: PiccoloTrainer) -> None:
         self.trainer = trainer
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Save and end where a signal or the clock asks for it.
 
         The clock's last step is evaluated as any last one is. A signal's is not: whoever sent it may not wait for long.
@@ -324,7 +353,9 @@ class _DatasetProgressCallback(ProgressCallback):
         super().__init__()
         self.trainer = trainer
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Write the dataset's name, then let the bar advance."""
         if self.training_bar is not None and self.trainer.step_dataset:
             self.training_bar.set_postfix_str(self.trainer.step_dataset, refresh=False)

@@ -15,7 +15,7 @@ from piccolo_st.data import parse_mixture
 from piccolo_st.experiments import Ablation
 from piccolo_st.losses import PiccoloLoss
 from piccolo_st.training import FinetuneConfig, PretrainConfig, TrainingRun
-from piccolo_st.training.estimate import budget, encoder_shape
+from piccolo_st.training.estimate import encoder_shape, estimate
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = ROOT / "recipes" / "configs"
@@ -118,7 +118,7 @@ def test_all_but_the_weights_is_built(name: str, root: Path, encoder_dir: Path) 
 def test_the_plan_of_the_large_ones_fits_the_gpus_they_name(name: str) -> None:
     path = CONFIGS / f"{name}.yaml"
     config = parse_run([str(path)], PretrainConfig if name in PRETRAINING else FinetuneConfig, path)
-    found, plan = budget(config, encoder_shape(config)), config.plan
+    found, plan = estimate(config, encoder_shape(config)), config.plan
     found.check(plan.gpu_memory_gib, plan.reserve)
     assert found.hours is not None and found.hours > 0
     if name == "pretrain-large":

@@ -1,4 +1,4 @@
-"""The budget of a run against what small runs take: parameters, optimizer, activations, bytes of collectives."""
+"""The estimate of a run against what small runs take: parameters, optimizer, activations, bytes of collectives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from piccolo_st import distributed
 from piccolo_st.config import parse_run
 from piccolo_st.errors import InputError
 from piccolo_st.training import FinetuneConfig
-from piccolo_st.training.estimate import Budget, EncoderShape, budget, encoder_shape
+from piccolo_st.training.estimate import EncoderShape, Estimate, encoder_shape, estimate
 from tests.conftest import build_encoder
 from tests.helpers.ranks import run_ranks
 
@@ -25,8 +25,8 @@ ROOT = Path(__file__).parent.parent.parent
 HIDDEN, LAYERS, ROWS, LENGTH = 64, 3, 16, 48
 
 
-def planned(tmp_path: Path, encoder: Path, *overrides: str) -> Budget:
-    """The budget of a run of 2 processes with texts of exactly LENGTH tokens."""
+def planned(tmp_path: Path, encoder: Path, *overrides: str) -> Estimate:
+    """The estimate of a run of 2 processes with texts of exactly LENGTH tokens."""
     content = {
         "model": {"name_or_path": str(encoder), "query_length": LENGTH, "document_length": LENGTH},
         "data": {"batch_size": ROWS},
@@ -36,7 +36,7 @@ def planned(tmp_path: Path, encoder: Path, *overrides: str) -> Budget:
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(content))
     config = parse_run([str(path), *overrides], FinetuneConfig, path)
-    return budget(config, encoder_shape(config))
+    return estimate(config, encoder_shape(config))
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from piccolo_st.training import resume, zero
 from piccolo_st.training.checkpoint import Checkpoint, CheckpointError
+from piccolo_st.training.fingerprint import data_fingerprints
 from tests.helpers.ranks import run_ranks
 from tests.helpers.resume_cases import (
     Case,
@@ -32,7 +33,7 @@ ACCUMULATED = Case(2, batch_size=2, accumulation=2, options={"save_steps": 3})
 ZERO1 = Case(2, "zero1", batch_size=2)
 
 
-# Pure: signatures and decisions.
+# Pure: fingerprints and decisions.
 
 
 def run_of(**changes: Any) -> dict[str, Any]:
@@ -95,12 +96,12 @@ def test_accepted_changes_other_ranks_and_other_versions_are_warned_of(caplog: p
 
 def test_fingerprints_tell_data_apart() -> None:
     data = make_datasets()
-    before = resume.data_fingerprints(data)
-    assert before == resume.data_fingerprints(make_datasets()) and set(before) == {"pairs", "triplets"}
+    before = data_fingerprints(data)
+    assert before == data_fingerprints(make_datasets()) and set(before) == {"pairs", "triplets"}
     assert before["pairs"] != before["triplets"]
     changed = data["pairs"].map(lambda row, index: {"query": "山" if index == 7 else row["query"]}, with_indices=True)
-    assert resume.data_fingerprints({"pairs": changed})["pairs"] != before["pairs"]
-    assert resume.data_fingerprints({"pairs": data["pairs"].select(range(23))})["pairs"] != before["pairs"]
+    assert data_fingerprints({"pairs": changed})["pairs"] != before["pairs"]
+    assert data_fingerprints({"pairs": data["pairs"].select(range(23))})["pairs"] != before["pairs"]
 
 
 def test_a_file_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What identifies a run is what the trainer itself sees: with anything else, another run's model is not given back."""
+"""A run's fingerprint is what the trainer itself sees: with anything else, another run's model is not given back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from piccolo_st.losses import PiccoloLoss
 from piccolo_st.training.arguments import PiccoloTrainingArguments
 from piccolo_st.training.checkpoint import CheckpointError
-from piccolo_st.training.signature import starting_weights
+from piccolo_st.training.fingerprint import weights_fingerprint
 from piccolo_st.training.trainer import PiccoloTrainer
 from tests.conftest import build_encoder
 from tests.helpers.resume_cases import make_datasets, weights_hash
@@ -186,13 +186,13 @@ def test_the_fingerprint_tells_checkpoints_apart_and_not_what_begins_at_random(t
         return SentenceTransformer(modules=[Transformer(str(path)), Pooling(32), Dense(32, 8)], device="cpu")
 
     first, again, other = model(1), model(1), model(2)
-    assert starting_weights(first) == starting_weights(again) != starting_weights(other)
+    assert weights_fingerprint(first) == weights_fingerprint(again) != weights_fingerprint(other)
     assert (first[2].linear.weight != again[2].linear.weight).any()
     torch.nn.init.normal_(again[0].model.pooler.dense.weight)
-    assert starting_weights(first) == starting_weights(again)
+    assert weights_fingerprint(first) == weights_fingerprint(again)
     for name, tensor in again[0].model.encoder.named_parameters():  # whichever of its tensors moves
         with torch.no_grad():
             before = tensor.clone()
             tensor += 1e-3
-            assert starting_weights(again) != starting_weights(first), name
+            assert weights_fingerprint(again) != weights_fingerprint(first), name
             tensor.copy_(before)
