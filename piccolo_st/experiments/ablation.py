@@ -33,7 +33,7 @@ from piccolo_st.data import Mixture, load_mixture
 from piccolo_st.errors import InputError, nearest
 from piccolo_st.evaluation import held_out_evaluators
 from piccolo_st.experiments.stock import train_stock
-from piccolo_st.modeling import EncoderSettings, build_encoder, resolve_instructions
+from piccolo_st.modeling import PRESETS, EncoderSettings, cached_encoder
 from piccolo_st.training import TIME_LIMIT, FinetuneConfig, PretrainConfig, TrainingRun
 
 MEAN = "mean"
@@ -278,13 +278,8 @@ class Ablation:
             return str(model["name_or_path"])
         settings = EncoderSettings.from_mapping(model.get("build") or {})
         mixture = load_mixture(self._base["data"]["mixture"])
-        always = sorted(set(resolve_instructions("piccolo").prompts.values()))
-        key = cache.digest(["encoder", vars(settings), mixture.fingerprint, always])
-
-        def write(folder: Path) -> None:
-            build_encoder(settings, mixture.texts(), folder, always)
-
-        return str(cache.entry(cache.default_cache(), key, write))
+        made_of = [mixture.fingerprint, "each text once"]
+        return str(cached_encoder(settings, mixture.texts(), made_of, [PRESETS["piccolo"]]))
 
     def _score(
         self, model: SentenceTransformer, mixture: Mixture, config: FinetuneConfig, folder: Path

@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from piccolo_st.modeling.portable.saving import save_portable as save_portable
     from piccolo_st.modeling.tiny_bert import EncoderSettings as EncoderSettings
     from piccolo_st.modeling.tiny_bert import build_encoder as build_encoder
+    from piccolo_st.modeling.tiny_bert import cached_encoder as cached_encoder
 
 __getattr__, __dir__ = lazily(
     __name__,
@@ -90,6 +91,6 @@ __getattr__, __dir__ = lazily(
         "portable.onnx_export": "export_onnx",
         "portable.readers": "CONSUMERS ConsumerReport check_portable",
         "portable.saving": "load_portable save_native save_portable",
-        "tiny_bert": "EncoderSettings build_encoder",
+        "tiny_bert": "EncoderSettings build_encoder cached_encoder",
     },
 )

@@ -1,16 +1,22 @@
-"""A small random BERT whose vocabulary is learnt from the run's own text."""
+"""A small random BERT whose vocabulary is learnt from the run's own text.
+
+(1) learn a WordPiece vocabulary from the texts (``tokenizers``; each Chinese character stands alone, as in BERT);
+(2) write it and a BERT of the asked size with random weights to a folder, which loads as any other checkpoint.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from piccolo_st import cache
 from piccolo_st.config import build
 from piccolo_st.errors import InputError
+from piccolo_st.modeling.instructions import Instructions
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -153,3 +159,19 @@ def build_encoder(settings: EncoderSettings, texts: Iterable[str], path: Path, a
     config.save_pretrained(path)
     save_file(model.state_dict(), path / "model.safetensors", {"format": "pt"})
     return path
+
+
+def cached_encoder(
+    settings: EncoderSettings, texts: Iterable[str], made_of: object, instructions: Iterable[Instructions]
+) -> Path:
+    """The folder of an encoder, built the first time that these settings, texts and instructions are seen.
+
+    Args:
+        settings: the size.
+        texts: as for ``build_encoder``; read only where it is built.
+        made_of: what the texts are, as a JSON value: equal for equal texts.
+        instructions: their characters enter the vocabulary whatever their frequency.
+    """
+    always = sorted({text for one in instructions for text in one.prompts.values()})
+    key = cache.digest(["encoder", asdict(settings), made_of, always])
+    return cache.entry(cache.default_cache(), key, lambda folder: build_encoder(settings, texts, folder, always))

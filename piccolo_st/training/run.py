@@ -34,7 +34,7 @@ from piccolo_st.mining import check_dataset, dataset_limits, mine_mixture
 from piccolo_st.modeling import (
     EncoderSettings,
     Instructions,
-    build_encoder,
+    cached_encoder,
     content_hash,
     dataset_prompts,
     dataset_tasks,
@@ -199,7 +199,8 @@ class TrainingRun:
         arguments = self.config.model
         name = arguments.name_or_path
         if not name:
-            name = str(self._build_encoder(EncoderSettings.from_mapping(arguments.build or {})))
+            settings = EncoderSettings.from_mapping(arguments.build or {})
+            name = str(cached_encoder(settings, self._texts(), self.mixture.fingerprint, self._instructions()))
         with _blamed("model"):
             set_seed(self.config.train.seed)  # a layer that scales the dimension begins with random weights
             model = load_encoder(
@@ -224,14 +225,6 @@ class TrainingRun:
         """Of the run, and of the datasets that have their own."""
         own = [spec.instruction for spec in self.mixture.specs.values() if spec.instruction is not None]
         return [self.config.model.instructions, *own]
-
-    def _build_encoder(self, settings: EncoderSettings) -> Path:
-        """The directory of the built encoder, built the first time this run sees these settings and texts."""
-        always = sorted(text for one in self._instructions() for text in one.prompts.values())
-        key = cache.digest(["encoder", dataclasses.asdict(settings), self.mixture.fingerprint, always])
-        return cache.entry(
-            cache.default_cache(), key, lambda folder: build_encoder(settings, self._texts(), folder, always)
-        )
 
     def _texts(self) -> Iterator[str]:
         """Every text of the training sets."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from piccolo_st.errors import InputError
+from piccolo_st.modeling.instructions import PRESETS
 from piccolo_st.modeling.loading import load_encoder
 from piccolo_st.modeling.pooling import InstructionPooling
-from piccolo_st.modeling.tiny_bert import EncoderSettings, build_encoder
+from piccolo_st.modeling.tiny_bert import EncoderSettings, build_encoder, cached_encoder
 from tests.helpers.ranks import run_ranks
 
 TEXTS = ["今天天气很好", "明天下雨", "今天下雨", "hello hello world world"] * 3
@@ -62,6 +64,22 @@ def test_two_processes_learn_the_same_vocabulary(tmp_path: Path) -> None:
     one, other = (AutoTokenizer.from_pretrained(tmp_path / name).get_vocab() for name in ("one", "other"))
     assert one == other and 70 < len(one) <= 80 and "##b" in one
     assert sorted(one.values()) == list(range(len(one)))
+
+
+def test_an_encoder_is_built_once_for_its_settings_texts_and_instructions() -> None:
+    asked: list[str] = []
+
+    def texts(name: str) -> Iterator[str]:
+        asked.append(name)
+        yield from TEXTS
+
+    twice = [PRESETS["piccolo"], PRESETS["piccolo"], PRESETS["none"]]
+    first = cached_encoder(SMALL, texts("first"), "texts", [*twice])
+    assert cached_encoder(SMALL, texts("again"), "texts", [PRESETS["none"], PRESETS["piccolo"]]) == first
+    assert asked == ["first"] and (first / "config.json").is_file()
+    others = cached_encoder(SMALL, texts("others"), "other texts", twice)
+    bare = cached_encoder(SMALL, texts("bare"), "texts", [PRESETS["none"]])
+    assert len({first, others, bare}) == 3 and asked == ["first", "others", "bare"]
 
 
 def build_on_the_last(rank: int, world: int, folder: str) -> bool:
