@@ -40,9 +40,14 @@ def reason(error: BaseException) -> str:
 
 
 def nearest(key: str, known: Sequence[str]) -> str:
-    """``; did you mean X?`` for the known key most like ``key``, or the list of known ones when none is like it."""
-    match = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    return f"; did you mean {match[0]}?" if match else f"; known are {', '.join(sorted(known))}"
+    """``; did you mean X?`` for the known key most like ``key``, upper and lower case alike.
+
+    Where none is like it, the known ones, if a reader can look through them.
+    """
+    by_lower = {one.lower(): one for one in known}
+    if match := difflib.get_close_matches(key.lower(), by_lower, n=1, cutoff=0.6):
+        return f"; did you mean {by_lower[match[0]]}?"
+    return f"; known are {', '.join(sorted(known))}" if len(known) <= 200 else ""
 
 
 class MixtureError(InputError):

@@ -18,13 +18,11 @@ Nothing here imports mteb, so that a model card can be written where mteb is not
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from math import fsum
-from typing import Any
 
-from piccolo_st.errors import InputError
+from piccolo_st.errors import InputError, nearest
 
 TASK_TYPES = ("Classification", "Clustering", "PairClassification", "Reranking", "Retrieval", "STS")
 """The six types, in the order of the columns of the cards' tables."""
@@ -55,6 +53,7 @@ class BenchmarkTask:
         subset: mteb's ``hf_subset``.
         label: the name of the task in a card's model-index, without the leading "MTEB ".
         card_metric: the main metric as a card's model-index names it.
+        repository: the Hub repository of the data, from which mteb loads it; the task's name where there is none.
     """
 
     name: str
@@ -64,6 +63,7 @@ class BenchmarkTask:
     subset: str
     label: str
     card_metric: str
+    repository: str
 
 
 @dataclass(frozen=True)
@@ -103,49 +103,58 @@ class Averages:
     missing: tuple[str, ...]
 
 
-def _card_task(name: str, task_type: str, split: str, *, subset: str = "default", label: str = "") -> BenchmarkTask:
+def task_by_type(
+    name: str, task_type: str, split: str, repository: str = "", *, subset: str = "default", label: str = ""
+) -> BenchmarkTask:
+    """A task that is scored by the main metric of its type in the cards; the names are made from ``name``."""
     card_metric = CARD_METRICS[task_type]
     metric = MTEB_METRIC_NAMES.get(card_metric, card_metric)
     label = label or (name if subset == "default" else f"{name} ({subset})")
-    return BenchmarkTask(name, task_type, metric, (split,), subset, label, card_metric)
+    return BenchmarkTask(name, task_type, metric, (split,), subset, label, card_metric, repository or name)
 
 
 _CARD_TASKS = (
-    _card_task("AmazonReviewsClassification", "Classification", "test", subset="zh"),
-    _card_task("IFlyTek", "Classification", "validation"),
-    _card_task("JDReview", "Classification", "test"),
-    _card_task("MassiveIntentClassification", "Classification", "test", subset="zh-CN"),
-    _card_task("MassiveScenarioClassification", "Classification", "test", subset="zh-CN"),
-    _card_task("MultilingualSentiment", "Classification", "validation"),
-    _card_task("OnlineShopping", "Classification", "test"),
-    _card_task("TNews", "Classification", "validation"),
-    _card_task("Waimai", "Classification", "test"),
-    _card_task("CLSClusteringP2P", "Clustering", "test"),
-    _card_task("CLSClusteringS2S", "Clustering", "test"),
-    _card_task("ThuNewsClusteringP2P", "Clustering", "test"),
-    _card_task("ThuNewsClusteringS2S", "Clustering", "test"),
-    _card_task("Cmnli", "PairClassification", "validation"),
-    _card_task("Ocnli", "PairClassification", "validation"),
-    _card_task("CMedQAv1-reranking", "Reranking", "test", label="CMedQAv1"),
-    _card_task("CMedQAv2-reranking", "Reranking", "test", label="CMedQAv2"),
-    _card_task("MMarcoReranking", "Reranking", "dev"),
-    _card_task("T2Reranking", "Reranking", "dev"),
-    _card_task("CmedqaRetrieval", "Retrieval", "dev"),
-    _card_task("CovidRetrieval", "Retrieval", "dev"),
-    _card_task("DuRetrieval", "Retrieval", "dev"),
-    _card_task("EcomRetrieval", "Retrieval", "dev"),
-    _card_task("MMarcoRetrieval", "Retrieval", "dev"),
-    _card_task("MedicalRetrieval", "Retrieval", "dev"),
-    _card_task("T2Retrieval", "Retrieval", "dev"),
-    _card_task("VideoRetrieval", "Retrieval", "dev"),
-    _card_task("AFQMC", "STS", "validation"),
-    _card_task("ATEC", "STS", "test"),
-    _card_task("BQ", "STS", "test"),
-    _card_task("LCQMC", "STS", "test"),
-    _card_task("PAWSX", "STS", "test"),
-    _card_task("QBQTC", "STS", "test"),
-    _card_task("STS22", "STS", "test", subset="zh"),
-    _card_task("STSB", "STS", "test"),
+    task_by_type(
+        "AmazonReviewsClassification", "Classification", "test", "mteb/AmazonReviewsClassification", subset="zh"
+    ),
+    task_by_type("IFlyTek", "Classification", "validation", "C-MTEB/IFlyTek-classification"),
+    task_by_type("JDReview", "Classification", "test", "C-MTEB/JDReview-classification"),
+    task_by_type("MassiveIntentClassification", "Classification", "test", "mteb/amazon_massive_intent", subset="zh-CN"),
+    task_by_type(
+        "MassiveScenarioClassification", "Classification", "test", "mteb/amazon_massive_scenario", subset="zh-CN"
+    ),
+    task_by_type(
+        "MultilingualSentiment", "Classification", "validation", "C-MTEB/MultilingualSentiment-classification"
+    ),
+    task_by_type("OnlineShopping", "Classification", "test", "C-MTEB/OnlineShopping-classification"),
+    task_by_type("TNews", "Classification", "validation", "C-MTEB/TNews-classification"),
+    task_by_type("Waimai", "Classification", "test", "C-MTEB/waimai-classification"),
+    task_by_type("CLSClusteringP2P", "Clustering", "test", "C-MTEB/CLSClusteringP2P"),
+    task_by_type("CLSClusteringS2S", "Clustering", "test", "C-MTEB/CLSClusteringS2S"),
+    task_by_type("ThuNewsClusteringP2P", "Clustering", "test", "C-MTEB/ThuNewsClusteringP2P"),
+    task_by_type("ThuNewsClusteringS2S", "Clustering", "test", "C-MTEB/ThuNewsClusteringS2S"),
+    task_by_type("Cmnli", "PairClassification", "validation", "C-MTEB/CMNLI"),
+    task_by_type("Ocnli", "PairClassification", "validation", "C-MTEB/OCNLI"),
+    task_by_type("CMedQAv1-reranking", "Reranking", "test", "mteb/CMedQAv1-reranking", label="CMedQAv1"),
+    task_by_type("CMedQAv2-reranking", "Reranking", "test", "mteb/CMedQAv2-reranking", label="CMedQAv2"),
+    task_by_type("MMarcoReranking", "Reranking", "dev", "mteb/MMarcoReranking"),
+    task_by_type("T2Reranking", "Reranking", "dev", "mteb/T2Reranking"),
+    task_by_type("CmedqaRetrieval", "Retrieval", "dev", "mteb/CmedqaRetrieval"),
+    task_by_type("CovidRetrieval", "Retrieval", "dev", "mteb/CovidRetrieval"),
+    task_by_type("DuRetrieval", "Retrieval", "dev", "mteb/DuRetrieval"),
+    task_by_type("EcomRetrieval", "Retrieval", "dev", "mteb/EcomRetrieval"),
+    task_by_type("MMarcoRetrieval", "Retrieval", "dev", "mteb/MMarcoRetrieval"),
+    task_by_type("MedicalRetrieval", "Retrieval", "dev", "mteb/MedicalRetrieval"),
+    task_by_type("T2Retrieval", "Retrieval", "dev", "mteb/T2Retrieval"),
+    task_by_type("VideoRetrieval", "Retrieval", "dev", "mteb/VideoRetrieval"),
+    task_by_type("AFQMC", "STS", "validation", "C-MTEB/AFQMC"),
+    task_by_type("ATEC", "STS", "test", "C-MTEB/ATEC"),
+    task_by_type("BQ", "STS", "test", "C-MTEB/BQ"),
+    task_by_type("LCQMC", "STS", "test", "C-MTEB/LCQMC"),
+    task_by_type("PAWSX", "STS", "test", "mteb/PAWSX"),
+    task_by_type("QBQTC", "STS", "test", "C-MTEB/QBQTC"),
+    task_by_type("STS22", "STS", "test", "mteb/sts22-crosslingual-sts", subset="zh"),
+    task_by_type("STSB", "STS", "test", "mteb/STSB"),
 )
 _KEPT_TASKS = tuple(task for task in _CARD_TASKS if task.subset == "default")
 
@@ -166,12 +175,6 @@ MTEB_CMN_V1 = Benchmark(
 BENCHMARKS = {benchmark.name: benchmark for benchmark in (C_MTEB_35, C_MTEB_31, MTEB_CMN_V1)}
 
 
-def nearest(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
-    """The names of ``known`` that look most like ``name``, upper and lower case alike, best first."""
-    by_lower = {candidate.lower(): candidate for candidate in known}
-    return [by_lower[match] for match in get_close_matches(name.lower(), by_lower, n=limit, cutoff=0.4)]
-
-
 def get_benchmark(name: str) -> Benchmark:
     """The benchmark of this name.
 
@@ -179,8 +182,7 @@ def get_benchmark(name: str) -> Benchmark:
         InputError: there is none; the message holds the nearest name.
     """
     if name not in BENCHMARKS:
-        near = nearest(name, BENCHMARKS) or list(BENCHMARKS)
-        raise InputError(f"unknown benchmark {name!r}; nearest: {', '.join(near)}; all: {', '.join(BENCHMARKS)}")
+        raise InputError(f"unknown benchmark {name!r}{nearest(name, list(BENCHMARKS))}")
     return BENCHMARKS[name]
 
 
@@ -199,9 +201,7 @@ def average_scores(scores: Mapping[str, float], benchmark: Benchmark) -> Average
     names = {task.name for task in benchmark.tasks}
     unknown = sorted(set(scores) - names)
     if unknown:
-        raise InputError(
-            f"unknown task {unknown[0]!r} in {benchmark.name}; nearest: {', '.join(nearest(unknown[0], names))}"
-        )
+        raise InputError(f"unknown task {unknown[0]!r} in {benchmark.name}{nearest(unknown[0], sorted(names))}")
 
     def mean(tasks: Sequence[BenchmarkTask]) -> float | None:
         if not tasks or any(task.name not in scores for task in tasks):
@@ -213,64 +213,3 @@ def average_scores(scores: Mapping[str, float], benchmark: Benchmark) -> Average
         by_type={task_type: mean(benchmark.of_type(task_type)) for task_type in benchmark.types},
         missing=tuple(task.name for task in benchmark.tasks if task.name not in scores),
     )
-
-
-def scores_from_results(results: Iterable[Mapping[str, Any]], benchmark: Benchmark) -> dict[str, float]:
-    """The main score of each task of the benchmark, in percent, from mteb's result files.
-
-    Args:
-        results: parsed result files: ``{"task_name": ..., "scores": {split: [{"hf_subset": ..., metric: ...}]}}``.
-
-    Returns:
-        Task name -> mean over the task's splits, for the tasks whose every split is there. Other tasks, splits and
-        subsets in ``results`` are left out.
-
-    Raises:
-        InputError: a task's result has the split and subset but not the metric.
-    """
-    by_name = {result["task_name"]: result["scores"] for result in results}
-    scores = {}
-    for task in benchmark.tasks:
-        values = [
-            _value(entry, task, split)
-            for split in task.splits
-            for entry in by_name.get(task.name, {}).get(split, ())
-            if entry["hf_subset"] == task.subset
-        ]
-        if len(values) == len(task.splits):
-            scores[task.name] = 100 * fsum(values) / len(values)
-    return scores
-
-
-def _value(entry: Mapping[str, Any], task: BenchmarkTask, split: str) -> float:
-    if entry.get(task.metric) is None:
-        raise InputError(
-            f"the result of {task.name}, split {split!r}, subset {task.subset!r} has no {task.metric!r}, "
-            "which mteb 2.x writes; evaluate the task again"
-        )
-    return float(entry[task.metric])
-
-
-def scores_from_model_index(entries: Iterable[Mapping[str, Any]], benchmark: Benchmark) -> dict[str, float]:
-    """The main score of each task of the benchmark, in percent, from a card's model-index.
-
-    Args:
-        entries: ``model-index[0]["results"]`` of the card's metadata: dicts with ``dataset`` (name, config, split) and
-            ``metrics`` (a list of type and value, in percent).
-
-    Returns:
-        Task name -> value, for the tasks that the card has, matched by name, config, split and metric.
-    """
-    values: dict[tuple[str, str, str, str], float] = {}
-    for entry in entries:
-        dataset = entry["dataset"]
-        for metric in entry["metrics"]:
-            key = (dataset["name"], dataset["config"], dataset["split"], metric["type"])
-            values[key] = float(metric["value"])
-    scores = {}
-    for task in benchmark.tasks:
-        found = [values.get((f"MTEB {task.label}", task.subset, split, task.card_metric)) for split in task.splits]
-        known = [value for value in found if value is not None]
-        if len(known) == len(task.splits):
-            scores[task.name] = fsum(known) / len(known)
-    return scores

@@ -27,9 +27,8 @@ from piccolo_st import evaluation  # its names are loaded where they are used, s
 from piccolo_st.config import OptionParser, read_value, read_yaml
 from piccolo_st.distributed import process_state
 from piccolo_st.errors import ConfigError, InputError, nearest
-from piccolo_st.evaluation import C_MTEB_35, Averages, Benchmark, Column, Evaluation, score_table
+from piccolo_st.evaluation import C_MTEB_35, Benchmark, Evaluation, ModelScores, score_table
 from piccolo_st.modeling import Instructions
-from piccolo_st.releasing import read_results, read_rows, scores
 from piccolo_st.shipped import find
 
 
@@ -102,26 +101,25 @@ def show(outcome: evaluation.TaskOutcome) -> None:
         print(f"{'':>8} {outcome.note}", flush=True)
 
 
-def reference(path: Path, benchmark: Benchmark) -> list[Column]:
+def reference(path: Path, benchmark: Benchmark) -> list[ModelScores]:
     """The models of a file of results, or of a YAML file of averages, which are by the definition of c-mteb-35."""
     if path.suffix in (".yaml", ".yml"):
-        rows = read_rows(path) if benchmark is C_MTEB_35 else []
-        columns = [Column(row.model, {}, Averages(row.average, dict(row.by_type), ())) for row in rows]
+        models = evaluation.read_rows(path) if benchmark is C_MTEB_35 else []
     else:
-        found = scores(read_results(path, benchmark), benchmark)
-        columns = [Column.of(path.resolve().parent.name, found, benchmark)] if found else []
-    if not columns:
+        found = evaluation.scores(evaluation.read_results(path, benchmark), benchmark)
+        models = [ModelScores.of(path.resolve().parent.name, found, benchmark)] if found else []
+    if not models:
         print(f"left out: {path} has nothing that is scored by the definition of {benchmark.name}")
-    return columns
+    return models
 
 
 def report(group: Sequence[Evaluation], references: Sequence[str], output: Path) -> None:
     """Table, JSON and picture of one group of tasks; each setting of the model is a column, then the references."""
     benchmark = group[0].benchmark
-    columns = [each.column for each in group]
+    models = [each.model_scores for each in group]
     for path in references:
-        columns += reference(Path(path), benchmark)
-    print(f"\n{score_table(columns, benchmark)}")
+        models += reference(Path(path), benchmark)
+    print(f"\n{score_table(models, benchmark)}")
     stem = f"{benchmark.name}--{group[0].identity.name.replace('/', '__')}--{group[0].identity.revision[:8]}"
     folder = output / "tables"
     for each in group:
@@ -130,7 +128,7 @@ def report(group: Sequence[Evaluation], references: Sequence[str], output: Path)
         for task, failure in each.failures.items():
             print(f"failed: {task}: {failure}")
     try:
-        print(f"written: {evaluation.plot_evaluations(columns, benchmark, folder / f'{stem}.png')}")
+        print(f"written: {evaluation.plot_evaluations(models, benchmark, folder / f'{stem}.png')}")
     except InputError as error:
         print(f"no picture: {error}")
 

@@ -40,7 +40,7 @@ from mteb.get_tasks import TASK_LIST
 from piccolo_st.config import build
 from piccolo_st.data import DatasetSpec, Reject, excerpt, locate, read_chunks, read_qrels, read_texts
 from piccolo_st.errors import InputError, reason
-from piccolo_st.evaluation.benchmarks import CARD_METRICS, MTEB_METRIC_NAMES, BenchmarkTask
+from piccolo_st.evaluation.benchmarks import BenchmarkTask, task_by_type
 
 _MAX_CLUSTERED = 2048  # rows drawn for each of mteb's clustering experiments
 
@@ -264,16 +264,13 @@ def load_local_tasks(path: Path) -> list[tuple[BenchmarkTask, AbsTask]]:
                 f"the name of a task of {path} must be letters, digits, '-', '_' and '.', occur once and be none of "
                 f"mteb's own, got {name!r}{' twice' if count > 1 else ''}"
             )
-    return [(_definition(spec), _task(spec, path.parent)) for spec in specs]
+    definitions = [task_by_type(spec.name, spec.type, spec.split) for spec in specs]
+    return [
+        (definition, _task(spec, definition, path.parent)) for definition, spec in zip(definitions, specs, strict=True)
+    ]
 
 
-def _definition(spec: LocalTaskSpec) -> BenchmarkTask:
-    card_metric = CARD_METRICS[spec.type]
-    metric = MTEB_METRIC_NAMES.get(card_metric, card_metric)
-    return BenchmarkTask(spec.name, spec.type, metric, (spec.split,), "default", spec.name, card_metric)
-
-
-def _task(spec: LocalTaskSpec, root: Path) -> AbsTask:
+def _task(spec: LocalTaskSpec, definition: BenchmarkTask, root: Path) -> AbsTask:
     metadata = TaskMetadata(
         name=spec.name,
         description=f"local task read from {spec.data}",
@@ -281,7 +278,7 @@ def _task(spec: LocalTaskSpec, root: Path) -> AbsTask:
         category="t2c" if spec.type in ("Classification", "Clustering") else "t2t",
         eval_splits=[spec.split],
         eval_langs=[spec.language],
-        main_score=_definition(spec).metric,
+        main_score=definition.metric,
         dataset={"path": f"local/{spec.name}", "revision": _revision(spec, root)},
     )
     members: dict[str, Any] = {"metadata": metadata, "spec": spec, "root": root}

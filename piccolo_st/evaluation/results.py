@@ -1,131 +1,224 @@
-"""The outcome of an evaluation: scores by task and type, as a table and as JSON. Nothing here imports mteb."""
+"""Results: one entry per task, subset and split, metrics in percent; whatever they are read from, one form.
+
+Three sources, one form (:class:`TaskResult`):
+
+1. mteb's result files, one JSON per task, as evaluating writes them: metrics are renamed as the cards of 2023 name
+   them (``cosine_spearman`` -> ``cos_sim_spearman``), multiplied by 100 and limited to those a card shows;
+2. a ``.jsonl`` file, one line per entry, in which published results are kept as they were published;
+3. the model-index of a card.
+
+From there :func:`scores` takes the numbers that a benchmark averages; a card is made from the same entries.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import fsum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from piccolo_st.environment import versions
-from piccolo_st.evaluation.benchmarks import Averages, Benchmark, average_scores, scores_from_results
-from piccolo_st.modeling import Identity
-from piccolo_st.tables import table
+from huggingface_hub import ModelCard
+
+from piccolo_st.errors import InputError
+from piccolo_st.evaluation.benchmarks import C_MTEB_35, Benchmark, BenchmarkTask
+
+_CUTOFFS = (1, 3, 5, 10, 100, 1000)
+_SIMILARITIES = {"cos_sim": "cosine", "dot": "dot", "euclidean": "euclidean", "manhattan": "manhattan"}
+
+
+def _pairs_of(similarities: Sequence[str], metrics: Sequence[str]) -> dict[str, str]:
+    return {f"{name}_{metric}": f"{_SIMILARITIES[name]}_{metric}" for name in similarities for metric in metrics}
+
+
+# Type -> {a card's name of a metric: mteb's}. ``map`` of a card is mteb's map over the whole candidate list.
+SHOWN_METRICS: dict[str, dict[str, str]] = {
+    "Classification": {name: name for name in ("accuracy", "ap", "f1")},
+    "Clustering": {"v_measure": "v_measure"},
+    "PairClassification": {
+        **_pairs_of(list(_SIMILARITIES), ("accuracy", "ap", "f1", "precision", "recall")),
+        **{f"max_{metric}": f"max_{metric}" for metric in ("accuracy", "ap", "f1")},
+    },
+    "Reranking": {"map": "map_at_1000", "mrr": "mrr_at_1000"},
+    "Retrieval": {
+        f"{metric}_at_{k}": f"{metric}_at_{k}"
+        for metric in ("map", "mrr", "ndcg", "precision", "recall")
+        for k in _CUTOFFS
+    },
+    "STS": _pairs_of(("cos_sim", "euclidean", "manhattan"), ("pearson", "spearman")),
+}
+
+
+class ResultFile(TypedDict):
+    """One of mteb's result files (version 2), parsed; what is read of it here.
+
+    Attributes:
+        task_name: mteb's name of the task.
+        dataset_revision: the commit of the data.
+        mteb_version: which mteb wrote it.
+        scores: split -> one mapping per subset, with ``hf_subset``, ``main_score`` and every metric, 0 to 1.
+    """
+
+    task_name: str
+    dataset_revision: str
+    mteb_version: str
+    scores: dict[str, list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
-class Column:
-    """A model in a table or a picture.
+class TaskResult:
+    """What was measured on one split of one subset of a task.
 
     Attributes:
-        label: its name.
-        scores: task name -> percent; empty where only the averages are known.
-        averages: by the definition of the benchmark that the table or picture is of.
+        task_type: mteb's task type, such as "STS".
+        dataset_type: the Hub repository of the data; the task's name where there is none.
+        dataset_name: what a card calls it, such as "MTEB ATEC".
+        config: the subset ("default" where there is only one).
+        split: the split.
+        revision: the commit of the data, or "None" where it was not recorded.
+        metrics: card name of the metric -> value in percent.
     """
 
-    label: str
-    scores: Mapping[str, float]
-    averages: Averages
-
-    @classmethod
-    def of(cls, label: str, scores: Mapping[str, float], benchmark: Benchmark) -> Column:
-        """The column of a model whose averages are computed from its scores."""
-        return cls(label, scores, average_scores(scores, benchmark))
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One model, in one setting, on one group of tasks.
-
-    Attributes:
-        identity: name and revision of the model.
-        settings: what changed the scores without changing the weights (``truncate_dim``, ``dtype``); may be empty.
-        benchmark: the tasks and the definition by which they are scored and averaged.
-        results: task name -> its parsed result file, with all metrics; tasks that failed are missing.
-        folder: where the result files are.
-        failures: task name -> why it has no result.
-    """
-
-    identity: Identity
-    settings: Mapping[str, Any]
-    benchmark: Benchmark
-    results: Mapping[str, Mapping[str, Any]]
-    folder: Path
-    failures: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def scores(self) -> dict[str, float]:
-        """Task name -> main score, in percent."""
-        return scores_from_results(self.results.values(), self.benchmark)
-
-    @property
-    def averages(self) -> Averages:
-        """Means over all tasks and over the tasks of each type, in percent; None where a task is missing."""
-        return average_scores(self.scores, self.benchmark)
-
-    @property
-    def column(self) -> Column:
-        """The model with its settings, for a table or a picture."""
-        label = " ".join([str(self.identity), *(f"{key}={value}" for key, value in self.settings.items())])
-        return Column(label, self.scores, self.averages)
-
-    def table(self) -> str:
-        """All tasks by type with their metric, then the averages."""
-        return score_table([self.column], self.benchmark)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything about the evaluation that :func:`json.dumps` can write; scores in percent."""
-        averages, scores = self.averages, self.scores
-        model = {"name": self.identity.name, "revision": self.identity.revision, "content": self.identity.content}
-        return {
-            "model": {**model, "settings": dict(self.settings)},
-            "benchmark": {"name": self.benchmark.name, "description": self.benchmark.description},
-            "average": averages.overall,
-            "average_by_type": averages.by_type,
-            "tasks": [
-                {
-                    "name": task.name,
-                    "type": task.type,
-                    "subset": task.subset,
-                    "splits": list(task.splits),
-                    "metric": task.metric,
-                    "score": scores.get(task.name),
-                    "dataset_revision": self.results.get(task.name, {}).get("dataset_revision"),
-                    "mteb_version": self.results.get(task.name, {}).get("mteb_version"),
-                    "failure": self.failures.get(task.name),
-                }
-                for task in self.benchmark.tasks
-            ],
-            "versions": versions(),
-        }
-
-    def save(self, path: Path) -> Path:
-        """Write :meth:`to_dict` as JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        return path
+    task_type: str
+    dataset_type: str
+    dataset_name: str
+    config: str
+    split: str
+    revision: str
+    metrics: Mapping[str, float]
 
 
-def score_table(columns: Sequence[Column], benchmark: Benchmark) -> str:
-    """A table of one column per model: tasks grouped by type, each type's mean, and the mean over all tasks.
+def read_results(path: str | Path, benchmark: Benchmark = C_MTEB_35) -> list[TaskResult]:
+    """The results in a folder of mteb's result files, in a ``.jsonl`` file or in a card's model-index (``.md``).
 
     Args:
-        columns: the models, all scored by the definition of ``benchmark``.
+        path: the folder of one model's revision, or the file.
+        benchmark: says the type and the label of each task of a folder; see :func:`from_mteb`.
+
+    Raises:
+        InputError: there is nothing there, or a file is not what its name says; the message names file and line.
     """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(file for file in path.glob("*.json") if file.name != "model_meta.json")
+        if not files:
+            raise InputError(f"{path} holds no result files (Task.json); give the folder of one model's revision")
+        parsed = [_json(file.read_text(encoding="utf-8"), str(file)) for file in files]
+        return [result for file in parsed for result in from_mteb(file, benchmark)]
+    if not path.is_file():
+        raise InputError(
+            f"the results {path} do not exist; give a folder of mteb's JSON files, a .jsonl file or a card (.md)"
+        )
+    if path.suffix == ".jsonl":
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [_from_line(_json(line, f"{path}, line {n}"), f"{path}, line {n}") for n, line in enumerate(lines, 1)]
+    if path.suffix == ".md":
+        return from_model_index(ModelCard.load(path).data.to_dict().get("model-index") or [])
+    raise InputError(f"results must be a folder of mteb's JSON files, a .jsonl file or a card (.md), got {path}")
 
-    def cells(values: Iterable[float | None]) -> list[str]:
-        return ["-" if value is None else f"{value:.2f}" for value in values]
 
-    rows: list[list[str]] = []
-    for task_type in benchmark.types:
-        tasks = benchmark.of_type(task_type)
-        for task in tasks:
-            values = cells(column.scores.get(task.name) for column in columns)
-            rows.append([task_type, task.label, task.metric, *values])
-        if len(tasks) > 1:
-            means = cells(column.averages.by_type.get(task_type) for column in columns)
-            rows.append([task_type, f"mean of {len(tasks)}", "", *means])
-    rows.append(["all", f"mean of {len(benchmark.tasks)}", "", *cells(column.averages.overall for column in columns)])
-    title = f"{benchmark.name}: {benchmark.description}, in percent"
-    return f"{title}\n{table(['type', 'task', 'metric', *(column.label for column in columns)], rows)}"
+def from_mteb(file: ResultFile, benchmark: Benchmark = C_MTEB_35) -> list[TaskResult]:
+    """The entries of one of mteb's result files: one per split and subset, in its order.
+
+    A task that the benchmark does not have keeps mteb's name and main score, with the type "Other".
+
+    Raises:
+        InputError: it is no such file, or the metric is missing that the benchmark counts.
+    """
+    card = {task.name: task for task in C_MTEB_35.tasks}
+    found = []
+    try:
+        name, revision = file["task_name"], str(file.get("dataset_revision"))
+        task = next((task for task in benchmark.tasks if task.name == name), None)
+        known = task or card.get(name)
+        for split, subsets in file["scores"].items():
+            for values in subsets:
+                subset = values["hf_subset"]
+                label = name if subset == "default" else f"{name} ({subset})"
+                found.append(
+                    TaskResult(
+                        task_type=task.type if task else "Other",
+                        dataset_type=known.repository if known else name,
+                        dataset_name=f"MTEB {task.label if task and task.subset == subset else label}",
+                        config=subset,
+                        split=split,
+                        revision=revision,
+                        metrics=dict(_metrics(values, task, split)) or {"main_score": 100.0 * values["main_score"]},
+                    )
+                )
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(
+            f"a result must be as mteb 2.x writes it, got {str(file)[:80]}; evaluate the task again"
+        ) from None
+    return found
+
+
+def _metrics(values: Mapping[str, Any], task: BenchmarkTask | None, split: str) -> Iterator[tuple[str, float]]:
+    """Those of the metrics that a card shows, by their names there, in percent."""
+    if task is None:
+        return
+    counts = split in task.splits and values["hf_subset"] == task.subset
+    if counts and values.get(task.metric) is None:
+        raise InputError(
+            f"the result of {task.name}, split {split!r}, subset {task.subset!r} has no {task.metric!r}, "
+            "which mteb 2.x writes; evaluate the task again"
+        )
+    for card, key in {**SHOWN_METRICS.get(task.type, {}), task.card_metric: task.metric}.items():
+        if values.get(key) is not None:
+            yield card, 100.0 * values[key]
+
+
+def from_model_index(model_index: Sequence[Mapping[str, Any]]) -> list[TaskResult]:
+    """The entries of a card's model-index, in its order; an empty index gives none."""
+    return [
+        TaskResult(
+            task_type=entry["task"]["type"],
+            dataset_type=entry["dataset"]["type"],
+            dataset_name=entry["dataset"]["name"],
+            config=entry["dataset"].get("config", "default"),
+            split=entry["dataset"].get("split", ""),
+            revision=str(entry["dataset"].get("revision")),
+            metrics={metric["type"]: float(metric["value"]) for metric in entry["metrics"]},
+        )
+        for model in model_index
+        for entry in model["results"]
+    ]
+
+
+def counted(results: Iterable[TaskResult], benchmark: Benchmark) -> dict[str, list[TaskResult]]:
+    """Task name -> the results that the benchmark counts of it: those of its splits, in their order, that are there."""
+    places = {(one.dataset_name, one.config, one.split, metric): one for one in results for metric in one.metrics}
+    wanted = {
+        task.name: [(f"MTEB {task.label}", task.subset, split, task.card_metric) for split in task.splits]
+        for task in benchmark.tasks
+    }
+    return {name: [places[place] for place in own if place in places] for name, own in wanted.items()}
+
+
+def scores(results: Iterable[TaskResult], benchmark: Benchmark) -> dict[str, float]:
+    """Task name -> main score in percent, the mean over its splits, for the tasks whose every split is there.
+
+    Results are matched by label, subset, split and main metric; others are left out.
+    """
+    found = counted(results, benchmark)
+    return {
+        task.name: fsum(one.metrics[task.card_metric] for one in found[task.name]) / len(task.splits)
+        for task in benchmark.tasks
+        if len(found[task.name]) == len(task.splits)
+    }
+
+
+def _json(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{place} is not JSON: {error}; evaluate the task again") from None
+
+
+def _from_line(line: Mapping[str, Any], place: str) -> TaskResult:
+    try:
+        return TaskResult(**line)
+    except TypeError:
+        known = ", ".join(TaskResult.__dataclass_fields__)
+        raise InputError(f"{place} must be a result with the fields {known}, got {line}") from None

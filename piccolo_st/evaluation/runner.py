@@ -21,7 +21,7 @@ import copy
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,11 +36,12 @@ from mteb.results import TaskResult
 from piccolo_st.distributed import process_state
 from piccolo_st.errors import InputError, reason
 from piccolo_st.evaluation import per_example
-from piccolo_st.evaluation.benchmarks import BenchmarkTask, scores_from_results
+from piccolo_st.evaluation.benchmarks import BenchmarkTask
 from piccolo_st.evaluation.loading import Loaded, load_model
 from piccolo_st.evaluation.local_tasks import LocalTask
 from piccolo_st.evaluation.mteb_model import BenchmarkEncoder
-from piccolo_st.evaluation.results import Evaluation
+from piccolo_st.evaluation.results import ResultFile, from_mteb, scores
+from piccolo_st.evaluation.scores import Evaluation
 from piccolo_st.evaluation.tasks import TaskGroup, select
 from piccolo_st.modeling import Identity
 
@@ -157,7 +158,7 @@ class _Run:
         self.state = process_state()
 
     def group(self, group: TaskGroup, identity: Identity, truncations: Sequence[int | None]) -> Iterator[Evaluation]:
-        results: dict[int | None, dict[str, Mapping[str, Any]]] = {truncation: {} for truncation in truncations}
+        results: dict[int | None, dict[str, ResultFile]] = {truncation: {} for truncation in truncations}
         failures: dict[str, str] = {}
         for number, (definition, task) in enumerate(zip(group.benchmark.tasks, group.tasks, strict=True), start=1):
             for truncation, result, seconds, note in self.task(task, truncations):
@@ -166,9 +167,9 @@ class _Run:
                 else:
                     results[truncation][definition.name] = result
                 if self.state.is_main_process:
-                    total, scores = len(group.tasks), scores_from_results([result] if result else [], group.benchmark)
-                    score = scores.get(definition.name)
-                    self.on_task(TaskOutcome(definition, number, total, truncation, score, seconds, note))
+                    measured = from_mteb(result, group.benchmark) if result else []
+                    score = scores(measured, group.benchmark).get(definition.name)
+                    self.on_task(TaskOutcome(definition, number, len(group.tasks), truncation, score, seconds, note))
         for truncation in truncations:
             self.encoder.truncate(truncation)
             meta = self.encoder.mteb_model_meta
@@ -178,7 +179,7 @@ class _Run:
 
     def task(
         self, task: AbsTask, truncations: Sequence[int | None]
-    ) -> Iterator[tuple[int | None, Mapping[str, Any] | None, float | None, str]]:
+    ) -> Iterator[tuple[int | None, ResultFile | None, float | None, str]]:
         """(truncation, result or None for a failure, seconds or None for a cached result, note) for each truncation."""
         self.encoder.forget()
         found = {truncation: self._stored(task, truncation) for truncation in truncations}

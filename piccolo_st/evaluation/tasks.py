@@ -19,8 +19,8 @@ import mteb
 from mteb.abstasks.abstask import AbsTask
 from mteb.get_tasks import TASK_LIST
 
-from piccolo_st.errors import InputError
-from piccolo_st.evaluation.benchmarks import BENCHMARKS, C_MTEB_35, TASK_TYPES, Benchmark, BenchmarkTask, nearest
+from piccolo_st.errors import InputError, nearest
+from piccolo_st.evaluation.benchmarks import BENCHMARKS, C_MTEB_35, TASK_TYPES, Benchmark, BenchmarkTask
 from piccolo_st.evaluation.local_tasks import load_local_tasks
 
 
@@ -83,17 +83,16 @@ def _single(name: str) -> tuple[BenchmarkTask, ...]:
     if plain not in metadata:
         near = nearest(plain, [*BENCHMARKS, *TASK_TYPES, *metadata])
         raise InputError(
-            f"unknown benchmark, task type or text task {name!r}; nearest: {', '.join(near) or 'none'}; "
+            f"unknown benchmark, task type or text task {name!r}{near}; "
             f"benchmarks: {', '.join(BENCHMARKS)}; types: {', '.join(TASK_TYPES)}; or a .yaml file of local tasks"
         )
     found = metadata[plain]
     if not subset and len(found.hf_subsets) > 1:
         raise InputError(f"{plain} has several subsets; name one, as in '{plain}:{found.hf_subsets[0]}'")
     if subset and subset not in found.hf_subsets:
-        raise InputError(
-            f"unknown subset {subset!r} of {plain}; nearest: {', '.join(nearest(subset, found.hf_subsets))}"
-        )
+        raise InputError(f"unknown subset {subset!r} of {plain}{nearest(subset, found.hf_subsets)}")
     subset = subset or found.hf_subsets[0]
     label = plain if subset == "default" else f"{plain} ({subset})"
     splits = tuple(found.eval_splits)
-    return (BenchmarkTask(plain, found.type, found.main_score, splits, subset, label, found.main_score),)
+    metric, repository = found.main_score, found.dataset["path"]
+    return (BenchmarkTask(plain, found.type, metric, splits, subset, label, metric, repository),)

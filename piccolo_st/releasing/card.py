@@ -25,18 +25,17 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
 
-from piccolo_st.evaluation import C_MTEB_35, Benchmark, average_scores
+from piccolo_st.evaluation import C_MTEB_35, Benchmark, ModelFacts, ModelScores, TaskResult, scores
 from piccolo_st.modeling import Instructions
 from piccolo_st.releasing.card_sections import (
     COMMENTS,
-    TableRow,
     block,
     evaluation_section,
     training_section,
     usage_section,
 )
+from piccolo_st.releasing.eval_results import eval_results
 from piccolo_st.releasing.record import RunRecord
-from piccolo_st.releasing.results import TaskResult, eval_results, scores
 from piccolo_st.releasing.training_card import neutral
 
 PLACEHOLDER_ID = "sentence_transformers_model_id"
@@ -49,10 +48,10 @@ class PiccoloModelCardData(SentenceTransformerModelCardData):
 
     Args:
         summary: paragraphs before the first heading, such as one in Chinese and one in English.
-        results: evaluation results, see :func:`piccolo_st.releasing.results.read_results`.
+        results: evaluation results, see :func:`piccolo_st.evaluation.read_results`.
         benchmark: the definition by which they are averaged.
-        reported: this model's row of the table where its averages are known and its results are not.
-        comparison: rows of other models, scored by the same definition.
+        reported: this model in the table where its averages are known and its results are not.
+        comparison: other models in the table, scored by the same definition.
         content_hash: of the model that was evaluated.
         stages: one mapping of facts per training stage; see :func:`stage_facts`.
         pictures: images below the model's directory, such as the curves of the run.
@@ -67,8 +66,8 @@ class PiccoloModelCardData(SentenceTransformerModelCardData):
     summary: Sequence[str] = ()
     results: Sequence[TaskResult] = ()
     benchmark: Benchmark = C_MTEB_35
-    reported: TableRow | None = None
-    comparison: Sequence[TableRow] = ()
+    reported: ModelScores | None = None
+    comparison: Sequence[ModelScores] = ()
     content_hash: str | None = None
     stages: Sequence[Mapping[str, Any]] = ()
     pictures: Sequence[str] = ()
@@ -106,9 +105,7 @@ class PiccoloModelCardData(SentenceTransformerModelCardData):
             theirs = [result for model in data.get("model-index", []) for result in model["results"]]
             ours[0]["results"] += theirs
             data["model-index"] = ours
-        evaluation = evaluation_section(
-            scores(self.results, self.benchmark), self.benchmark, self.own_row(), self.comparison, self.content_hash
-        )
+        evaluation = evaluation_section(self.own_scores(), self.benchmark, self.comparison, self.content_hash)
         data["evaluation"] = block("evaluation", evaluation)
         usage = usage_section(self.model_id or PLACEHOLDER_ID, self.prompts_of_model())
         data["usage"] = block("usage", usage)
@@ -121,19 +118,18 @@ class PiccoloModelCardData(SentenceTransformerModelCardData):
         """The instructions that the attached model has as prompts, or else the declared ones."""
         return self.instructions if self.model is None else prompts_of(self.model)
 
-    def own_row(self) -> TableRow:
-        """This model's row of the table of averages, computed from the results where there are any."""
+    def own_scores(self) -> ModelScores:
+        """This model in the table of averages, computed from the results where there are any."""
         if self.reported is not None and not self.results:
             return self.reported
-        averages = average_scores(scores(self.results, self.benchmark), self.benchmark)
-        facts = self.get_model_specific_metadata()
-        return TableRow.computed(
-            self.model_id or str(self.model_name),
-            averages,
+        known = self.get_model_specific_metadata()
+        facts = ModelFacts(
             size_gb=self.declared.get("size_gb") or _size_gb(self.model),
-            dimension=facts.get("output_dimensionality"),
-            max_tokens=facts.get("model_max_length"),
+            dimension=known.get("output_dimensionality"),
+            max_tokens=known.get("model_max_length"),
         )
+        found = scores(self.results, self.benchmark)
+        return ModelScores.of(self.model_id or str(self.model_name), found, self.benchmark, facts)
 
     def _inherited(self, data: Mapping[str, Any]) -> str:
         """The sections of sentence-transformers' card that this card does not replace, in their order."""

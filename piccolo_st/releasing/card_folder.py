@@ -23,7 +23,17 @@ from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 
 from piccolo_st.errors import InputError, nearest, reason
-from piccolo_st.evaluation import C_MTEB_35, Benchmark, average_scores, get_benchmark
+from piccolo_st.evaluation import (
+    C_MTEB_35,
+    Benchmark,
+    ModelFacts,
+    ModelScores,
+    TaskResult,
+    get_benchmark,
+    read_results,
+    read_rows,
+    scores,
+)
 from piccolo_st.modeling import content_hash, load_pretrained, resolve_instructions
 from piccolo_st.releasing.card import (
     PLACEHOLDER_ID,
@@ -34,7 +44,6 @@ from piccolo_st.releasing.card import (
     stage_facts,
 )
 from piccolo_st.releasing.card_sections import (
-    TableRow,
     evaluated_mark,
     evaluation_section,
     replace_block,
@@ -42,24 +51,8 @@ from piccolo_st.releasing.card_sections import (
     training_section,
     usage_section,
 )
+from piccolo_st.releasing.eval_results import eval_result_files, eval_results
 from piccolo_st.releasing.record import RunRecord
-from piccolo_st.releasing.results import TaskResult, eval_result_files, eval_results, read_results, scores
-
-
-def read_rows(path: str | Path) -> list[TableRow]:
-    """The rows of a table of averages in a YAML file: a list of mappings with the fields of TableRow.
-
-    A row that names a file under ``results`` (relative to the YAML file) has its averages computed from it, by the
-    definition of c-mteb-35 or of the benchmark it names.
-
-    Raises:
-        InputError: the file is no such list; the message names the row.
-    """
-    path = Path(path)
-    content = _yaml(path)
-    if not isinstance(content, list):
-        raise InputError(f"{path} must hold a list of rows, got {type(content).__name__}")
-    return [_row(row, path.parent, f"{path}, row {n}") for n, row in enumerate(content, 1)]
 
 
 def card_from_folder(folder: str | Path) -> str:
@@ -98,9 +91,9 @@ def add_results(
     evaluated: str,
     model_id: str,
     benchmark: Benchmark = C_MTEB_35,
-    comparison: Sequence[TableRow] = (),
+    comparison: Sequence[ModelScores] = (),
     date: str | None = None,
-    facts: Mapping[str, Any] | None = None,
+    facts: ModelFacts | None = None,
 ) -> None:
     """Write results into the README.md and the ``.eval_results`` files of a model directory.
 
@@ -110,9 +103,9 @@ def add_results(
         evaluated: the content hash of the evaluated model; a release compares it with what it is about to publish.
         model_id: the Hub id under which the model is or will be published.
         benchmark: the definition by which the results are averaged.
-        comparison: rows of other models, scored by the same definition.
+        comparison: other models in its table, scored by the same definition.
         date: when it was evaluated, ISO 8601.
-        facts: ``size_gb``, ``dimension`` and ``max_tokens`` of the model for its row of the table.
+        facts: what else the table says of the model.
 
     Raises:
         InputError: there is no README.md, or its metadata cannot be read.
@@ -123,9 +116,8 @@ def add_results(
     others = [result for result in data.eval_results or [] if not result.dataset_name.startswith("MTEB ")]
     data.eval_results = eval_results(results) + others
     data.tags = list(dict.fromkeys([*(data.tags or []), "mteb"]))
-    known = scores(results, benchmark)
-    own = TableRow.computed(model_id, average_scores(known, benchmark), **(facts or {}))
-    section = evaluation_section(known, benchmark, own, comparison, evaluated)
+    own = ModelScores.of(model_id, scores(results, benchmark), benchmark, facts)
+    section = evaluation_section(own, benchmark, comparison, evaluated)
     card.text = replace_block(card.text, "evaluation", section).replace(PLACEHOLDER_ID, model_id)
     (Path(model_dir) / "README.md").write_text(str(card), encoding="utf-8")
     files = eval_result_files(results, benchmark, date=date)
@@ -167,7 +159,7 @@ def prepare_card(
     *,
     results: str | Path | None = None,
     benchmark: Benchmark = C_MTEB_35,
-    comparison: Sequence[TableRow] = (),
+    comparison: Sequence[ModelScores] = (),
     run_dir: str | Path | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
@@ -179,7 +171,7 @@ def prepare_card(
         results: the folder of its result files, ``.../org__name/REVISION``. The revision has to be the content hash
             of this model, so another model's results are refused.
         benchmark: the definition by which they are averaged.
-        comparison: rows of other models, scored by the same definition.
+        comparison: other models in its table, scored by the same definition.
         run_dir: the output directory of the run that trained it, with ``config.yaml``, ``run.json`` and ``curves.png``.
         metadata: fields of the card's metadata to set, such as license and language.
 
@@ -212,11 +204,11 @@ def prepare_card(
         model_id=model_id,
         benchmark=benchmark,
         comparison=[row for row in comparison if row.model != model_id],
-        facts={
-            "size_gb": float(f"{size:.2g}"),
-            "dimension": model.get_embedding_dimension(),
-            "max_tokens": model.max_seq_length,
-        },
+        facts=ModelFacts(
+            size_gb=float(f"{size:.2g}"),
+            dimension=model.get_embedding_dimension(),
+            max_tokens=model.max_seq_length,
+        ),
     )
 
 
@@ -228,19 +220,6 @@ def _load_card(folder: Path) -> ModelCard:
         return ModelCard.load(path)
     except (ValueError, yaml.YAMLError) as error:
         raise InputError(f"the metadata of {path} cannot be read: {reason(error)}") from None
-
-
-def _row(content: Any, folder: Path, place: str) -> TableRow:
-    try:
-        facts = dict(content)
-        if "results" not in facts:
-            return TableRow(**facts)
-        results = read_results(folder / facts.pop("results"))
-        benchmark = get_benchmark(facts.pop("benchmark", C_MTEB_35.name))
-        return TableRow.computed(averages=average_scores(scores(results, benchmark), benchmark), **facts)
-    except (TypeError, ValueError):
-        fields = ", ".join(item.name for item in dataclasses.fields(TableRow))
-        raise InputError(f"{place} must be a row with the fields {fields}, got {content}") from None
 
 
 def _yaml(path: Path) -> Any:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from piccolo_st.evaluation import Averages, Benchmark, average_scores
+from piccolo_st.evaluation import Benchmark, ModelScores
 from piccolo_st.modeling import Instructions
 
 _UNKNOWN = "–"
@@ -21,73 +20,42 @@ COMMENTS = re.compile(r"<!--[^>]*\n.*?-->\n?", re.S)
 _STOCK_USAGE = re.compile(r"^## Usage\n\n### Direct Usage \(Sentence Transformers\)\n.*?(?=^## |\Z)", re.M | re.S)
 
 
-@dataclass(frozen=True)
-class TableRow:
-    """A model in the table of averages.
-
-    Attributes:
-        model: its name; a Hub id becomes a link.
-        size_gb: the size of its weights in GB (10^9 bytes).
-        dimension: the length of an embedding.
-        max_tokens: the longest input in tokens.
-        average: the mean over the tasks of the benchmark, in percent.
-        by_type: task type -> mean over its tasks, in percent.
-    """
-
-    model: str
-    size_gb: float | None = None
-    dimension: int | None = None
-    max_tokens: int | None = None
-    average: float | None = None
-    by_type: Mapping[str, float | None] = field(default_factory=dict)
-
-    @classmethod
-    def computed(cls, model: str, averages: Averages, **facts: Any) -> TableRow:
-        """The row of a model whose averages were computed from its results."""
-        return cls(model, average=averages.overall, by_type=averages.by_type, **facts)
-
-
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first column is aligned left, the others right."""
     marks = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, marks, *rows])
 
 
-def comparison_table(own: TableRow, others: Sequence[TableRow], benchmark: Benchmark) -> str:
-    """The table of averages: the model's own row in bold, every row in order of its average, best first."""
+def comparison_table(own: ModelScores, others: Sequence[ModelScores], benchmark: Benchmark) -> str:
+    """The table of averages: the model itself in bold, every model in order of its average, best first."""
     counts = [f"{name} ({len(benchmark.of_type(name))})" for name in benchmark.types]
     header = ["Model", "Size (GB)", "Dimension", "Max tokens", f"Average ({len(benchmark.tasks)})", *counts]
-    rows = sorted([own, *others], key=lambda row: (-(row.average or 0.0), row.model))
-    return markdown_table(header, [_cells(row, benchmark, bold=row is own) for row in rows])
+    models = sorted([own, *others], key=lambda each: (-(each.averages.overall or 0.0), each.model))
+    return markdown_table(header, [_cells(each, benchmark, bold=each is own) for each in models])
 
 
-def _cells(row: TableRow, benchmark: Benchmark, bold: bool) -> list[str]:
-    name = f"[{row.model}](https://huggingface.co/{row.model})" if "/" in row.model else row.model
-    facts = [_UNKNOWN if value is None else f"{value:g}" for value in (row.size_gb, row.dimension, row.max_tokens)]
-    numbers = [row.average, *(row.by_type.get(name) for name in benchmark.types)]
+def _cells(scores: ModelScores, benchmark: Benchmark, bold: bool) -> list[str]:
+    name = f"[{scores.model}](https://huggingface.co/{scores.model})" if "/" in scores.model else scores.model
+    known = (scores.facts.get("size_gb"), scores.facts.get("dimension"), scores.facts.get("max_tokens"))
+    facts = [_UNKNOWN if value is None else f"{value:g}" for value in known]
+    numbers = [scores.averages.overall, *(scores.averages.by_type.get(name) for name in benchmark.types)]
     cells = [_UNKNOWN if value is None else f"{value:.2f}" for value in numbers]
     return [f"**{name}**", *facts, f"**{cells[0]}**", *cells[1:]] if bold else [name, *facts, *cells]
 
 
 def evaluation_section(
-    scores: Mapping[str, float],
-    benchmark: Benchmark,
-    own: TableRow,
-    others: Sequence[TableRow] = (),
-    content_hash: str | None = None,
+    own: ModelScores, benchmark: Benchmark, others: Sequence[ModelScores] = (), content_hash: str | None = None
 ) -> str:
     """The evaluation part: the table of averages, every task's main score, and whose results they are.
 
     Args:
-        scores: task name -> main score in percent. Empty where only the averages in ``own`` are known.
+        own: this model, perhaps with its averages alone.
         benchmark: the definition of tasks, main metrics and averages.
-        own: the row of this model.
-        others: rows to compare it with, scored by the same definition.
+        others: models to compare it with, scored by the same definition.
         content_hash: of the model that was evaluated; stands in the card so that a release can check it.
     """
-    if not scores and own.average is None:
+    if not own.scores and own.averages.overall is None:
         return "## 评测 · Evaluation\n\n还没有评测结果。\n\nNot evaluated yet."
-    averages = average_scores(scores, benchmark)
     count = len(benchmark.tasks)
     lines = [
         "## 评测 · Evaluation",
@@ -100,17 +68,17 @@ def evaluation_section(
         "",
         comparison_table(own, others, benchmark),
     ]
-    if scores:
+    if own.scores:
         rows = [
-            [task.name, task.type, task.subset, ", ".join(task.splits), task.card_metric, f"{scores[task.name]:.2f}"]
+            [task.name, task.type, task.subset, ", ".join(task.splits), task.card_metric, f"{score:.2f}"]
             for task in benchmark.tasks
-            if task.name in scores
+            if (score := own.scores.get(task.name)) is not None
         ]
         table = markdown_table(["Task", "Type", "Subset", "Split", "Metric", "Score"], rows)
         lines += ["", f"<details><summary>每个任务的得分 · Scores by task ({len(rows)} / {count})</summary>", "", table]
         lines += ["", "</details>"]
-    if averages.missing and scores:
-        lines += ["", f"没有结果的任务 · Not evaluated: {', '.join(averages.missing)}."]
+        if own.averages.missing:
+            lines += ["", f"没有结果的任务 · Not evaluated: {', '.join(own.averages.missing)}."]
     if content_hash:
         lines += ["", evaluated_mark(content_hash)]
     return "\n".join(lines)

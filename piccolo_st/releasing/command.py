@@ -21,9 +21,9 @@ from pathlib import Path
 from piccolo_st.config import OptionParser
 from piccolo_st.demo.corpus import read_corpus, thin_out
 from piccolo_st.demo.space import release_space
-from piccolo_st.evaluation import C_MTEB_35, Benchmark, get_benchmark
+from piccolo_st.evaluation import C_MTEB_35, Benchmark, get_benchmark, read_rows
 from piccolo_st.modeling import export_onnx
-from piccolo_st.releasing import card_from_folder, prepare_card, read_rows, release
+from piccolo_st.releasing import card_from_folder, prepare_card, release
 
 
 def parser() -> OptionParser:

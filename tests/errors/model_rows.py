@@ -186,8 +186,16 @@ ROWS: dict[str, list[Row]] = {
         Row("nothing to find", tasks(SEARCH, files={**BEIR, "beir/qrels.tsv": f"{JUDGED}q1\td1\t0\n"}),
             "TMP/beir/qrels.tsv of task 'Own' has no document with a score above 0; add one"),
     ],
-    "evaluation.plot": [
-        Row("nothing to draw", call("evaluation.plot:plot_evaluations", lambda w: [], benchmark, "TMP/x.png"),
+    "evaluation.scores": [
+        Row("a list that is a mapping",
+            run("card", "TMP", files={"card.yaml": "comparison: rows.yaml", "rows.yaml": "{}"}),
+            "TMP/rows.yaml must hold a list of rows, got dict"),
+        Row("a misspelt key of a row",
+            run("card", "TMP", files={"card.yaml": "comparison: rows.yaml", "rows.yaml": "- {modle: x}"}),
+            "unknown key 'modle' in TMP/rows.yaml, row 1; did you mean model?"),
+        Row("rows that are not there", run("card", "TMP", files={"card.yaml": "comparison: rows.yaml"}),
+            "the models to compare with in TMP/rows.yaml cannot be read: …; give a YAML file"),
+        Row("nothing to draw", call("evaluation.scores:plot_evaluations", lambda w: [], benchmark, "TMP/x.png"),
             "no model has every task of any type of c-mteb-35; evaluate the others"),
     ],
     "evaluation.in_training": [
@@ -210,7 +218,7 @@ ROWS: dict[str, list[Row]] = {
     ],
     "evaluation.tasks": [
         Row("an unknown task", run("evaluate", "MODEL", "--benchmark", "T2Retreival"),
-            "unknown benchmark, task type or text task 'T2Retreival'; nearest: T2Retrieval, …; benchmarks: "
+            "unknown benchmark, task type or text task 'T2Retreival'; did you mean T2Retrieval?; benchmarks: "
             "c-mteb-35, c-mteb-31, MTEB(cmn, v1); types: Classification, Clustering, PairClassification, Reranking, "
             "Retrieval, STS; or a .yaml file of local tasks"),
         Row("a benchmark twice", run("evaluate", "MODEL", "--benchmark", "c-mteb-35", "c-mteb-35"),
@@ -218,7 +226,7 @@ ROWS: dict[str, list[Row]] = {
         Row("no subset", run("evaluate", "MODEL", "--benchmark", "STS17"),
             "STS17 has several subsets; name one, as in 'STS17:ko-ko'"),
         Row("an unknown subset", run("evaluate", "MODEL", "--benchmark", "MassiveIntentClassification:zh-XX"),
-            "unknown subset 'zh-XX' of MassiveIntentClassification; nearest: zh-TW, zh-CN"),
+            "unknown subset 'zh-XX' of MassiveIntentClassification; did you mean zh-TW?"),
         Row("no task", call("evaluation.tasks:select", lambda w: []),
             "nothing to evaluate on; name a benchmark (c-mteb-35, c-mteb-31, MTEB(cmn, v1)), a task or a type"),
     ],
@@ -368,17 +376,6 @@ ROWS: dict[str, list[Row]] = {
             "TMP/card.yaml must hold a mapping of card fields, got list"),
         Row("a misspelt field", run("card", "TMP", files={"card.yaml": "licence: mit"}),
             "unknown key 'licence' in TMP/card.yaml; did you mean license?"),
-        Row(
-            "a table that is a mapping",
-            run("card", "TMP", files={"card.yaml": "comparison: rows.yaml", "rows.yaml": "{}"}),
-            "TMP/rows.yaml must hold a list of rows, got dict",
-        ),
-        Row(
-            "a misspelt field of the table",
-            run("card", "TMP", files={"card.yaml": "comparison: rows.yaml", "rows.yaml": "- {modle: x}"}),
-            "TMP/rows.yaml, row 1 must be a row with the fields model, size_gb, dimension, max_tokens, average, "
-            "by_type, got {'modle': 'x'}",
-        ),
         Row("no card to fill", run("release", "TMP", "org/name", "--fill-card"),
             "TMP has no README.md; save the model with its card first"),
         Row("a broken card", run("release", "TMP", "org/name", "--fill-card", files={"README.md": "---\na: [\n---\n"}),
@@ -387,12 +384,12 @@ ROWS: dict[str, list[Row]] = {
             "the results in TMP/0123456789abcdef belong to the model with the content hash 0123456789ab, MODEL has "
             "…; evaluate this directory, and give the folder named after its hash"),
     ],
-    "releasing.results": [
-        Row("no results there", call("releasing.results:read_results", "TMP/nowhere"),
+    "evaluation.results": [
+        Row("no results there", call("evaluation.results:read_results", "TMP/nowhere"),
             "the results TMP/nowhere do not exist; give a folder of mteb's JSON files, a .jsonl file or a card (.md)"),
-        Row("a folder without results", call("releasing.results:read_results", "TMP"),
+        Row("a folder without results", call("evaluation.results:read_results", "TMP"),
             "TMP holds no result files (Task.json); give the folder of one model's revision"),
-        Row("results of another form", call("releasing.results:read_results", "TMP/run.yaml"),
+        Row("results of another form", call("evaluation.results:read_results", "TMP/run.yaml"),
             "results must be a folder of mteb's JSON files, a .jsonl file or a card (.md), got TMP/run.yaml"),
         Row(
             "a broken line",
@@ -402,7 +399,16 @@ ROWS: dict[str, list[Row]] = {
         Row("a misspelt line", run("card", "TMP", files={"card.yaml": "{}", "results.jsonl": '{"task": 1}\n'}),
             "TMP/results.jsonl, line 1 must be a result with the fields task_type, dataset_type, dataset_name, "
             "config, split, revision, metrics, got {'task': 1}"),
-        Row("a result of mteb 1", call("releasing.results:from_mteb", lambda w: {"mteb_version": "1.0"}),
+        Row(
+            "a result without its metric",
+            call(
+                "evaluation.results:from_mteb",
+                lambda w: {"task_name": "T2Reranking", "scores": {"dev": [{"hf_subset": "default"}]}},
+            ),
+            "the result of T2Reranking, split 'dev', subset 'default' has no 'map_at_1000', which mteb 2.x writes; "
+            "evaluate the task again",
+        ),
+        Row("a result of mteb 1", call("evaluation.results:from_mteb", lambda w: {"mteb_version": "1.0"}),
             "a result must be as mteb 2.x writes it, got {'mteb_version': '1.0'}; evaluate the task again"),
     ],
     "modeling.portable.onnx_export": [

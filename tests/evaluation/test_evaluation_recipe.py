@@ -15,16 +15,15 @@ from sentence_transformers import SentenceTransformer
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation import command
 from piccolo_st.evaluation.benchmarks import C_MTEB_35, MTEB_CMN_V1
-from piccolo_st.evaluation.plot import plot_evaluations
-from piccolo_st.evaluation.results import Column, score_table
-from piccolo_st.releasing.results import read_results, scores
+from piccolo_st.evaluation.results import read_results, scores
+from piccolo_st.evaluation.scores import ModelScores, plot_evaluations, score_table
 from tests.helpers.evaluation_data import write_local_tasks
 
 ROOT = Path(__file__).parents[2]
 
 
-def column(label: str, values: dict[str, float]) -> Column:
-    return Column.of(label, values, C_MTEB_35)
+def column(label: str, values: dict[str, float]) -> ModelScores:
+    return ModelScores.of(label, values, C_MTEB_35)
 
 
 PICCOLO_LARGE = scores(read_results(ROOT / "model_cards/piccolo-large-zh/results.jsonl"), C_MTEB_35)
@@ -146,7 +145,7 @@ def test_references_are_results_or_rows_of_averages(capsys: pytest.CaptureFixtur
     (large,) = command.reference(ROOT / "model_cards/piccolo-large-zh/results.jsonl", C_MTEB_35)
 
     assert [f"{row.averages.overall:.2f}" for row in rows] == ["64.11", "63.96", "63.66", "63.40", "62.80"]
-    assert (large.label, large.averages) == ("piccolo-large-zh", rows[0].averages)
+    assert (large.model, large.averages) == ("piccolo-large-zh", rows[0].averages)
     assert command.reference(ROOT / "model_cards/c-mteb-35.yaml", MTEB_CMN_V1) == []  # another definition
     assert "c-mteb-35.yaml has nothing that is scored by the definition of MTEB(cmn, v1)" in capsys.readouterr().out
 

@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +15,21 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
-from hypothesis import given
-from hypothesis import strategies as st
 
 from piccolo_st.errors import InputError
-from piccolo_st.evaluation.benchmarks import C_MTEB_35, MTEB_CMN_V1, average_scores
+from piccolo_st.evaluation import ModelFacts, ModelScores, read_results
+from piccolo_st.evaluation.benchmarks import C_MTEB_35, MTEB_CMN_V1, Averages
 from piccolo_st.modeling.instructions import set_prompts
 from piccolo_st.releasing.card import PiccoloModelCardData, dataset_facts, render_card, stage_facts
 from piccolo_st.releasing.card_folder import add_results, card_from_folder
 from piccolo_st.releasing.card_sections import (
-    TableRow,
     comparison_table,
     evaluated_model,
     replace_block,
     training_section,
 )
+from piccolo_st.releasing.eval_results import eval_result_files
 from piccolo_st.releasing.record import DatasetRecord, RunRecord
-from piccolo_st.releasing.results import (
-    _REPOSITORIES,
-    TaskResult,
-    eval_result_files,
-    eval_results,
-    from_model_index,
-    from_mteb,
-    read_results,
-    scores,
-)
 
 CARDS = Path(__file__).parent.parent.parent / "model_cards"
 GOLDEN = Path(__file__).parent / "golden" / "card.md"
@@ -85,7 +74,8 @@ def test_the_large_row_is_computed(tmp_path: Path) -> None:
     changed = [r for r in results if r.dataset_name != "MTEB STSB"]
     stsb = next(r for r in results if r.dataset_name == "MTEB STSB")
     better = {**stsb.metrics, "cos_sim_spearman": stsb.metrics["cos_sim_spearman"] + 8.0}
-    write_lines([*changed, TaskResult(**{**stsb.__dict__, "metrics": better})], tmp_path / "results.jsonl")
+    lines = [json.dumps(asdict(result)) for result in [*changed, replace(stsb, metrics=better)]]
+    (tmp_path / "results.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (tmp_path / "card.yaml").write_text((LARGE / "card.yaml").read_text().replace("../", f"{CARDS}/"))
     row = next(line for line in card_from_folder(tmp_path).splitlines() if line.startswith("| **[sensenova"))
     assert "**64.33**" in row and "59.02" in row
@@ -123,10 +113,10 @@ def _copy(source: Path, target: Path) -> Path:
         ("licence: mit", r"unknown key 'licence' in .*card\.yaml; did you mean license"),
         ("- mit", r"card\.yaml must hold a mapping of card fields, got list"),
         ("a: [", r"card\.yaml is not YAML"),
-        ("model_name: x\nbenchmark: c-mteb-36", r"unknown benchmark 'c-mteb-36'; nearest: c-mteb-3"),
+        ("model_name: x\nbenchmark: c-mteb-36", r"unknown benchmark 'c-mteb-36'; did you mean c-mteb-3"),
         (
             "model_name: x\ncomparison: rows.yaml",
-            r"rows\.yaml, row 1 must be a row with the fields model, .*'size'",
+            r"unknown key 'size' in .*rows\.yaml, row 1; did you mean size_gb",
         ),
     ],
 )
@@ -135,131 +125,6 @@ def test_unusable_data_files(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "rows.yaml").write_text("- {model: x, size: 3}")
     with pytest.raises(InputError, match=message):
         card_from_folder(tmp_path)
-
-
-# ---------------------------------------------------------------------------------------- results
-def mteb_file(task: str, scores: dict[str, list[dict[str, Any]]], revision: str = "0" * 40) -> dict[str, Any]:
-    return {"dataset_revision": revision, "task_name": task, "mteb_version": "2.26.0", "scores": scores}
-
-
-def test_mteb_results_become_card_entries() -> None:
-    values = {"hf_subset": "default", "languages": ["cmn-Hans"], "main_score": 0.54, "pearson": 0.5, "spearman": 0.54}
-    cosine = {"cosine_pearson": 0.125, "cosine_spearman": 0.25, "euclidean_pearson": 0.5, "manhattan_spearman": 1.0}
-    (found,) = from_mteb(mteb_file("ATEC", {"test": [{**values, **cosine}]}))
-    assert found.entry == {
-        "task": {"type": "STS"},
-        "dataset": {
-            "type": "C-MTEB/ATEC",
-            "name": "MTEB ATEC",
-            "config": "default",
-            "split": "test",
-            "revision": "0" * 40,
-        },
-        "metrics": [
-            {"type": "cos_sim_pearson", "value": 12.5},
-            {"type": "cos_sim_spearman", "value": 25.0},
-            {"type": "euclidean_pearson", "value": 50.0},
-            {"type": "manhattan_spearman", "value": 100.0},
-        ],
-    }
-
-
-@pytest.mark.parametrize(
-    ("task", "split", "given_names", "wanted"),
-    [
-        ("T2Reranking", "dev", ["map_at_1000", "mrr_at_1000", "ndcg_at_10"], {"map", "mrr"}),
-        ("Waimai", "test", ["accuracy", "f1", "ap", "f1_weighted", "recall"], {"accuracy", "ap", "f1"}),
-        ("CLSClusteringS2S", "test", ["v_measure", "nmi"], {"v_measure"}),
-        ("Ocnli", "validation", ["cosine_ap", "similarity_ap", "max_f1", "max_recall"], {"cos_sim_ap", "max_f1"}),
-        ("DuRetrieval", "dev", ["ndcg_at_10", "ndcg_at_20", "nauc_mrr_at_1_max"], {"ndcg_at_10"}),
-    ],
-)
-def test_a_card_shows_the_metrics_of_its_kind(task: str, split: str, given_names: list[str], wanted: set[str]) -> None:
-    values = {"hf_subset": "default", "main_score": 0.5, **dict.fromkeys(given_names, 0.5)}
-    (found,) = from_mteb(mteb_file(task, {split: [values]}))
-    assert set(found.metrics) == wanted
-
-
-def test_tasks_without_a_definition_keep_their_main_score() -> None:
-    (found,) = from_mteb(mteb_file("MyTask", {"test": [{"hf_subset": "zh", "main_score": 0.25, "ndcg_at_10": 1.0}]}))
-    assert found.dataset_name == "MTEB MyTask (zh)" and dict(found.metrics) == {"main_score": 25.0}
-
-
-def test_labels_follow_the_subset() -> None:
-    subsets = [{"hf_subset": name, "main_score": 0.5, "accuracy": 0.5} for name in ("zh", "de")]
-    names = [found.dataset_name for found in from_mteb(mteb_file("AmazonReviewsClassification", {"test": subsets}))]
-    assert names == ["MTEB AmazonReviewsClassification (zh)", "MTEB AmazonReviewsClassification (de)"]
-
-
-def test_a_folder_of_results_averages_like_the_benchmark(tmp_path: Path) -> None:
-    (tmp_path / "model_meta.json").write_text('{"name": "x/y"}')
-    for number, task in enumerate(C_MTEB_35.tasks):
-        values = {"hf_subset": task.subset, "main_score": 0.0, task.metric: number / 100}
-        (tmp_path / f"{task.name}.json").write_text(json.dumps(mteb_file(task.name, {task.splits[0]: [values]})))
-    found = scores(read_results(tmp_path), C_MTEB_35)
-    assert found == pytest.approx({task.name: float(number) for number, task in enumerate(C_MTEB_35.tasks)})
-    assert average_scores(found, C_MTEB_35).overall == pytest.approx(17.0)
-
-
-results_strategy = st.lists(
-    st.builds(
-        TaskResult,
-        task_type=st.sampled_from(["STS", "Retrieval"]),
-        dataset_type=st.sampled_from(["C-MTEB/ATEC", "mteb/数据"]),
-        dataset_name=st.text("MTEB 数据", min_size=1, max_size=8),
-        config=st.sampled_from(["default", "zh"]),
-        split=st.sampled_from(["test", "dev"]),
-        revision=st.sampled_from(["None", "a" * 40]),
-        metrics=st.dictionaries(st.sampled_from(["map", "mrr"]), st.floats(0, 100), min_size=1),
-    ),
-    max_size=5,
-    unique_by=lambda result: (result.task_type, result.dataset_type, result.config, result.split, result.revision),
-)
-
-
-def write_lines(results: Iterable[TaskResult], path: Path) -> None:
-    lines = [json.dumps({**asdict(result), "metrics": dict(result.metrics)}) for result in results]
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-
-
-@given(results_strategy)
-def test_results_survive_files_and_cards(tmp_path_factory: pytest.TempPathFactory, results: list[TaskResult]) -> None:
-    path = tmp_path_factory.mktemp("results") / "results.jsonl"
-    write_lines(results, path)
-    assert read_results(path) == results
-    index = eval_results_to_model_index("m", eval_results(results))
-    assert from_model_index(index) == results
-    assert index[0]["results"] == [result.entry for result in results]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("gone", None, r"the results .*gone do not exist; give a folder"),
-        ("results.txt", "", r"results must be a folder of mteb's JSON files, a \.jsonl file or a card \(\.md\), got"),
-        ("results.jsonl", "{}\n", r"results\.jsonl, line 1 must be a result with the fields task_type, "),
-        ("results.jsonl", '{"task_type"', r"results\.jsonl, line 1 is not JSON"),
-    ],
-)
-def test_unusable_results(tmp_path: Path, name: str, content: str | None, message: str) -> None:
-    if content is not None:
-        (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=message):
-        read_results(tmp_path / name)
-
-
-def test_unusable_folders_of_results(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"holds no result files \(Task\.json\); give the folder"):
-        read_results(tmp_path)
-    (tmp_path / "ATEC.json").write_text('{"task_name": "ATEC"}')
-    with pytest.raises(InputError, match=r"a result must be as mteb 2\.x writes it, got .*; evaluate the task again"):
-        read_results(tmp_path)
-
-
-def test_repositories_are_mtebs() -> None:
-    mteb = pytest.importorskip("mteb")
-    for task in C_MTEB_35.tasks:
-        assert mteb.get_task(task.name).metadata.dataset["path"] == _REPOSITORIES[task.name], task.name
 
 
 def test_eval_result_files_are_the_hubs() -> None:
@@ -276,8 +141,10 @@ def test_eval_result_files_are_the_hubs() -> None:
 
 # ---------------------------------------------------------------------------------------- tables and blocks
 def test_the_table_sorts_and_marks_the_own_row() -> None:
-    own = TableRow("me/mine", 0.1, 32, 512, average=50.0, by_type={"STS": 40.0})
-    table = comparison_table(own, [TableRow("better", average=60.0), TableRow("unknown")], C_MTEB_35).splitlines()
+    facts: ModelFacts = {"size_gb": 0.1, "dimension": 32, "max_tokens": 512}
+    own = ModelScores("me/mine", {}, Averages(50.0, {"STS": 40.0}, ()), facts)
+    others = [ModelScores(name, {}, Averages(mean, {}, ())) for name, mean in (("better", 60.0), ("unknown", None))]
+    table = comparison_table(own, others, C_MTEB_35).splitlines()
     assert [line.split("|")[1].strip() for line in table[2:]] == [
         "better", "**[me/mine](https://huggingface.co/me/mine)**", "unknown",
     ]  # fmt: skip

@@ -19,13 +19,13 @@ from packaging.version import Version
 from safetensors.torch import load_file, save_file
 
 from piccolo_st.errors import InputError
+from piccolo_st.evaluation import read_results
 from piccolo_st.modeling.fingerprint import content_hash
 from piccolo_st.modeling.portable.contents import find_leaks, release_files
 from piccolo_st.modeling.portable.saving import save_portable
 from piccolo_st.releasing.card_folder import add_results, prepare_card
 from piccolo_st.releasing.checks import check_release
 from piccolo_st.releasing.publish import ReleaseError, release
-from piccolo_st.releasing.results import read_results
 from tests.helpers.hub_clients import HUB_VERSION, REPO, TOKEN, save_release
 from tests.helpers.hub_server import HubServer
 

@@ -1,0 +1,62 @@
+"""Results as the Hub takes them: a README's model-index, and the newer files ``.eval_results/Task.yaml``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
+
+from piccolo_st.evaluation import Benchmark, TaskResult, counted
+
+
+def eval_results(results: Iterable[TaskResult]) -> list[EvalResult]:
+    """huggingface_hub's flat form, from which ``eval_results_to_model_index`` builds the model-index of a card."""
+    return [
+        EvalResult(
+            task_type=result.task_type,
+            dataset_type=result.dataset_type,
+            dataset_name=result.dataset_name,
+            dataset_config=result.config,
+            dataset_split=result.split,
+            dataset_revision=result.revision,
+            metric_type=name,
+            metric_value=result.metrics[name],
+        )
+        for result in results
+        for name in sorted(result.metrics)
+    ]
+
+
+def eval_result_files(
+    results: Iterable[TaskResult], benchmark: Benchmark, *, date: str | None = None
+) -> dict[str, str]:
+    """The Hub's newer convention: ``.eval_results/Task.yaml`` -> its text, one file per task, main scores only.
+
+    Args:
+        results: the results; those whose task the benchmark does not have, or whose data is not on the Hub, are
+            left out.
+        benchmark: says which metric of a task is its main score.
+        date: when they were measured, ISO 8601.
+    """
+    found = counted(results, benchmark)
+    files = {}
+    for task in benchmark.tasks:
+        entries = [
+            EvalResultEntry(
+                dataset_id=result.dataset_type,
+                task_id=f"{task.name}_{task.subset}_{result.split}",
+                value=round(result.metrics[task.card_metric], 5),
+                dataset_revision=result.revision if result.revision != "None" else None,
+                date=date,
+                source_url="https://github.com/embeddings-benchmark/mteb",
+                source_name="mteb",
+                notes=f"{task.card_metric}, {benchmark.name}",
+            )
+            for result in found[task.name]
+            if "/" in result.dataset_type
+        ]
+        if entries:
+            text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
+            files[f".eval_results/{task.name}.yaml"] = text
+    return files
