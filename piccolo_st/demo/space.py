@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -16,8 +17,7 @@ import yaml
 
 from piccolo_st.errors import InputError, MissingPackage
 from piccolo_st.modeling import find_leaks
-from piccolo_st.releasing import Release, ReleaseError
-from piccolo_st.releasing.publish import publish
+from piccolo_st.releasing import Release, ReleaseError, ReleaseOptions, publish
 
 # What the page consists of; tests/demo/test_space.py runs it with nothing else of the package.
 _PAGE_FILES = ("__init__.py", "_version.py", "demo/__init__.py", "demo/draw.py", "demo/page.py", "demo/search.py")
@@ -87,23 +87,19 @@ def space_files(model_id: str, texts: Sequence[str], revision: str = "main") -> 
 def release_space(
     model_id: str,
     texts: Sequence[str],
+    options: ReleaseOptions | None = None,
     *,
     space_id: str | None = None,
     model_revision: str = "main",
-    push: bool = False,
-    private: bool = True,
-    message: str | None = None,
-    endpoint: str | None = None,
-    say: Callable[[str], None] = print,
 ) -> Release:
     """Show what the Space of a model would change on the Hub and, with ``push``, publish it in one commit.
 
     Args:
         model_id: the model's repository on the Hub.
         texts: what the page searches.
+        options: what to do; nothing is sent by default.
         space_id: the Space's repository; the model's own name by default.
         model_revision: the model's branch or tag that the Space loads.
-        push: as for :func:`piccolo_st.releasing.publish.release`; so are private, message, endpoint and say.
 
     Raises:
         ReleaseError: a file holds a secret or a path of this machine, or the Hub refused or failed.
@@ -116,14 +112,6 @@ def release_space(
             (Path(folder) / path).write_text(content, encoding="utf-8")
         if leaks := list(find_leaks(folder, list(files))):
             raise ReleaseError(f"the Space of {model_id} is not ready to be released: {'; '.join(leaks)}")
-        return publish(
-            Path(folder),
-            sorted(files),
-            space_id or model_id,
-            repo_type="space",
-            push=push,
-            private=private,
-            message=message or f"Page of {model_id}",
-            endpoint=endpoint,
-            say=say,
-        )
+        options = options or ReleaseOptions()
+        options = replace(options, message=options.message or f"Page of {model_id}")
+        return publish(Path(folder), sorted(files), space_id or model_id, options, repo_type="space")

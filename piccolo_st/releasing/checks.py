@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -61,6 +60,25 @@ class Check:
         return not self.problems
 
 
+@dataclass(frozen=True)
+class ReleaseChecks:
+    """The files that a release publishes, sorted paths below the model directory, and the outcome of every check."""
+
+    files: tuple[str, ...]
+    checks: tuple[Check, ...]
+
+    @property
+    def problems(self) -> list[str]:
+        """What stops the release."""
+        return [problem for check in self.checks for problem in check.problems]
+
+    def __str__(self) -> str:
+        return "\n".join(
+            f"{'ok  ' if check.ok else 'FAIL'} {check.name}" + f" ({check.note})" * bool(check.note)
+            for check in self.checks
+        )
+
+
 def embed(path: str | Path) -> np.ndarray:
     """Embeddings of :data:`PROBES`, (len(PROBES), dimension) float32, by stock sentence-transformers on the CPU."""
     return _embed(SentenceTransformer(str(path), device="cpu"))
@@ -73,7 +91,7 @@ def check_release(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     foreign_results: bool = False,
-) -> list[Check]:
+) -> ReleaseChecks:
     """Run every check; see the module docstring.
 
     Args:
@@ -86,41 +104,44 @@ def check_release(
     try:
         files = release_files(model_dir, include, exclude)
     except InputError as error:
-        return [Check("files", (str(error),))]
-    checks = [Check("files", tuple(find_leaks(model_dir, files))), _portable(model_dir, files)]
+        return ReleaseChecks((), (Check("files", (str(error),)),))
+    return ReleaseChecks(tuple(files), tuple(_checks(Path(model_dir), files, repo_id, foreign_results)))
+
+
+def _checks(folder: Path, files: Sequence[str], repo_id: str, foreign_results: bool) -> Iterator[Check]:
+    yield Check("files", tuple(find_leaks(folder, files)))
+    problems, limits = portable_problems(folder, onnx=any(name.startswith("onnx/") for name in files))
+    remedy = "save the model with piccolo_st.save_portable"
+    yield Check("portable", tuple(f"{problem}; {remedy}" for problem in problems), limits)
     try:
-        model = SentenceTransformer(str(model_dir), device="cpu")
+        model = SentenceTransformer(str(folder), device="cpu")
     except Exception as error:  # whatever stops it from loading is the finding
-        return [
-            *checks,
-            Check("loads", (f"sentence-transformers cannot load it: {type(error).__name__}: {reason(error)}",)),
-        ]
-    card = Path(model_dir) / "README.md"
+        yield Check("loads", (f"sentence-transformers cannot load it: {type(error).__name__}: {reason(error)}",))
+        return
+    card = folder / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    return [
-        *checks,
-        Check("loads"),
-        Check("embeddings", tuple(_embedding_problems(model))),
-        Check("card", tuple(_card_problems(text, repo_id, model))),
-        Check("results", tuple(_result_problems(text, model, foreign_results))),
-    ]
+    yield Check("loads")
+    yield Check("embeddings", tuple(_embedding_problems(model)))
+    yield Check("card", tuple(_card_problems(text, repo_id, model)))
+    yield Check("results", tuple(_result_problems(text, model, foreign_results)))
 
 
-def _portable(model_dir: str | Path, files: Sequence[str]) -> Check:
-    needless = () if any(name.startswith("onnx/") for name in files) else ("ONNX",)
-    found: dict[str, list[str]] = {}
+def portable_problems(folder: Path, onnx: bool) -> tuple[list[str], str]:
+    """Why some consumers would not load the model, each problem once, and, in a line, whom it is no model for.
+
+    Args:
+        folder: a saved model.
+        onnx: whether ONNX is among the consumers.
+    """
+    problems: dict[str, list[str]] = {}
     limits: dict[str, list[str]] = {}
-    for report in check_portable(model_dir):
-        if report.consumer not in needless:
-            for said, where in ((report.problems, found), (report.limits, limits)):
+    for report in check_portable(folder):
+        if onnx or report.consumer != "ONNX":
+            for said, where in ((report.problems, problems), (report.limits, limits)):
                 for one in said:
                     where.setdefault(one, []).append(report.consumer)
-    return Check(
-        "portable",
-        tuple(
-            f"{problem} (for {', '.join(consumers)}); save the model with piccolo_st.save_portable"
-            for problem, consumers in found.items()
-        ),
+    return (
+        [f"{problem} (for {', '.join(consumers)})" for problem, consumers in problems.items()],
         "; ".join(f"not for {', '.join(consumers)}: {limit}" for limit, consumers in limits.items()),
     )
 
@@ -158,7 +179,7 @@ def _card_problems(text: str, repo_id: str, model: SentenceTransformer) -> Itera
         return
     try:
         card = ModelCard(text)
-        data: dict[str, Any] = card.data.to_dict()
+        data = card.data.to_dict()
     except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         yield f"the metadata of README.md cannot be read: {reason(error)}"
         return

@@ -23,7 +23,7 @@ from piccolo_st.demo.corpus import read_corpus, thin_out
 from piccolo_st.demo.space import release_space
 from piccolo_st.evaluation import C_MTEB_35, Benchmark, get_benchmark, read_rows
 from piccolo_st.modeling import export_onnx
-from piccolo_st.releasing import card_from_folder, prepare_card, release
+from piccolo_st.releasing import ReleaseOptions, card_from_folder, prepare_card, release
 
 
 def parser() -> OptionParser:
@@ -88,9 +88,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.onnx:
         export_onnx(options.model_dir)
     texts = thin_out(read_corpus(options.corpus), options.limit) if options.space is not None else []
-    release(
-        options.model_dir,
-        options.repo_id,
+    whole = ReleaseOptions(
         push=options.push,
         private=not options.public,
         revision=options.revision,
@@ -103,15 +101,15 @@ def main(arguments: Sequence[str]) -> None:
         delete=options.delete,
         foreign_results=options.foreign_results,
     )
+    release(options.model_dir, options.repo_id, whole)
     if options.space is not None:
         print()
         release_space(
             options.repo_id,
             texts,
+            ReleaseOptions(push=options.push, private=not options.public),
             space_id=options.space or None,
             model_revision=options.tag or options.revision,
-            push=options.push,
-            private=not options.public,
         )
 
 

@@ -28,7 +28,7 @@ class FileChange:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RemoteDiff:
     """A release against the remote as it was at ``head``.
 
     Attributes:
@@ -85,9 +85,9 @@ class Plan:
         return "\n".join(lines)
 
 
-def make_plan(
+def diff_remote(
     api: HfApi,
-    model_dir: str | Path,
+    folder: Path,
     files: Sequence[str],
     repo_id: str,
     *,
@@ -95,7 +95,7 @@ def make_plan(
     tag: str | None = None,
     delete: Sequence[str] = (),
     repo_type: str = "model",
-) -> Plan:
+) -> RemoteDiff:
     """Compare the files with the remote by the hashes the Hub keeps; downloads nothing."""
     exists, head, private, tagged = True, None, None, None
     remote: dict[str, RepoFile] = {}
@@ -108,10 +108,10 @@ def make_plan(
     except RepositoryNotFoundError:
         exists = False
     others = [path for path in remote if path not in files and path != ".gitattributes"]
-    deleted = [path for path in others if any(fnmatch.fnmatch(path, pattern) for pattern in delete)]
-    kept = [path for path in others if path not in deleted]
-    changes = compare(Path(model_dir), files, remote)
-    return Plan(repo_id, revision, exists, head, private, changes, tuple(deleted), tuple(kept), tagged, repo_type)
+    deleted = tuple(path for path in others if any(fnmatch.fnmatch(path, pattern) for pattern in delete))
+    kept = tuple(path for path in others if path not in deleted)
+    changes = file_changes(folder, files, remote)
+    return RemoteDiff(repo_id, revision, exists, head, private, changes, deleted, kept, tagged, repo_type)
 
 
 def remote_files(api: HfApi, repo_id: str, commit: str | None, repo_type: str = "model") -> dict[str, RepoFile]:
@@ -122,7 +122,7 @@ def remote_files(api: HfApi, repo_id: str, commit: str | None, repo_type: str = 
     return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
 
-def compare(folder: Path, files: Sequence[str], remote: Mapping[str, RepoFile]) -> tuple[FileChange, ...]:
+def file_changes(folder: Path, files: Sequence[str], remote: Mapping[str, RepoFile]) -> tuple[FileChange, ...]:
     """Every file of the release against the remote ones, by size and by the hash that the Hub keeps."""
     changes = []
     for name in files:
@@ -145,9 +145,9 @@ def sha256(path: Path) -> str:
         return sha_fileobj(file).hex()
 
 
-def describe_movement(api: HfApi, plan: Plan, seen: str | None, now: str | None) -> str:
+def describe_movement(api: HfApi, diff: RemoteDiff, seen: str | None, now: str | None) -> str:
     """What happened on the branch since it was looked at: the commits and the files they changed, in a sentence."""
-    repo_id, revision, repo_type = plan.repo_id, plan.revision, plan.repo_type
+    repo_id, revision, repo_type = diff.repo_id, diff.revision, diff.repo_type
     titles = []
     for commit in api.list_repo_commits(repo_id, revision=revision, repo_type=repo_type) if now else []:
         if commit.commit_id == seen:

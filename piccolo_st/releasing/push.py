@@ -30,7 +30,8 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
 from piccolo_st.errors import InputError
-from piccolo_st.modeling import check_portable, find_leaks, problems, split_files
+from piccolo_st.modeling import find_leaks, problems, split_files
+from piccolo_st.releasing.checks import portable_problems
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -83,11 +84,7 @@ def push_checkpoint(
     if not portable:
         files += [name for name in others if name in rest and Path(name).name != _PICKLED_ARGUMENTS]
     state = sorted({*files, *model_and_state}) if state_path else []
-    found: dict[str, list[str]] = {}
-    for report in check_portable(folder) if portable else ():
-        for problem in report.problems if report.consumer != "ONNX" else ():
-            found.setdefault(problem, []).append(report.consumer)
-    faults = [f"{problem} (for {', '.join(consumers)})" for problem, consumers in found.items()]
+    faults = portable_problems(folder, onnx=False)[0] if portable else []
     faults += find_leaks(folder, files)
     faults += find_leaks(folder, sorted({*state} - {*files}), paths=False)
     if faults:

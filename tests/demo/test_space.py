@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, snapshot_download
 
 from piccolo_st.demo.space import release_space, space_files
 from piccolo_st.errors import InputError
-from piccolo_st.releasing import ReleaseError, release
+from piccolo_st.releasing import ReleaseError, ReleaseOptions, release
 from piccolo_st.releasing.command import main
 from tests.helpers.demo_pages import serving
 from tests.helpers.hub_clients import REPO, TOKEN
@@ -48,39 +48,39 @@ def test_texts_must_be_lines() -> None:
 
 
 def test_a_dry_run_sends_nothing_and_a_push_is_one_commit(hub: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = release_space(REPO, TEXTS).plan
-    assert not hub.repos and plan.repo_type == "space" and len(plan.sent) == len(space_files(REPO, TEXTS))
+    diff = release_space(REPO, TEXTS).diff
+    assert not hub.repos and diff.repo_type == "space" and len(diff.sent) == len(space_files(REPO, TEXTS))
     assert f"Space {REPO} (does not exist yet)" in capsys.readouterr().out
-    done = release_space(REPO, TEXTS, push=True)
+    done = release_space(REPO, TEXTS, ReleaseOptions(push=True))
     repo = hub.repos["space", REPO]
     assert repo.private and done.commit == repo.branches["main"]
     assert [call.route for call in hub.calls].count("commit") == 1
     held = {path: repo.read(blob).decode() for path, blob in repo.resolve("main").files.items()}
-    assert {path: held[path] for path in plan.sent} == space_files(REPO, TEXTS)
+    assert {path: held[path] for path in diff.sent} == space_files(REPO, TEXTS)
     shown = capsys.readouterr().out
     assert "same hashes\n" in shown and "The Hub builds the Space and starts it" in shown
 
-    again = release_space(REPO, TEXTS, push=True, say=quiet)
+    again = release_space(REPO, TEXTS, ReleaseOptions(push=True, say=quiet))
     assert again.commit == done.commit and [call.route for call in hub.calls].count("commit") == 1
-    changed = release_space(REPO, TEXTS[:2], push=True, private=False, say=quiet)
-    assert changed.plan.sent == ["README.md", "corpus.txt"] and not repo.private
+    changed = release_space(REPO, TEXTS[:2], ReleaseOptions(push=True, private=False, say=quiet))
+    assert changed.diff.sent == ["README.md", "corpus.txt"] and not repo.private
     with pytest.raises(ReleaseError, match=r"is public, so releasing there publishes the space; say so with --public"):
-        release_space(REPO, TEXTS, push=True, say=quiet)
+        release_space(REPO, TEXTS, ReleaseOptions(push=True, say=quiet))
     assert ("model", REPO) not in hub.repos
 
 
 def test_a_text_with_a_secret_is_not_pushed(hub: HubServer) -> None:
     with pytest.raises(ReleaseError, match=r"is not ready to be released: corpus\.txt, line 2: a Hugging Face token"):
-        release_space(REPO, ["一", f"hf_{'a1B2' * 9}"], push=True, say=quiet)
+        release_space(REPO, ["一", f"hf_{'a1B2' * 9}"], ReleaseOptions(push=True, say=quiet))
     assert not hub.repos
 
 
 def test_a_space_that_moved_meanwhile_is_not_overwritten(hub: HubServer) -> None:
-    release_space(REPO, TEXTS, push=True, say=quiet)
+    release_space(REPO, TEXTS, ReleaseOptions(push=True, say=quiet))
     repo = hub.repos["space", REPO]
     hub.before["commit"] = lambda: repo.put({"app.py": b"print()"}, "by hand")
     with pytest.raises(ReleaseError, match=r"moved from \w+ to \w+ .*'by hand'.*files: app\.py.*Nothing was overwrit"):
-        release_space(REPO, TEXTS[:2], push=True, say=quiet)
+        release_space(REPO, TEXTS[:2], ReleaseOptions(push=True, say=quiet))
 
 
 def test_the_recipe_releases_model_and_space(
@@ -102,7 +102,7 @@ def test_the_space_runs_with_its_own_files_alone(hub: HubServer, released_model:
     from gradio_client import Client
 
     release(released_model, REPO, push=True, say=quiet)
-    release_space(REPO, TEXTS, push=True, say=quiet)
+    release_space(REPO, TEXTS, ReleaseOptions(push=True, say=quiet))
     folder = snapshot_download(REPO, repo_type="space", local_dir=tmp_path / "space", endpoint=HfApi().endpoint)
     assert not (Path(folder) / "piccolo_st" / "errors.py").exists()
     environment = hub.environment(tmp_path / "home", TOKEN)

@@ -44,7 +44,8 @@ def quiet(text: str) -> None:
 
 
 def problems(model_dir: Path, name: str, **options: Any) -> str:
-    return " | ".join(next(check for check in check_release(model_dir, REPO, **options) if check.name == name).problems)
+    checks = check_release(model_dir, REPO, **options).checks
+    return " | ".join(next(check for check in checks if check.name == name).problems)
 
 
 def edit_json(path: Path, **values: Any) -> None:
@@ -53,9 +54,9 @@ def edit_json(path: Path, **values: Any) -> None:
 
 # ------------------------------------------------------------------------------------------------ checks
 def test_a_good_model_passes_every_check(model_dir: Path) -> None:
-    checks = check_release(model_dir, REPO)
-    assert [check.name for check in checks] == ["files", "portable", "loads", "embeddings", "card", "results"]
-    assert all(check.ok for check in checks), checks
+    found = check_release(model_dir, REPO)
+    assert [check.name for check in found.checks] == ["files", "portable", "loads", "embeddings", "card", "results"]
+    assert not found.problems and found.files == tuple(release_files(model_dir))
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ def test_prepare_card_fills_in_what_a_release_asks_for(model_dir: Path, tmp_path
     text = card.read_text(encoding="utf-8")
     assert "license: apache-2.0\n" in text
     assert "8 x 2 = 16" in text and "2 CPU cores" in text and "![curves](curves.png)" in text and "25.00" in text
-    assert all(check.ok for check in check_release(model_dir, REPO)), check_release(model_dir, REPO)
+    assert not check_release(model_dir, REPO).problems
     assert (model_dir / ".eval_results" / "ATEC.yaml").exists()
     other = folder.rename(folder.parent / ("0" * 40))
     with pytest.raises(
@@ -243,7 +244,7 @@ def test_either_precision_can_be_released(released_model: Path, tmp_path: Path, 
     from sentence_transformers import SentenceTransformer
 
     save_portable(SentenceTransformer(str(released_model), device="cpu"), tmp_path, dtype=dtype)
-    assert all(check.ok for check in check_release(tmp_path, REPO)), check_release(tmp_path, REPO)
+    assert not check_release(tmp_path, REPO).problems
 
 
 @pytest.mark.skipif(Version("2.2") > HUB_VERSION, reason="before 2.2 a card is validated at huggingface.co alone")
@@ -275,11 +276,11 @@ def test_a_dry_run_compares_with_the_remote(hub: HubServer, model_dir: Path) -> 
     hub.repos["model", REPO].put({"pytorch_model.bin": b"old", "notes.txt": b"x"}, "by hand")
     (model_dir / "README.md").write_text((model_dir / "README.md").read_text(encoding="utf-8") + "\nmore\n")
     said: list[str] = []
-    plan = release(model_dir, REPO, delete=["notes.*"], say=said.append).plan
-    assert plan.sent == ["README.md"] and plan.deleted == ("notes.txt",) and plan.kept == ("pytorch_model.bin",)
-    assert plan.head != head and plan.private
+    diff = release(model_dir, REPO, delete=["notes.*"], say=said.append).diff
+    assert diff.sent == ["README.md"] and diff.deleted == ("notes.txt",) and diff.kept == ("pytorch_model.bin",)
+    assert diff.head != head and diff.private
     assert "Note: pytorch_model.bin would stay" in said[1] and re.search(r"deleted +notes.txt", said[1])
-    assert said[-1].endswith(f"--push --parent {plan.head}")
+    assert said[-1].endswith(f"--push --parent {diff.head}")
 
 
 def test_a_model_that_fails_a_check_is_not_even_compared(hub: HubServer, model_dir: Path) -> None:
@@ -307,7 +308,7 @@ def test_releasing_again_sends_nothing(hub: HubServer, model_dir: Path) -> None:
     first = release(model_dir, REPO, push=True, tag="v1.0", say=quiet)
     hub.calls.clear()
     again = release(model_dir, REPO, push=True, tag="v1.0", parent="0" * 40, say=quiet)
-    assert again.commit == first.commit and again.plan.done
+    assert again.commit == first.commit and again.diff.done
     assert not {call.route for call in hub.calls} & {"commit", "preupload", "lfs_upload", "create_tag", "create_repo"}
 
 
@@ -376,7 +377,7 @@ def someone_else(hub: HubServer) -> None:
 def test_a_change_since_the_dry_run_is_refused(hub: HubServer, model_dir: Path) -> None:
     release(model_dir, REPO, push=True, say=quiet)
     (model_dir / "README.md").write_text((model_dir / "README.md").read_text(encoding="utf-8") + "\nmore\n")
-    parent = release(model_dir, REPO, say=quiet).plan.head
+    parent = release(model_dir, REPO, say=quiet).diff.head
     someone_else(hub)
     theirs = hub.repos["model", REPO].branches["main"]
     message = (

@@ -19,6 +19,8 @@ import pytest
 from packaging.version import Version
 
 from piccolo_st import tables
+from piccolo_st.modeling import release_files
+from piccolo_st.releasing.checks import ReleaseChecks
 from piccolo_st.releasing.publish import ReleaseError, release
 from tests.helpers.hub_clients import HUB_VERSION, REPO, TOKEN
 from tests.helpers.hub_server import Call, HubServer
@@ -71,7 +73,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """No waiting between retries (the waits are returned), and no model loaded: test_hub.py has the checks."""
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)
-    monkeypatch.setattr(f"{MODULE}.check_release", lambda *args, **kwargs: [])
+    monkeypatch.setattr(
+        f"{MODULE}.check_release", lambda folder, *args, **kwargs: ReleaseChecks(tuple(release_files(folder)), ())
+    )
     monkeypatch.setattr(f"{MODULE}.embed", lambda path: np.zeros(1))
     return waits
 
