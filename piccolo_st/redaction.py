@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import TypeVar, cast
 
 from huggingface_hub import get_token
 
@@ -24,7 +24,10 @@ _SPECIAL_TOKENS = {"bos", "eos", "unk", "sep", "pad", "cls", "mask"}
 _LEAST = 8  # characters of a secret that is looked for inside other texts
 
 
-def redact(value: Any, place: str = "", mark: Any = None) -> tuple[Any, list[str]]:
+T = TypeVar("T")
+
+
+def redact(value: T, place: str = "", mark: str | None = None) -> tuple[T, list[str]]:
     """A value of mappings and lists without its secrets.
 
     Args:
@@ -39,7 +42,7 @@ def redact(value: Any, place: str = "", mark: Any = None) -> tuple[Any, list[str
     known = {text for text in [*named, *_of_this_process()] if len(text) >= _LEAST}
     found: list[str] = []
 
-    def clean(value: Any, place: str) -> Any:
+    def clean(value: object, place: str) -> object:
         if isinstance(value, Mapping):
             return {key: clean(child, f"{place}.{key}" if place else str(key)) for key, child in value.items()}
         if isinstance(value, (list, tuple)):
@@ -49,7 +52,7 @@ def redact(value: Any, place: str = "", mark: Any = None) -> tuple[Any, list[str
             return mark
         return value
 
-    return clean(value, place), found
+    return cast(T, clean(value, place)), found  # mappings become dictionaries, sequences lists
 
 
 def holds_secret(text: str, known: Collection[str] = ()) -> bool:
@@ -57,7 +60,7 @@ def holds_secret(text: str, known: Collection[str] = ()) -> bool:
     return any(secret in text for secret in known) or any(re.search(form, text) for form in SECRET_FORMS.values())
 
 
-def _texts(value: Any, place: str) -> Iterator[tuple[str, str]]:
+def _texts(value: object, place: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping):
         for key, child in value.items():
             yield from _texts(child, str(key))

@@ -7,6 +7,6 @@ corpus.py  where the texts come from (not in a Space, which has its texts in a f
 """
 
 from piccolo_st.demo.page import serve
-from piccolo_st.demo.search import Comparison
+from piccolo_st.demo.search import Searcher
 
-__all__ = ["Comparison", "serve"]
+__all__ = ["Searcher", "serve"]

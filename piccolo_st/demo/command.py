@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Sequence
 
 from piccolo_st.config import OptionParser
-from piccolo_st.demo import Comparison, serve
+from piccolo_st.demo import Searcher, serve
 from piccolo_st.demo.corpus import read_corpus, thin_out
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation import load_model
@@ -45,6 +45,6 @@ def main(arguments: Sequence[str]) -> None:
     print(f"embedding {len(texts):,} of {len(every):,} texts (--limit) with {' and '.join(models)}", flush=True)
     query = options.query if options.query is not None else "" if options.corpus else "月亮"
     try:
-        serve(Comparison.of(models, texts, progress=True), query, options.host, options.port)
+        serve(Searcher.of(models, texts, progress=True), query, options.host, options.port)
     except ImportError as error:  # gradio; the page itself is published without this package's errors
         raise InputError(str(error)) from None

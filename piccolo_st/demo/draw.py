@@ -12,7 +12,7 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from piccolo_st.demo.search import Comparison, Found, Hit, Projection, Variant, Vectors
+from piccolo_st.demo.search import Found, Hit, Projection, Searcher, Variant, Vectors
 
 SHOWN_CHARACTERS = 500
 MAP_POINTS = 2000
@@ -45,9 +45,9 @@ CSS = """
 """
 
 
-def table(comparison: Comparison, found: Found, top: int = 10) -> str:
+def table(searcher: Searcher, found: Found, top: int = 10) -> str:
     """The texts that were found, a row each, with score and rank in every variant."""
-    variants = comparison.variants
+    variants = searcher.variants
     models = list(dict.fromkeys(variant.model for variant in variants))
     spans = [sum(variant.model == model for variant in variants) for model in models]
     lowest = min((min(hit.scores) for hit in found.hits), default=0.0)
@@ -56,7 +56,7 @@ def table(comparison: Comparison, found: Found, top: int = 10) -> str:
         f'<th class="model" colspan="{span}">{escape(model)}</th>' for model, span in zip(models, spans, strict=True)
     )
     heads = "".join(f'<th class="score">{_instruction_name(variant)}</th>' for variant in variants)
-    rows = "".join(_row(comparison, hit, lowest, highest, top) for hit in found.hits)
+    rows = "".join(_row(searcher, hit, lowest, highest, top) for hit in found.hits)
     return (
         f'<table class="found"><thead><tr><th></th><th></th>{names}</tr>'
         f"<tr><th>#</th><th>文本 · text</th>{heads}</tr></thead><tbody>{rows}</tbody></table>"
@@ -68,16 +68,16 @@ def _instruction_name(variant: Variant) -> str:
     return f"有指令 · with {escape(variant.instruction)}" if variant.instruction else "无指令 · without"
 
 
-def _row(comparison: Comparison, hit: Hit, lowest: float, highest: float, top: int) -> str:
+def _row(searcher: Searcher, hit: Hit, lowest: float, highest: float, top: int) -> str:
     cells = []
-    for variant, score, rank in zip(comparison.variants, hit.scores, hit.ranks, strict=True):
+    for variant, score, rank in zip(searcher.variants, hit.scores, hit.ranks, strict=True):
         share = (score - lowest) / (highest - lowest) if highest > lowest else 1.0
         kind = "score" if variant.instruction else "score without"
         cells.append(
             f'<td class="{kind}">{score:.3f}<span class="rank">#{rank}</span>'
             f'<span class="bar" style="width:{4 + 96 * share:.0f}%"></span></td>'
         )
-    text = escape(comparison.texts[hit.index][:SHOWN_CHARACTERS])
+    text = escape(searcher.texts[hit.index][:SHOWN_CHARACTERS])
     beyond = ' class="beyond"' if hit.ranks[0] > top else ""
     return (
         f'<tr{beyond}><td>{hit.ranks[0]}</td><td><span class="text" title="{text}">{text}</span></td>'
@@ -85,10 +85,10 @@ def _row(comparison: Comparison, hit: Hit, lowest: float, highest: float, top: i
     )
 
 
-def facts(comparison: Comparison, found: Found, dimension: int) -> str:
+def facts(searcher: Searcher, found: Found, dimension: int) -> str:
     """What the search did and how long it took, in a line."""
     return (
-        f'<div class="facts">{len(comparison.texts):,} 条文本 · texts, {dimension} / {comparison.dimension} 维 · '
+        f'<div class="facts">{len(searcher.texts):,} 条文本 · texts, {dimension} / {searcher.dimension} 维 · '
         f"dimensions; 编码 · embedding {1000 * found.embedding_seconds:.0f} ms, 检索 · search "
         f"{1000 * found.search_seconds:.1f} ms</div>"
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from piccolo_st.demo import draw
-from piccolo_st.demo.search import Comparison
+from piccolo_st.demo.search import Searcher
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -17,24 +17,24 @@ TITLE = "向量检索 · Embedding search"
 TOP = 10
 
 
-def render(comparison: Comparison, query: str, dimension: int) -> tuple[str, str]:
+def render(searcher: Searcher, query: str, dimension: int) -> tuple[str, str]:
     """The table and the maps of a query, in HTML; of an empty one only the maps."""
-    first = {variant.model: place for place, variant in reversed(list(enumerate(comparison.variants)))}
+    first = {variant.model: place for place, variant in reversed(list(enumerate(searcher.variants)))}
     places = sorted(first.values())
     query = query.strip()
     if not query:
-        maps = [draw.corpus_map(comparison.variants[place], dimension) for place in places]
+        maps = [draw.corpus_map(searcher.variants[place], dimension) for place in places]
         return "", "".join(maps)
-    found = comparison.search(query, dimension, TOP)
+    found = searcher.search(query, dimension, TOP)
     maps = []
     for place in places:
         best = sorted((hit for hit in found.hits if hit.ranks[place] <= TOP), key=lambda hit: hit.ranks[place])
         ranked = [hit.index for hit in best]
-        maps.append(draw.corpus_map(comparison.variants[place], dimension, query, found.vectors[place], ranked))
-    return draw.facts(comparison, found, dimension) + draw.table(comparison, found, TOP), "".join(maps)
+        maps.append(draw.corpus_map(searcher.variants[place], dimension, query, found.vectors[place], ranked))
+    return draw.facts(searcher, found, dimension) + draw.table(searcher, found, TOP), "".join(maps)
 
 
-def build_page(comparison: Comparison, query: str = "") -> Blocks:
+def build_page(searcher: Searcher, query: str = "") -> Blocks:
     """The page as gradio blocks, with a query to begin with.
 
     Raises:
@@ -46,9 +46,9 @@ def build_page(comparison: Comparison, query: str = "") -> Blocks:
         raise ImportError('the page needs gradio; run: pip install "piccolo_st[demo]"') from error
 
     def update(query: str, dimension: float) -> tuple[str, str]:
-        return render(comparison, query, int(dimension))
+        return render(searcher, query, int(dimension))
 
-    whole = comparison.dimension
+    whole = searcher.dimension
     least = min(8, whole)
     with gradio.Blocks(analytics_enabled=False, title=TITLE, fill_width=True) as page:
         gradio.Markdown(f"## {TITLE}")
@@ -60,7 +60,7 @@ def build_page(comparison: Comparison, query: str = "") -> Blocks:
                 least, whole, whole, step=1, label="维数 · Dimensions (MRL)", scale=2, elem_id="dimension"
             )
         with gradio.Row():
-            with gradio.Column(scale=len(comparison.variants) + 1, min_width=480):
+            with gradio.Column(scale=len(searcher.variants) + 1, min_width=480):
                 table = gradio.HTML(elem_id="found")
             with gradio.Column(scale=2, min_width=320):
                 maps = gradio.HTML(elem_id="map")
@@ -76,16 +76,16 @@ def build_page(comparison: Comparison, query: str = "") -> Blocks:
     return page
 
 
-def serve(comparison: Comparison, query: str = "", host: str | None = None, port: int | None = None) -> None:
+def serve(searcher: Searcher, query: str = "", host: str | None = None, port: int | None = None) -> None:
     """Serve the page until it is stopped.
 
     Args:
-        comparison: what to search.
+        searcher: what to search.
         query: what the page searches for at first.
         host: address to listen at; gradio's GRADIO_SERVER_NAME or 127.0.0.1 by default.
         port: likewise GRADIO_SERVER_PORT, or the first free one from 7860.
     """
-    page = build_page(comparison, query)
+    page = build_page(searcher, query)
     import gradio
 
     fonts = ["system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]

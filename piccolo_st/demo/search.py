@@ -140,7 +140,7 @@ class Found:
     search_seconds: float
 
 
-class Comparison:
+class Searcher:
     """Texts, and the variants they are searched with, side by side."""
 
     def __init__(self, texts: Sequence[str], variants: Sequence[Variant]) -> None:
@@ -148,7 +148,7 @@ class Comparison:
         self.variants = list(variants)
 
     @classmethod
-    def of(cls, models: Mapping[str, SentenceTransformer], texts: Sequence[str], progress: bool = False) -> Comparison:
+    def of(cls, models: Mapping[str, SentenceTransformer], texts: Sequence[str], progress: bool = False) -> Searcher:
         """Embed the texts with each model: as a document with its instruction and, where it has one, without.
 
         Args:

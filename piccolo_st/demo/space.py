@@ -26,12 +26,12 @@ _APP = '''"""Search as you type with {model_id}; written by piccolo_st {version}
 
 from pathlib import Path
 
-from piccolo_st.demo.search import Comparison; from piccolo_st.demo.page import serve
+from piccolo_st.demo.search import Searcher; from piccolo_st.demo.page import serve
 from sentence_transformers import SentenceTransformer
 
 texts = Path(__file__).with_name("corpus.txt").read_text(encoding="utf-8").strip().split("\\n")
 model = SentenceTransformer("{model_id}", revision="{revision}")
-serve(Comparison.of({{"{model_id}": model}}, texts))
+serve(Searcher.of({{"{model_id}": model}}, texts))
 '''
 
 

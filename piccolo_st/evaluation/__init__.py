@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from piccolo_st.evaluation.results import TaskResult as TaskResult
     from piccolo_st.evaluation.results import counted as counted
     from piccolo_st.evaluation.results import read_results as read_results
-    from piccolo_st.evaluation.results import scores as scores
+    from piccolo_st.evaluation.results import task_scores as task_scores
     from piccolo_st.evaluation.runner import TaskOutcome as TaskOutcome
     from piccolo_st.evaluation.runner import evaluate as evaluate
     from piccolo_st.evaluation.scores import Evaluation as Evaluation
@@ -58,7 +58,7 @@ __getattr__, __dir__ = lazily(
         "in_training": "RetrievalEvaluator held_out_evaluators",
         "loading": "load_model",
         "local_tasks": "load_local_tasks",
-        "results": "TaskResult counted read_results scores",
+        "results": "TaskResult counted read_results task_scores",
         "runner": "TaskOutcome evaluate",
         "scores": "Evaluation ModelFacts ModelScores plot_evaluations read_rows score_table",
         "tasks": "select",

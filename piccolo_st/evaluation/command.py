@@ -106,7 +106,7 @@ def reference(path: Path, benchmark: Benchmark) -> list[ModelScores]:
     if path.suffix in (".yaml", ".yml"):
         models = evaluation.read_rows(path) if benchmark is C_MTEB_35 else []
     else:
-        found = evaluation.scores(evaluation.read_results(path, benchmark), benchmark)
+        found = evaluation.task_scores(evaluation.read_results(path, benchmark), benchmark)
         models = [ModelScores.of(path.resolve().parent.name, found, benchmark)] if found else []
     if not models:
         print(f"left out: {path} has nothing that is scored by the definition of {benchmark.name}")

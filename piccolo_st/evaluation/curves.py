@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from piccolo_st.tables import empty_figure, table
 
@@ -12,7 +11,7 @@ from piccolo_st.tables import empty_figure, table
 METRICS = {"nDCG@10": "_ndcg@10", "recall@10": "_recall@10", "MRR@10": "_mrr@10"}
 
 
-def evaluations(history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+def evaluations(history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
     """The retrieval evaluations of a trainer's log history, in order.
 
     Args:
@@ -26,15 +25,15 @@ def evaluations(history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
     for entry in history:
         values: dict[str, float] = {}
         for name, ending in METRICS.items():
-            scores = [100.0 * float(value) for key, value in entry.items() if key.endswith(ending)]
+            scores = [100.0 * value for key, value in entry.items() if key.endswith(ending)]
             if scores:
                 values[name] = sum(scores) / len(scores)
         if values:
-            found.append({"step": float(entry.get("step", 0)), **values})
+            found.append({"step": entry.get("step", 0.0), **values})
     return found
 
 
-def comparison(history: Sequence[Mapping[str, Any]]) -> str:
+def comparison(history: Sequence[Mapping[str, float]]) -> str:
     """The table of the first evaluation against the last one, in percent; empty text when there are not two."""
     points = evaluations(history)
     if len(points) < 2:
@@ -44,7 +43,7 @@ def comparison(history: Sequence[Mapping[str, Any]]) -> str:
     return table(["held-out search", "before", "after", "gain"], rows)
 
 
-def plot_curves(history: Sequence[Mapping[str, Any]], path: Path, title: str = "") -> Path:
+def plot_curves(history: Sequence[Mapping[str, float]], path: Path, title: str = "") -> Path:
     """Draw the logged loss and the search metrics over steps into one PNG.
 
     Raises:

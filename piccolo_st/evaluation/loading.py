@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -14,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 from piccolo_st.distributed import process_state
 from piccolo_st.errors import InputError
-from piccolo_st.modeling import Identity, identify, load_pretrained, set_prompts
+from piccolo_st.modeling import Identity, InstructionSpec, identify, load_pretrained, set_prompts
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -25,7 +24,7 @@ class Loaded:
 
     model: SentenceTransformer
     identity: Identity
-    settings: dict[str, Any]
+    settings: dict[str, str]
 
 
 def load_model(
@@ -35,7 +34,7 @@ def load_model(
     revision: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
-    instructions: Any = None,
+    instructions: InstructionSpec | None = None,
 ) -> Loaded:
     """Load and identify a model; see :func:`piccolo_st.evaluation.runner.evaluate` for the arguments.
 

@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -96,7 +98,7 @@ class LocalTask:
         """
         raise NotImplementedError
 
-    def rows(self, source: str, roles: Mapping[str, Callable[[Any], Any]]) -> dict[str, list[Any]]:
+    def rows(self, source: str, roles: Mapping[str, Callable[[object], object]]) -> dict[str, list[Any]]:
         """Role -> its values in all rows, each passed through the function of its role, which raises ValueError."""
         columns = {role: self.spec.columns.get(role, role) for role in roles}
         values: dict[str, list[Any]] = {role: [] for role in roles}
@@ -189,7 +191,7 @@ class _LocalPairClassification(LocalTask, AbsTaskPairClassification):
         rows["labels"] = rows.pop("label")
         return DatasetDict({self.spec.split: Dataset.from_dict(rows)})
 
-    def _binary(self, value: Any) -> int:
+    def _binary(self, value: object) -> int:
         labels = self.spec.labels or {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "False": 0, "True": 1}
         if str(value) not in labels or labels[str(value)] not in (0, 1):
             raise ValueError("a label must be 0 or 1, or be mapped to one of them in `labels`")
@@ -281,7 +283,7 @@ def _task(spec: LocalTaskSpec, definition: BenchmarkTask, root: Path) -> AbsTask
         main_score=definition.metric,
         dataset={"path": f"local/{spec.name}", "revision": _revision(spec, root)},
     )
-    members: dict[str, Any] = {"metadata": metadata, "spec": spec, "root": root}
+    members: dict[str, object] = {"metadata": metadata, "spec": spec, "root": root}
     if spec.type == "Classification":
         members |= {"samples_per_label": spec.samples_per_label, "n_experiments": spec.experiments}
     elif spec.type == "Clustering":
@@ -303,7 +305,7 @@ def _dataset_spec(spec: LocalTaskSpec, source: str) -> DatasetSpec:
     return DatasetSpec(name=spec.name, source=source, task="retrieval", split=spec.split)
 
 
-def _records(spec: LocalTaskSpec, source: str, root: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
+def _records(spec: LocalTaskSpec, source: str, root: Path) -> Iterator[tuple[str, int, dict[str, object]]]:
     dataset = _dataset_spec(spec, source)
     location = locate(dataset, root)
     if location.format in ("beir", "hub"):
@@ -338,27 +340,24 @@ def _search_split(
     return {"default": {spec.split: data}}
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError("a text must be a string that is not empty")
     return value
 
 
-def _texts(value: Any) -> list[str]:
+def _texts(value: object) -> list[str]:
     return [_text(item) for item in (value if isinstance(value, list) else [value])]
 
 
-def _number(value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if number != number or number in (float("inf"), float("-inf")):
-        raise ValueError("a score must be a finite number")
-    return number
+def _number(value: object) -> float:
+    with suppress(ValueError):
+        if isinstance(value, (int, float, str)) and math.isfinite(number := float(value)):
+            return number
+    raise ValueError("a score must be a finite number")
 
 
-def _label(value: Any) -> str:
+def _label(value: object) -> str:
     if value is None or value == "":
         raise ValueError("a label must not be empty")
     return str(value)

@@ -23,7 +23,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -39,7 +39,9 @@ from piccolo_st.errors import InputError
 from piccolo_st.modeling import Identity, token_chunks, use_packing
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.types import Array, BatchedInput
     from sentence_transformers import SentenceTransformer
     from torch import Tensor
     from torch.utils.data import DataLoader
@@ -76,7 +78,7 @@ class BenchmarkEncoder(AbsEncoder):
         model: SentenceTransformer,
         identity: Identity,
         *,
-        settings: Mapping[str, Any] | None = None,
+        settings: Mapping[str, object] | None = None,
         tokens_per_batch: int | None = None,
         remember: bool = False,
         progress: bool = False,
@@ -128,7 +130,7 @@ class BenchmarkEncoder(AbsEncoder):
 
     def encode(
         self,
-        inputs: DataLoader[Any],
+        inputs: DataLoader[BatchedInput],
         *,
         task_metadata: TaskMetadata,
         hf_split: str,
@@ -145,7 +147,7 @@ class BenchmarkEncoder(AbsEncoder):
             InputError: a text is not a string, or its embedding is not finite.
         """
         where = f"{task_metadata.name}, split {hf_split!r}" + (f", {prompt_type.value} texts" if prompt_type else "")
-        texts = list(inputs.dataset["text"][:])
+        texts = list(cast("Dataset", inputs.dataset)["text"][:])
         for row, text in enumerate(texts):
             if not isinstance(text, str):
                 raise InputError(f"{where}: row {row} must be a text, got {text!r}; correct the data or leave it out")
@@ -204,19 +206,19 @@ class BenchmarkEncoder(AbsEncoder):
         own = getattr(module, f"{role.value}_length", None) if role else None
         return own or self.model.max_seq_length or 512
 
-    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
+    def similarity(self, embeddings1: Array, embeddings2: Array) -> Array:
         """The model's own similarity, all pairs: (n, dimension) and (m, dimension) -> (n, m)."""
         return self.model.similarity(embeddings1, embeddings2)
 
-    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
+    def similarity_pairwise(self, embeddings1: Array, embeddings2: Array) -> Array:
         """The model's own similarity, row by row: (n, dimension) twice -> (n,)."""
         return self.model.similarity_pairwise(embeddings1, embeddings2)
 
-    def index(self, corpus: Any, **kwargs: Any) -> None:
+    def index(self, corpus: Dataset, **kwargs: Any) -> None:
         """Take a corpus to search; mteb's own search does the work."""
         self._search.index(corpus, **kwargs)
 
-    def search(self, queries: Any, *, hf_split: str, hf_subset: str, **kwargs: Any) -> dict[str, dict[str, float]]:
+    def search(self, queries: Dataset, *, hf_split: str, hf_subset: str, **kwargs: Any) -> dict[str, dict[str, float]]:
         """mteb's own search; the result is kept in ``retrieved`` so that single queries can be scored afterwards."""
         results = self._search.search(queries, hf_split=hf_split, hf_subset=hf_subset, **kwargs)
         self.retrieved[hf_split, hf_subset] = results

@@ -14,14 +14,19 @@ They are written as ``examples/<task>.npz`` in the folder of the task's result f
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from piccolo_st.cache import write_whole
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from mteb.abstasks.abstask import AbsTask
 
 RETRIEVAL_TYPES = frozenset({"Retrieval", "Reranking"})
 PAIR_TYPES = frozenset({"STS", "PairClassification"})
@@ -36,8 +41,8 @@ def examples_path(result_path: Path) -> Path:
 
 
 def collect(
-    task: Any,
-    scores: Mapping[str, Any],
+    task: AbsTask,
+    scores: Mapping[str, Sequence[Mapping[str, Any]]],
     predictions: Path,
     retrieved: Mapping[tuple[str, str], dict[str, dict[str, float]]],
 ) -> Arrays:
@@ -51,21 +56,22 @@ def collect(
     """
     arrays: Arrays = {}
     kind = task.metadata.type
+    dataset, label = task.dataset or {}, getattr(task, "label_column_name", "label")
     saved = predictions / task.prediction_file_name
     predicted = json.loads(saved.read_text(encoding="utf-8")) if saved.exists() else {}
     for split, entries in scores.items():
         for entry in entries:
             subset = entry["hf_subset"]
-            data = task.dataset.get(subset, task.dataset)  # without subsets: split -> rows
+            data = dataset.get(subset, dataset)  # without subsets: split -> rows
             output = predicted.get(subset, {}).get(split)
-            fields: dict[str, Any] = {}
+            fields: dict[str, ArrayLike] = {}
             if kind in RETRIEVAL_TYPES and (split, subset) in retrieved:
                 fields = _queries(data[split]["relevant_docs"], retrieved[split, subset], kind)
             elif kind in PAIR_TYPES and output is not None:
-                column = "score" if kind == "STS" else task.label_column_name
+                column = "score" if kind == "STS" else label
                 fields = {"gold": _column(data[split], column), "similarity": output["cosine_scores"]}
             elif kind == "Classification" and output is not None:
-                gold = np.asarray(data[split][task.label_column_name][:])
+                gold = np.asarray(data[split][label][:])
                 if all(len(run) == len(gold) for run in output):  # not so in a cross-validation
                     fields = {"value": np.mean([np.asarray(run) == gold for run in output], axis=0)}
             elif kind == "Clustering" and "v_measures" in entry:
@@ -78,7 +84,7 @@ def collect(
 
 def _queries(
     relevant: Mapping[str, dict[str, int]], retrieved: dict[str, dict[str, float]], kind: str
-) -> dict[str, Any]:
+) -> dict[str, ArrayLike]:
     import pytrec_eval
 
     measure, key = ("ndcg_cut.10", "ndcg_cut_10") if kind == "Retrieval" else ("map_cut.1000", "map_cut_1000")
@@ -87,7 +93,7 @@ def _queries(
     return {"id": queries, "value": [found[query][key] for query in queries]}
 
 
-def _column(rows: Any, name: str) -> list[Any]:
+def _column(rows: Dataset, name: str) -> list[float]:
     """A column, of datasets that keep all pairs as lists in one row as well."""
     values = rows[name][:]
     return list(values[0]) if len(values) == 1 and isinstance(values[0], list) else list(values)

@@ -7,7 +7,7 @@ Three sources, one form (:class:`TaskResult`):
 2. a ``.jsonl`` file, one line per entry, in which published results are kept as they were published;
 3. the model-index of a card.
 
-From there :func:`scores` takes the numbers that a benchmark averages; a card is made from the same entries.
+From there :func:`task_scores` takes the numbers that a benchmark averages; a card is made from the same entries.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def counted(results: Iterable[TaskResult], benchmark: Benchmark) -> dict[str, li
     return {name: [places[place] for place in own if place in places] for name, own in wanted.items()}
 
 
-def scores(results: Iterable[TaskResult], benchmark: Benchmark) -> dict[str, float]:
+def task_scores(results: Iterable[TaskResult], benchmark: Benchmark) -> dict[str, float]:
     """Task name -> main score in percent, the mean over its splits, for the tasks whose every split is there.
 
     Results are matched by label, subset, split and main metric; others are left out.

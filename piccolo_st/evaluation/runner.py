@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import mteb
 from accelerate.utils import broadcast_object_list, gather_object
@@ -40,10 +40,10 @@ from piccolo_st.evaluation.benchmarks import BenchmarkTask
 from piccolo_st.evaluation.loading import Loaded, load_model
 from piccolo_st.evaluation.local_tasks import LocalTask
 from piccolo_st.evaluation.mteb_model import BenchmarkEncoder
-from piccolo_st.evaluation.results import ResultFile, from_mteb, scores
+from piccolo_st.evaluation.results import ResultFile, from_mteb, task_scores
 from piccolo_st.evaluation.scores import Evaluation
 from piccolo_st.evaluation.tasks import TaskGroup, select
-from piccolo_st.modeling import Identity
+from piccolo_st.modeling import Identity, InstructionSpec
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -83,7 +83,7 @@ def evaluate(
     truncate_dim: Sequence[int] = (),
     dtype: str | None = None,
     device: str | None = None,
-    instructions: Any = None,
+    instructions: InstructionSpec | None = None,
     tokens_per_batch: int | None = None,
     overwrite: bool = False,
     on_task: Callable[[TaskOutcome], None] | None = None,
@@ -168,7 +168,7 @@ class _Run:
                     results[truncation][definition.name] = result
                 if self.state.is_main_process:
                     measured = from_mteb(result, group.benchmark) if result else []
-                    score = scores(measured, group.benchmark).get(definition.name)
+                    score = task_scores(measured, group.benchmark).get(definition.name)
                     self.on_task(TaskOutcome(definition, number, len(group.tasks), truncation, score, seconds, note))
         for truncation in truncations:
             self.encoder.truncate(truncation)
@@ -190,11 +190,11 @@ class _Run:
             for truncation, (stored, missing, note) in found.items():
                 if not missing:
                     assert stored is not None
-                    yield truncation, stored.to_dict(), None, note
+                    yield truncation, cast(ResultFile, stored.to_dict()), None, note
                     continue
                 start = time.monotonic()
                 result = self._score(task, truncation, stored, missing)
-                yield truncation, result.to_dict(), time.monotonic() - start, note
+                yield truncation, cast(ResultFile, result.to_dict()), time.monotonic() - start, note
         finally:
             if task.data_loaded:
                 task.unload_data()
@@ -202,7 +202,7 @@ class _Run:
     def _stored(self, task: AbsTask, truncation: int | None) -> tuple[TaskResult | None, list[str], str]:
         """Step (1): the result that can be used, the splits it lacks, and a note; the same on every rank."""
         self.encoder.truncate(truncation)
-        answer: list[Any] = [None]
+        answer: list[tuple[TaskResult | None, list[str], str] | None] = [None]
         if self.state.is_main_process:
             path = self.cache.get_task_result_path(task.metadata.name, self.encoder.mteb_model_meta)
             stored, note = _read(path, task)

@@ -18,7 +18,7 @@ from piccolo_st.config import build
 from piccolo_st.environment import versions
 from piccolo_st.errors import InputError, reason
 from piccolo_st.evaluation.benchmarks import C_MTEB_35, Averages, Benchmark, average_scores, get_benchmark
-from piccolo_st.evaluation.results import ResultFile, from_mteb, read_results, scores
+from piccolo_st.evaluation.results import ResultFile, from_mteb, read_results, task_scores
 from piccolo_st.modeling import Identity
 from piccolo_st.tables import empty_figure, table
 
@@ -107,7 +107,7 @@ def _model(row: ModelRow, folder: Path) -> ModelScores:
     if row.results is None:
         return ModelScores(row.model, {}, Averages(row.average, dict(row.by_type), ()), facts)
     benchmark = get_benchmark(row.benchmark)
-    return ModelScores.of(row.model, scores(read_results(folder / row.results), benchmark), benchmark, facts)
+    return ModelScores.of(row.model, task_scores(read_results(folder / row.results), benchmark), benchmark, facts)
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Evaluation:
         """The model with its settings, for a table or a picture."""
         name = " ".join([str(self.identity), *(f"{key}={value}" for key, value in self.settings.items())])
         results = [one for file in self.results.values() for one in from_mteb(file, self.benchmark)]
-        return ModelScores.of(name, scores(results, self.benchmark), self.benchmark)
+        return ModelScores.of(name, task_scores(results, self.benchmark), self.benchmark)
 
     @property
     def scores(self) -> Mapping[str, float]:

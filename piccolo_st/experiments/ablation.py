@@ -206,7 +206,7 @@ class Ablation:
         labels = {name: self.variants[name].label or name for name in scores}
         means = {labels[name]: [one[MEAN] for one in found] for name, found in scores.items()}
         title = "mean of the held-out sets, percent; one dot a seed"
-        tables.picture(tables.plot_spread, means, self.output / "ablation.png", title)
+        tables.picture(_plot_spread, means, self.output / "ablation.png", title)
         return tables.table(header, rows)
 
     def _rows(self, scores: Mapping[str, Sequence[Mapping[str, float]]]) -> tuple[list[str], list[list[str]]]:
@@ -314,6 +314,26 @@ class Ablation:
         path = self.output / "tasks.yaml"
         path.write_text(yaml.safe_dump({"tasks": tasks}, allow_unicode=True), encoding="utf-8")
         return path
+
+
+def _plot_spread(groups: Mapping[str, Sequence[float]], path: Path, title: str = "") -> Path:
+    """Draw one bar a group, its mean, with a dot for each value, first group on top, into a PNG.
+
+    Raises:
+        MissingPackage: matplotlib is not installed.
+    """
+    figure = tables.empty_figure(8, 1.2 + 0.34 * len(groups))
+    axes = figure.subplots()
+    names = list(groups)[::-1]
+    axes.barh(names, [sum(groups[name]) / len(groups[name]) for name in names], color="#b9cde6")
+    for place, name in enumerate(names):
+        axes.plot(groups[name], [place] * len(groups[name]), "o", color="#1f4e79", markersize=4)
+    values = [value for group in groups.values() for value in group]
+    axes.set_xlim(max(0.0, min(values) - 5), max(values) + 2)
+    figure.suptitle(title, fontsize=10)  # over the labels too, which may leave the axes little room
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=120)
+    return path
 
 
 def _parsed(sections: Mapping[str, Any], kind: type[Config], path: Path) -> Config:

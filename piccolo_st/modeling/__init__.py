@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from piccolo_st.modeling.instructions import NUMBERED_NEGATIVE as NUMBERED_NEGATIVE
     from piccolo_st.modeling.instructions import PRESETS as PRESETS
     from piccolo_st.modeling.instructions import Instructions as Instructions
+    from piccolo_st.modeling.instructions import InstructionSpec as InstructionSpec
     from piccolo_st.modeling.instructions import Task as Task
     from piccolo_st.modeling.instructions import column_task as column_task
     from piccolo_st.modeling.instructions import dataset_prompts as dataset_prompts
@@ -78,7 +79,7 @@ __getattr__, __dir__ = lazily(
         ),
         "fingerprint": "Identity content_hash identify tokenizer_state",
         "instructions": (
-            "COLUMNS Instructions NUMBERED_NEGATIVE PRESETS Task column_task dataset_prompts "
+            "COLUMNS Instructions InstructionSpec NUMBERED_NEGATIVE PRESETS Task column_task dataset_prompts "
             "dataset_tasks resolve_instructions set_prompts"
         ),
         "lengths": "check_lengths other_lengths",

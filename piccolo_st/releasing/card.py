@@ -18,14 +18,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jinja2
-from huggingface_hub import ModelCard
+from huggingface_hub import CardData, ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
 
-from piccolo_st.evaluation import C_MTEB_35, Benchmark, ModelFacts, ModelScores, TaskResult, scores
+from piccolo_st.evaluation import C_MTEB_35, Benchmark, ModelFacts, ModelScores, TaskResult, task_scores
 from piccolo_st.modeling import Instructions
 from piccolo_st.releasing.card_sections import (
     COMMENTS,
@@ -35,7 +35,7 @@ from piccolo_st.releasing.card_sections import (
     usage_section,
 )
 from piccolo_st.releasing.eval_results import eval_results
-from piccolo_st.releasing.record import RunRecord
+from piccolo_st.releasing.record import RunRecord, Values
 from piccolo_st.releasing.training_card import neutral
 
 PLACEHOLDER_ID = "sentence_transformers_model_id"
@@ -69,11 +69,11 @@ class PiccoloModelCardData(SentenceTransformerModelCardData):
     reported: ModelScores | None = None
     comparison: Sequence[ModelScores] = ()
     content_hash: str | None = None
-    stages: Sequence[Mapping[str, Any]] = ()
+    stages: Sequence[Mapping[str, object]] = ()
     pictures: Sequence[str] = ()
     notes: Sequence[str] = ()
     hub_datasets: Sequence[str] = ()
-    declared: Mapping[str, Any] = field(default_factory=dict)
+    declared: Values = field(default_factory=dict)
     instructions: Instructions = field(default_factory=Instructions)
     declared_base_model: str | None = None
 
@@ -128,10 +128,10 @@ class PiccoloModelCardData(SentenceTransformerModelCardData):
             dimension=known.get("output_dimensionality"),
             max_tokens=known.get("model_max_length"),
         )
-        found = scores(self.results, self.benchmark)
+        found = task_scores(self.results, self.benchmark)
         return ModelScores.of(self.model_id or str(self.model_name), found, self.benchmark, facts)
 
-    def _inherited(self, data: Mapping[str, Any]) -> str:
+    def _inherited(self, data: Values) -> str:
         """The sections of sentence-transformers' card that this card does not replace, in their order."""
         template = Path(SentenceTransformerModelCardData.template_path).read_text(encoding="utf-8")
         rendered = jinja2.Template(template).render(card_data="", hf_emoji="🤗", **data)
@@ -153,7 +153,7 @@ def prompts_of(model: SentenceTransformer) -> Instructions:
     return Instructions(prompts.get("query") or "", prompts.get("document") or prompts.get("passage") or "")
 
 
-def _size_gb(model: Any) -> float | None:
+def _size_gb(model: SentenceTransformer | None) -> float | None:
     if model is None:
         return None
     return float(f"{sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9:.2g}")
@@ -161,14 +161,16 @@ def _size_gb(model: Any) -> float | None:
 
 def render_card(data: PiccoloModelCardData) -> str:
     """The whole card: metadata and text."""
-    metadata: Any = data  # which ModelCard asks for no more of than to_yaml
+    metadata = cast(CardData, data)  # ModelCard asks for no more of it than to_yaml
     return ModelCard.from_template(metadata, template_path=str(data.template_path)).content
 
 
-def stage_facts(record: RunRecord) -> dict[str, Any]:
+def stage_facts(record: RunRecord) -> dict[str, object]:
     """The facts of one training run for the training part of a card: those that are known, without machine paths."""
-    sections = {name: record.configuration.get(name, {}) for name in ("model", "data", "loss", "train")}
-    model, data, loss, train = sections.values()
+    sections: dict[str, Values] = {
+        name: record.configuration.get(name, {}) for name in ("model", "data", "loss", "train")
+    }
+    model, data, loss, train = sections
     batch, world, last = data.get("batch_size"), record.world_size, (record.log or [{}])[-1]
     used = {name: dataset.used for name, dataset in record.datasets.items() if dataset.used}
     values = {
@@ -195,14 +197,14 @@ def stage_facts(record: RunRecord) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value not in (None, [], "", 0)}
 
 
-def _instructions(value: Any) -> str | None:
+def _instructions(value: str | Mapping[str, str] | None) -> str | None:
     """Instructions as a configuration has them, a preset's name or a mapping, in words."""
     if not isinstance(value, Mapping):
         return value
     return " ".join(f"{task} `{text}`" for task, text in value.items() if text) or "none"
 
 
-def dataset_facts(record: RunRecord) -> list[dict[str, Any]]:
+def dataset_facts(record: RunRecord) -> list[dict[str, object]]:
     """Where the rows of a run came from, one mapping for each dataset, for the training part of a card."""
     return [
         {

@@ -16,10 +16,10 @@ import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from sentence_transformers import SentenceTransformer
 
 from piccolo_st.errors import InputError, nearest, reason
@@ -32,7 +32,7 @@ from piccolo_st.evaluation import (
     get_benchmark,
     read_results,
     read_rows,
-    scores,
+    task_scores,
 )
 from piccolo_st.modeling import content_hash, load_pretrained, resolve_instructions
 from piccolo_st.releasing.card import (
@@ -111,12 +111,12 @@ def add_results(
         InputError: there is no README.md, or its metadata cannot be read.
     """
     card = _load_card(Path(model_dir))
-    data: Any = card.data  # a ModelCardData
+    data = cast(ModelCardData, card.data)
     data.model_name = model_id.split("/")[-1]
     others = [result for result in data.eval_results or [] if not result.dataset_name.startswith("MTEB ")]
     data.eval_results = eval_results(results) + others
     data.tags = list(dict.fromkeys([*(data.tags or []), "mteb"]))
-    own = ModelScores.of(model_id, scores(results, benchmark), benchmark, facts)
+    own = ModelScores.of(model_id, task_scores(results, benchmark), benchmark, facts)
     section = evaluation_section(own, benchmark, comparison, evaluated)
     card.text = replace_block(card.text, "evaluation", section).replace(PLACEHOLDER_ID, model_id)
     (Path(model_dir) / "README.md").write_text(str(card), encoding="utf-8")
@@ -161,7 +161,7 @@ def prepare_card(
     benchmark: Benchmark = C_MTEB_35,
     comparison: Sequence[ModelScores] = (),
     run_dir: str | Path | None = None,
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, object] | None = None,
 ) -> None:
     """Make the card of a saved model ready for its release: usage by its id, metadata, training facts, results.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from piccolo_st.evaluation import Benchmark, ModelScores
 from piccolo_st.modeling import Instructions
@@ -156,7 +155,7 @@ scores = query_embeddings @ passage_embeddings.T
 
 
 def training_section(
-    stages: Sequence[Mapping[str, Any]], pictures: Sequence[str] = (), datasets: Sequence[Mapping[str, Any]] = ()
+    stages: Sequence[Mapping[str, object]], pictures: Sequence[str] = (), datasets: Sequence[Mapping[str, object]] = ()
 ) -> str:
     """A table with one column per stage and one row per fact that any stage has, in the order they first occur.
 
@@ -179,7 +178,7 @@ def training_section(
     return "\n".join(lines)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if value is None or value == "" or value == []:
         return _UNKNOWN
     if isinstance(value, (list, tuple)):

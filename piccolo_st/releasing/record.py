@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 import yaml
@@ -28,7 +28,12 @@ from piccolo_st.errors import InputError, reason
 from piccolo_st.evaluation import evaluations
 from piccolo_st.redaction import redact
 
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainingArguments
+
 CONFIGURATION, FACTS = "config.yaml", "run.json"
+Values: TypeAlias = Mapping[str, Any]
+"""Name -> a value as YAML and JSON have it."""
 _LIFTED = ("source", "task", "revision", "licence", "note")  # of a dataset's settings
 
 
@@ -49,8 +54,8 @@ class DatasetRecord:
     licence: str | None = None
     note: str | None = None
     used: int = 0
-    counts: Mapping[str, Any] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    counts: Values = field(default_factory=dict)
+    settings: Values = field(default_factory=dict)
 
     @classmethod
     def of(cls, spec: DatasetSpec, report: DatasetReport, used: int) -> DatasetRecord:
@@ -86,25 +91,25 @@ class RunRecord:
         log: the trainer's log history.
     """
 
-    configuration: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    configuration: Mapping[str, Values] = field(default_factory=dict)
     stage: str = "fine-tuning"
     versions: Mapping[str, str] = field(default_factory=versions)
     precision: str | None = None
     hardware: str | None = None
     engine: str | None = None
     world_size: int | None = None
-    losses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    losses: Mapping[str, Values] = field(default_factory=dict)
     mixture: str | None = None
     datasets: Mapping[str, DatasetRecord] = field(default_factory=dict)
     steps: int | None = None
     seconds: float | None = None
     content_hash: str | None = None
     evaluations: Sequence[Mapping[str, float]] = ()
-    measured: Mapping[str, Any] = field(default_factory=dict)
-    log: Sequence[Mapping[str, Any]] = ()
+    measured: Values = field(default_factory=dict)
+    log: Sequence[Mapping[str, float]] = ()
 
     @classmethod
-    def of(cls, configuration: Mapping[str, Mapping[str, Any]], trainer: Any, **facts: Any) -> RunRecord:
+    def of(cls, configuration: Mapping[str, Values], trainer: Trainer, **facts: Any) -> RunRecord:
         """The record of a run that has ended.
 
         Args:
@@ -116,7 +121,7 @@ class RunRecord:
         losses = losses if isinstance(losses, Mapping) else {"all": losses}
         return cls(
             configuration=configuration,
-            precision=precision(trainer.args, trainer.model),
+            precision=precision(trainer.args, cast(torch.nn.Module, trainer.model)),
             hardware=hardware(trainer.args.device),
             engine=engine(trainer),
             world_size=trainer.args.world_size,
@@ -160,7 +165,7 @@ class RunRecord:
         return cls(**{"versions": {}, **found}, configuration=sections, datasets=datasets)
 
 
-def precision(args: Any, model: torch.nn.Module) -> str:
+def precision(args: TrainingArguments, model: torch.nn.Module) -> str:
     """The precision of the forward pass, and that of the weights where it is another than usual."""
     passes = "fp16" if args.fp16 else "bf16" if args.bf16 else "fp32"
     weights = sorted({str(weight.dtype).removeprefix("torch.") for weight in model.parameters()} - {"float32"})
@@ -185,7 +190,7 @@ def _cpu() -> str:
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
-def engine(trainer: Any) -> str:
+def engine(trainer: Trainer) -> str:
     """How the processes train together."""
     if trainer.is_deepspeed_enabled:
         return f"DeepSpeed ZeRO-{getattr(trainer, 'zero_stage', None) or 0}"
@@ -194,11 +199,11 @@ def engine(trainer: Any) -> str:
     return "DDP" if trainer.args.world_size > 1 else "one process"
 
 
-def _loss(loss: Any) -> dict[str, Any]:
+def _loss(loss: torch.nn.Module) -> dict[str, object]:
     return {"name": type(loss).__name__, **getattr(loss, "get_config_dict", dict)()}
 
 
-def _read(path: Path, load: Callable[[str], Any]) -> dict[str, Any]:
+def _read(path: Path, load: Callable[[str], object]) -> dict[str, Any]:
     try:
         content = load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -15,28 +15,26 @@ from sentence_transformers.sentence_transformer.model_card import SentenceTransf
 class TrainingCardCallback(SentenceTransformerModelCardCallback):
     """sentence-transformers' callback, without rows of the data, secrets and paths of this machine."""
 
-    def on_init_end(
-        self, args: Any, state: Any, control: Any, model: Any = None, trainer: Any = None, **kwargs: Any
-    ) -> None:
+    def on_init_end(self, *arguments: Any, **named: Any) -> None:
         """Collect what is known of the datasets and losses."""
-        card = model.model_card_data
+        card = named["model"].model_card_data
         chosen = list(card.widget), card.usage_examples
-        super().on_init_end(args, state, control, model, trainer, **kwargs)
-        if getattr(args, "card_samples", False):
+        super().on_init_end(*arguments, **named)
+        if getattr(arguments[0], "card_samples", False):
             return
         card.widget, card.usage_examples = chosen
         for dataset in [*card.train_datasets, *card.eval_datasets]:
             for name in ("examples", "_example_columns", "examples_table"):
                 dataset.pop(name, None)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_train_begin(self, *arguments: Any, **named: Any) -> None:
         """Take over the hyperparameters."""
-        super().on_train_begin(args, state, control, model, **kwargs)
-        card = model.model_card_data
+        super().on_train_begin(*arguments, **named)
+        card = named["model"].model_card_data
         for settings in (card.all_hyperparameters, card.non_default_hyperparameters):
             settings.update({name: neutral(value) for name, value in settings.items()})
 
 
-def neutral(value: Any) -> Any:
+def neutral(value: object) -> object:
     """An absolute path as its last part, which says nothing of this machine; anything else as it is."""
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piccolo_st.demo import Comparison
+from piccolo_st.demo import Searcher
 from piccolo_st.demo.corpus import read_corpus, thin_out
 from piccolo_st.demo.draw import MAP_POINTS, corpus_map, table
 from piccolo_st.demo.page import render
@@ -76,18 +76,18 @@ def test_the_smallest_maps(texts: int, dimension: int) -> None:
 
 def test_the_best_of_every_variant_in_the_order_of_the_first() -> None:
     vectors = np.eye(4)
-    comparison = Comparison(["a", "b", "c", "d"], [variant(vectors, [4, 3, 2, 1]), variant(vectors[:, :2], [0, 1])])
-    found = comparison.search("query", 4, top=2)
-    assert comparison.dimension == 4
+    searcher = Searcher(["a", "b", "c", "d"], [variant(vectors, [4, 3, 2, 1]), variant(vectors[:, :2], [0, 1])])
+    found = searcher.search("query", 4, top=2)
+    assert searcher.dimension == 4
     assert [hit.index for hit in found.hits] == [0, 1]
-    found = comparison.search("query", 4, top=1)
+    found = searcher.search("query", 4, top=1)
     assert [(hit.index, hit.ranks) for hit in found.hits] == [(0, (1, 2)), (1, (2, 1))]
     assert found.hits[0].scores[1] == 0 and found.hits[1].scores[1] == 1
 
 
 def test_ties_keep_the_order_of_the_texts() -> None:
-    comparison = Comparison(list("abc"), [variant(np.ones((3, 2)), [1, 1])])
-    assert [hit.index for hit in comparison.search("q", 2).hits] == [0, 1, 2]
+    searcher = Searcher(list("abc"), [variant(np.ones((3, 2)), [1, 1])])
+    assert [hit.index for hit in searcher.search("q", 2).hits] == [0, 1, 2]
 
 
 def test_with_and_without_instructions_as_stock_code_embeds_them(
@@ -98,9 +98,9 @@ def test_with_and_without_instructions_as_stock_code_embeds_them(
     passes: list[list[str]] = []
     encode = model.encode_document
     monkeypatch.setattr(model, "encode_document", lambda texts, **kw: passes.append(texts) or encode(texts, **kw))
-    comparison = Comparison.of({"tiny": model}, TEXTS)
-    assert [each.instruction for each in comparison.variants] == ["查询：", ""]
-    hits = {hit.index: hit for hit in comparison.search("天气", 16, top=len(TEXTS)).hits}
+    searcher = Searcher.of({"tiny": model}, TEXTS)
+    assert [each.instruction for each in searcher.variants] == ["查询：", ""]
+    hits = {hit.index: hit for hit in searcher.search("天气", 16, top=len(TEXTS)).hits}
     for place, (query, document) in enumerate([("查询：", "结果："), ("", "")]):
         left = model.encode([query + "天气"], truncate_dim=16)
         right = model.encode([document + text for text in TEXTS], truncate_dim=16)
@@ -111,28 +111,28 @@ def test_with_and_without_instructions_as_stock_code_embeds_them(
 
 
 def test_a_model_without_instructions_is_one_variant(make_model: Callable[..., Any]) -> None:
-    assert [each.instruction for each in Comparison.of({"a": make_model()}, TEXTS).variants] == [""]
+    assert [each.instruction for each in Searcher.of({"a": make_model()}, TEXTS).variants] == [""]
 
 
 def test_what_is_drawn(make_model: Callable[..., Any]) -> None:
     model = make_model()
     set_prompts(model, "piccolo")
-    comparison = Comparison.of({"<one>": model, "two": make_model()}, [*TEXTS, "<script>alert(1)</script>"])
-    shown, maps = render(comparison, "天<b>", 16)
+    searcher = Searcher.of({"<one>": model, "two": make_model()}, [*TEXTS, "<script>alert(1)</script>"])
+    shown, maps = render(searcher, "天<b>", 16)
     assert "<script" not in shown + maps and "&lt;script&gt;" in shown
     assert "<b>" not in maps and "天&lt;b&gt;" in maps and "<one>" not in shown + maps
     assert shown.count("<tr>") == 2 + 8 and shown.count('class="bar"') == 3 * 8
     assert "with 查询：" in shown and shown.count("without") == 2 + 2 * 8
     assert maps.count("<svg") == 2 and maps.count('class="hit"') == 2 * 8 and maps.count('class="query"') == 2
-    shown, maps = render(comparison, "  ", 16)
+    shown, maps = render(searcher, "  ", 16)
     assert shown == "" and maps.count("<svg") == 2 and "hit" not in maps
 
 
 def test_long_corpora_are_drawn_thinned_and_long_texts_cut() -> None:
     points = variant(np.random.default_rng(0).normal(size=(3 * MAP_POINTS, 4)), [1, 0, 0, 0])
     assert corpus_map(points, 4).count("h0") == MAP_POINTS
-    comparison = Comparison(["长" * 9999], [variant(np.ones((1, 2)), [1, 1])])
-    assert len(table(comparison, comparison.search("q", 2))) < 2500
+    searcher = Searcher(["长" * 9999], [variant(np.ones((1, 2)), [1, 1])])
+    assert len(table(searcher, searcher.search("q", 2))) < 2500
 
 
 def test_reading_a_corpus(tmp_path: Path) -> None:

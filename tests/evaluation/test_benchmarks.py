@@ -20,11 +20,11 @@ from piccolo_st.evaluation.benchmarks import (
     average_scores,
     get_benchmark,
 )
-from piccolo_st.evaluation.results import read_results, scores
+from piccolo_st.evaluation.results import read_results, task_scores
 
 CARD = Path(__file__).parents[2] / "model_cards/piccolo-large-zh/results.jsonl"
 # The results of sensenova/piccolo-large-zh as its card published them: main scores in percent.
-PICCOLO_LARGE = scores(read_results(CARD), C_MTEB_35)
+PICCOLO_LARGE = task_scores(read_results(CARD), C_MTEB_35)
 
 
 def test_averages_are_those_of_the_published_card() -> None:

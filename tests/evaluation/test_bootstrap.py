@@ -152,17 +152,6 @@ def test_the_interval_of_a_mean_covers_what_it_says(tmp_path: Path, tasks: Path)
     assert 165 <= held <= 195
 
 
-def test_other_examples_cannot_be_compared(evaluations: tuple[Evaluation, Evaluation]) -> None:
-    good, bad = evaluations
-    path = per_example.examples_path(bad.folder / "OwnSts.json")
-    arrays = per_example.load(path)
-    arrays["test/default"]["gold"][0] += 1
-    per_example.save(arrays, path)
-
-    with pytest.raises(InputError, match=r"were not evaluated on the same examples of OwnSts"):
-        compare_models(good.folder, bad.folder, good.benchmark)
-
-
 def test_a_task_of_one_model_only_is_named(evaluations: tuple[Evaluation, Evaluation]) -> None:
     good, bad = evaluations
     per_example.examples_path(bad.folder / "OwnSts.json").unlink()
@@ -174,21 +163,10 @@ def test_a_task_of_one_model_only_is_named(evaluations: tuple[Evaluation, Evalua
     assert "not compared, because one of the two has no examples of it: OwnSts" in compared.table()
 
 
-def test_nothing_in_common(evaluations: tuple[Evaluation, Evaluation]) -> None:
-    good, bad = evaluations
-
-    with pytest.raises(InputError, match=r"have no task of selection in common; evaluate both on it first"):
-        compare_models(good.folder, bad.folder, select("STSB")[0].benchmark)
-
-
-def test_a_folder_is_found_through_its_only_revision(
-    evaluations: tuple[Evaluation, Evaluation], tmp_path: Path
-) -> None:
+def test_a_folder_is_found_through_its_only_revision(evaluations: tuple[Evaluation, Evaluation]) -> None:
     good, _ = evaluations
 
     assert result_folder(good.folder.parent) == good.folder == result_folder(good.folder)
-    with pytest.raises(InputError, match=r"holds no result files; give the folder of one revision"):
-        result_folder(tmp_path / "nothing")
     other = good.folder.parent / ("f" * 40)
     other.mkdir()
     (other / "OwnSts.json").write_bytes((good.folder / "OwnSts.json").read_bytes())

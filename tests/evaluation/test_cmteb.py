@@ -17,7 +17,7 @@ pytest.importorskip("mteb")
 from sentence_transformers import SentenceTransformer
 
 from piccolo_st.evaluation.benchmarks import C_MTEB_35, MTEB_CMN_V1
-from piccolo_st.evaluation.results import read_results, scores
+from piccolo_st.evaluation.results import read_results, task_scores
 from tests.helpers.cmteb_data import add_cmteb
 from tests.helpers.hub_server import HubServer
 
@@ -63,7 +63,7 @@ def test_all_35_tasks_run_offline(make_model: Callable[..., SentenceTransformer]
     assert all(f"/{result['dataset_revision']}" in asked for result in results.values())
 
     # The table, the JSON and the picture say what the result files say.
-    found = scores(read_results(folder), C_MTEB_35)
+    found = task_scores(read_results(folder), C_MTEB_35)
     assert len(found) == 35
     (written,) = (output / "tables").glob("c-mteb-35--sensenova__tiny-zh--*.json")
     summary = json.loads(written.read_text("utf-8"))
@@ -87,7 +87,7 @@ def test_all_35_tasks_run_offline(make_model: Callable[..., SentenceTransformer]
     merged = json.loads((folder / "MultilingualSentiment.json").read_text("utf-8"))
     assert set(merged["scores"]) == {"validation", "test"}
     assert merged["scores"]["validation"] == results["MultilingualSentiment"]["scores"]["validation"]
-    assert len(scores(read_results(folder, MTEB_CMN_V1), MTEB_CMN_V1)) == 31
+    assert len(task_scores(read_results(folder, MTEB_CMN_V1), MTEB_CMN_V1)) == 31
 
     # Comparing the model with itself reads the examples of every task.
     compared = recipe(env, "--compare", str(folder), str(folder), "--resamples", "20")

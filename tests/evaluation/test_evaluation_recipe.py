@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation import command
 from piccolo_st.evaluation.benchmarks import C_MTEB_35, MTEB_CMN_V1
-from piccolo_st.evaluation.results import read_results, scores
+from piccolo_st.evaluation.results import read_results, task_scores
 from piccolo_st.evaluation.scores import ModelScores, plot_evaluations, score_table
 from tests.helpers.evaluation_data import write_local_tasks
 
@@ -26,7 +26,7 @@ def column(label: str, values: dict[str, float]) -> ModelScores:
     return ModelScores.of(label, values, C_MTEB_35)
 
 
-PICCOLO_LARGE = scores(read_results(ROOT / "model_cards/piccolo-large-zh/results.jsonl"), C_MTEB_35)
+PICCOLO_LARGE = task_scores(read_results(ROOT / "model_cards/piccolo-large-zh/results.jsonl"), C_MTEB_35)
 
 
 @pytest.fixture(scope="module")

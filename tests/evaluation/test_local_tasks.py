@@ -134,105 +134,19 @@ def test_the_revision_follows_the_data_and_the_declaration(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (
-            "name: Own, type: Retreival, data: x",
-            r"type of task 1 of .*own.yaml must be one of .*, got 'Retreival'",
-        ),
-        ("name: Own, type: STS, data: missing.jsonl", r"the source of dataset 'Own' does not exist: .*missing.jsonl"),
+        ("name: Own, type: Retreival, data: x", r"type of task 1 of .*own.yaml must be one of .*, got 'Retreival'"),
         ("name: Own, type: STS, dta: x", r"unknown key 'dta' in task 1 of .*; did you mean data\?"),
-        ("name: STSB, type: STS, data: rows.jsonl", r"the name of a task of .* be none of mteb's own, got 'STSB'$"),
         ("name: a b, type: STS, data: rows.jsonl", r"the name of a task of .* must be letters, .*, got 'a b'$"),
+        ("name: Own, type: Reranking, data: rows.jsonl", r"column 'query' of task 'Own': there is no such column"),
+        ("name: Own, type: STS, data: missing.jsonl", r"the source of dataset 'Own' does not exist: .*missing.jsonl"),
     ],
 )
 def test_a_declaration_that_is_wrong(tmp_path: Path, entry: str, message: str) -> None:
+    """Every other message: tests/errors/model_rows.py."""
     write_jsonl(tmp_path / "rows.jsonl", TWO_LABELS)
-
-    with pytest.raises(InputError, match=message):
-        load_local_tasks(declare(tmp_path, entry))
-
-
-def test_a_name_twice_and_a_file_without_tasks(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "rows.jsonl", TWO_LABELS)
-    entry = "name: Own, type: Clustering, data: rows.jsonl"
-
-    with pytest.raises(InputError, match=r"the name of a task of .* occur once .*, got 'Own' twice"):
-        load_local_tasks(declare(tmp_path, entry, entry))
-    (tmp_path / "own.yaml").write_text("name: Own\n", "utf-8")
-    with pytest.raises(InputError, match=r"must hold one key, `tasks`"):
-        load_local_tasks(tmp_path / "own.yaml")
-    with pytest.raises(InputError, match=r"the file of local tasks .*none.yaml cannot be read"):
-        load_local_tasks(tmp_path / "none.yaml")
-
-
-STS, PAIR, CLUSTERING = (
-    f"name: Own, type: {name}, data: rows.jsonl" for name in ("STS", "PairClassification", "Clustering")
-)
-ROW = {"sentence1": "天", "sentence2": "地", "score": 1.0, "label": 0, "text": "天"}
-
-
-@pytest.mark.parametrize(
-    ("entry", "rows", "message"),
-    [
-        (STS, [ROW, {**ROW, "score": "high"}], r"rows.jsonl, row 2, column 'score' of task 'Own': .*got 'high'"),
-        (STS, [ROW, {**ROW, "score": float("nan")}], r"row 2.*a score must be a finite number"),
-        (STS, [ROW, {**ROW, "sentence2": None}], r"row 2, column 'sentence2'.*must be a string that is not empty"),
-        (STS, [ROW, ROW], r"the scores of task 'Own' must differ, got 1.0"),
-        (STS, [{"a": 1}], r"column 'sentence1' of task 'Own': there is no such column, only a; name it in `columns`"),
-        (STS, [], r"rows.jsonl of task 'Own' has no rows"),
-        (PAIR, [ROW, {**ROW, "label": 2}], r"row 2, column 'label'.*must be 0 or 1, or be mapped.*got '2'"),
-        (PAIR, [ROW, ROW], r"task 'Own' needs pairs of both labels, got 0"),
-        (CLUSTERING, [ROW, {**ROW, "label": None}], r"row 2, column 'label'.*a label must not be empty"),
-        (CLUSTERING, [ROW, ROW], r"task 'Own' needs at least two labels, got"),
-        (CLUSTERING.replace("Clustering", "Classification"), [ROW], r"task 'Own' of type Classification needs `train`"),
-        (CLUSTERING.replace("Clustering", "Retrieval"), [ROW], r"task 'Own' needs a BEIR folder"),
-        (
-            CLUSTERING.replace("Clustering", "Reranking"),
-            [ROW],
-            r"column 'query' of task 'Own': there is no such column",
-        ),
-    ],
-)
-def test_a_row_that_cannot_be_used_is_an_error_with_its_place(
-    tmp_path: Path, entry: str, rows: list[dict[str, object]], message: str
-) -> None:
-    write_jsonl(tmp_path / "rows.jsonl", rows)
 
     with pytest.raises(InputError, match=message):
         load(tmp_path, entry)
-
-
-def test_a_broken_line_is_not_skipped(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "rows.jsonl", TWO_LABELS)
-    path.write_text(path.read_text("utf-8") + '{"text": "天\n', "utf-8")
-
-    with pytest.raises(
-        InputError, match=r"rows.jsonl, row 3 of task 'Own': not valid JSON, got .* correct or remove such rows"
-    ):
-        load(tmp_path, CLUSTERING)
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("q0\td99\t1", r"qrels.tsv, row 10 of task 'Own' judges an unknown document 'd99'"),
-        ("q99\td0\t1", r"judges an unknown query 'q99'"),
-        ("q0\td1\t0.5", r"a score must be whole, got 0.5"),
-    ],
-)
-def test_judgements_that_cannot_be_used(tmp_path: Path, line: str, message: str) -> None:
-    path = write_search(tmp_path / "search") / "qrels.tsv"
-    path.write_text(path.read_text("utf-8") + line + "\n", "utf-8")
-
-    with pytest.raises(InputError, match=message):
-        load(tmp_path, "name: Own, type: Retrieval, data: search")
-
-
-def test_labels_of_the_test_file_have_to_be_in_the_training_file(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "train.jsonl", TWO_LABELS)
-    write_jsonl(tmp_path / "rows.jsonl", [*TWO_LABELS, {"text": "鱼", "label": "c"}])
-
-    with pytest.raises(InputError, match=r"a label of task 'Own' must be in its `train`, got 'c' in rows.jsonl"):
-        load(tmp_path, "name: Own, type: Classification, data: rows.jsonl, train: train.jsonl")
 
 
 def test_the_example_file_of_the_recipes_is_valid_as_it_stands(tmp_path: Path) -> None:

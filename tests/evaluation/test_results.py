@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation.benchmarks import C_MTEB_35, MTEB_CMN_V1
-from piccolo_st.evaluation.results import TaskResult, from_model_index, from_mteb, read_results, scores
+from piccolo_st.evaluation.results import TaskResult, from_model_index, from_mteb, read_results, task_scores
 from piccolo_st.releasing.eval_results import eval_results
 
 
@@ -65,7 +65,7 @@ def test_scores_have_the_metric_split_and_subset_of_the_definition() -> None:
     ]
 
     card, today, partial = (
-        scores([one for file in some for one in from_mteb(file, benchmark)], benchmark)
+        task_scores([one for file in some for one in from_mteb(file, benchmark)], benchmark)
         for some, benchmark in (
             (files, C_MTEB_35),
             (files, MTEB_CMN_V1),
@@ -95,7 +95,7 @@ def test_a_cards_entries_are_matched_by_name_config_split_and_metric() -> None:
         entry("MTEB ATEC", "default", "test", "cos_sim_pearson", 4.0),  # and metric spearman
     ]
 
-    found = scores(from_model_index([{"results": entries}]), C_MTEB_35)
+    found = task_scores(from_model_index([{"results": entries}]), C_MTEB_35)
 
     assert found == {"STS22": 1.0, "CMedQAv1-reranking": 2.0}
 
@@ -105,7 +105,7 @@ def test_a_folder_of_results_has_a_score_for_every_task(tmp_path: Path) -> None:
     for number, task in enumerate(C_MTEB_35.tasks):
         values = {"hf_subset": task.subset, "main_score": 0.0, task.metric: number / 100}
         (tmp_path / f"{task.name}.json").write_text(json.dumps(mteb_file(task.name, {task.splits[0]: [values]})))
-    found = scores(read_results(tmp_path), C_MTEB_35)
+    found = task_scores(read_results(tmp_path), C_MTEB_35)
     assert found == pytest.approx({task.name: float(number) for number, task in enumerate(C_MTEB_35.tasks)})
 
 
