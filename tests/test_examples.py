@@ -20,8 +20,7 @@ from piccolo_st.modeling import save_portable, set_prompts
 
 # Have none yet. Nothing is added here.
 WITHOUT = {
-    "HomogeneousBatchSampler", "PiccoloDataCollator", "PiccoloTrainer", "PiccoloTrainingArguments", "evaluate",
-    "load_mixture", "release",
+    "HomogeneousBatchSampler", "PiccoloDataCollator", "PiccoloTrainer", "PiccoloTrainingArguments", "load_mixture",
 }  # fmt: skip
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

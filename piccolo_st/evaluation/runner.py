@@ -117,6 +117,14 @@ def evaluate(
     Raises:
         InputError: an unknown name, a local task with a row that cannot be used, a truncation outside the embedding, a
             text or an embedding that cannot be used, or no way to reach the Hub. What was finished before is kept.
+
+    Example:
+        >>> pairs = "sentence1,sentence2,score\\n天气,今天有雨,2\\n天气,水果,0\\n猫,动物,1\\n"
+        >>> _ = Path("pairs.csv").write_text(pairs, encoding="utf-8")
+        >>> _ = Path("mine.yaml").write_text("tasks: [{name: Pairs, type: STS, data: pairs.csv}]")
+        >>> [evaluation] = evaluate("runs/quickstart/model", "mine.yaml")
+        >>> sorted(evaluation.scores), evaluation.averages.missing
+        (['Pairs'], ())
     """
     groups = select(benchmark)
     for task in (task for group in groups for task in group.tasks):

@@ -109,6 +109,19 @@ def release(model_dir: str | Path, repo_id: str, options: ReleaseOptions | None 
     Raises:
         ReleaseError: a check failed, the remote moved, the Hub refused or failed.
         InputError: ``model_dir`` is no directory with files to publish.
+
+    Example:
+        >>> print(check_release("runs/quickstart/model", "org/name"))  # what comes first
+        ok   files
+        ok   portable
+        ok   loads
+        ok   embeddings
+        FAIL card
+        ok   results
+        >>> release("runs/quickstart/model", "org/name")
+        Traceback (most recent call last):
+        ...
+        piccolo_st.releasing.publish.ReleaseError: runs/quickstart/model is not ready to be released: ...
     """
     options = replace(options or ReleaseOptions(), **changes)
     if options.create_pr and options.tag:
