@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import jinja2
-from huggingface_hub import CardData, ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
 
@@ -161,15 +161,13 @@ def _size_gb(model: SentenceTransformer | None) -> float | None:
 
 def render_card(data: PiccoloModelCardData) -> str:
     """The whole card: metadata and text."""
-    metadata = cast(CardData, data)  # ModelCard asks for no more of it than to_yaml
+    metadata = cast(ModelCardData, data)  # ModelCard asks for no more of it than to_yaml
     return ModelCard.from_template(metadata, template_path=str(data.template_path)).content
 
 
 def stage_facts(record: RunRecord) -> dict[str, object]:
     """The facts of one training run for the training part of a card: those that are known, without machine paths."""
-    sections: dict[str, Values] = {
-        name: record.configuration.get(name, {}) for name in ("model", "data", "loss", "train")
-    }
+    sections: list[Values] = [record.configuration.get(name, {}) for name in ("model", "data", "loss", "train")]
     model, data, loss, train = sections
     batch, world, last = data.get("batch_size"), record.world_size, (record.log or [{}])[-1]
     used = {name: dataset.used for name, dataset in record.datasets.items() if dataset.used}
