@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 from sentence_transformers import SentenceTransformer
@@ -37,6 +37,8 @@ from piccolo_st.modeling import PRESETS, EncoderSettings, cached_encoder
 from piccolo_st.training import TIME_LIMIT, FinetuneConfig, PretrainConfig, TrainingRun
 
 MEAN = "mean"
+Sections: TypeAlias = dict[str, Any]
+"""Of a run's configuration: name -> the mapping that YAML has there; or dotted keys -> values."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,13 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ResolvedVariant:
     """What one variant runs with, once the chain of ``after`` is followed."""
 
     variant: Variant
     stock: bool
-    sections: dict[str, Any]
-    stage1: dict[str, Any] | None
+    sections: Sections
+    stage1: Sections | None
 
 
 class Ablation:
@@ -102,7 +104,7 @@ class Ablation:
         InputError: an unknown key, a variant that follows none or itself.
     """
 
-    def __init__(self, path: Path, overrides: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, path: Path, overrides: Sections | None = None) -> None:
         content = merge(read_yaml(path), overrides or {})
         own = {name: content.pop(name, None) or {} for name in ("ablation", "variants")}
         self.path = path
@@ -121,17 +123,17 @@ class Ablation:
             if other != name:
                 raise InputError(f"labels of {path} must differ, {name!r} and {other!r} are both {label!r}; change one")
         self._base = content
-        self.plans = {name: self._plan(name, ()) for name in self.variants}
+        self.resolved = {name: self._resolve(name, ()) for name in self.variants}
 
-    def _plan(self, name: str, through: tuple[str, ...]) -> Plan:
+    def _resolve(self, name: str, through: tuple[str, ...]) -> ResolvedVariant:
         """Step (1)."""
         variant = self.variants[name]
         if name in through:
             raise InputError(f"variant {name!r} of {self.path} comes after itself; change `after`")
         if variant.after is None:
-            before = Plan(variant, False, self._base, None)
+            before = ResolvedVariant(variant, False, self._base, None)
         elif variant.after in self.variants:
-            before = self._plan(variant.after, (*through, name))
+            before = self._resolve(variant.after, (*through, name))
         else:
             raise InputError(
                 f"`after` of variant {name!r} of {self.path} must be a variant, got {variant.after!r}"
@@ -143,7 +145,7 @@ class Ablation:
             raise InputError(
                 f"`concatenated` of variant {name!r} of {self.path} needs a stock run, got `stock: false`; remove it"
             )
-        return Plan(variant, stock, merge(before.sections, variant.set), stage1)
+        return ResolvedVariant(variant, stock, merge(before.sections, variant.set), stage1)
 
     def run(self, only: Sequence[str] = (), say: Callable[[str], None] = print) -> None:
         """Run what has no result yet, seed by seed, so that an early look compares all variants.
@@ -161,7 +163,7 @@ class Ablation:
             if name not in self.variants:
                 raise InputError(f"unknown variant {name!r} in {self.path}{nearest(name, list(self.variants))}")
         for name in only or self.variants:
-            limit = os.environ.get(TIME_LIMIT) or (self.plans[name].sections.get("train") or {}).get("max_seconds")
+            limit = os.environ.get(TIME_LIMIT) or (self.resolved[name].sections.get("train") or {}).get("max_seconds")
             if limit:  # the result of a run that was cut short would be kept as that of all its steps
                 raise InputError(
                     f"variants are compared at equal steps, so {name!r} must have no time limit, got {limit} seconds; "
@@ -170,7 +172,7 @@ class Ablation:
         for seed in self.settings.seeds:
             for name in only or self.variants:
                 if self.result(name, seed) is None:
-                    scores = self._run_one(self.plans[name], seed)
+                    scores = self._run_one(self.resolved[name], seed)
                     shown = "  ".join(f"{task} {score:.2f}" for task, score in scores.items())
                     say(f"{name}, seed {seed}: {shown}")
 
@@ -180,7 +182,7 @@ class Ablation:
         if not path.is_file():
             return None
         found = json.loads(path.read_text(encoding="utf-8"))
-        return found if found["configuration"] == self._key(self.plans[name], seed) else None
+        return found if found["configuration"] == self._key(self.resolved[name], seed) else None
 
     def scores(self) -> dict[str, list[dict[str, float]]]:
         """Variant -> the scores of each finished seed, percent, with their mean under ``MEAN``."""
@@ -230,26 +232,26 @@ class Ablation:
     def _folder(self, name: str, seed: int) -> Path:
         return self.output / "runs" / name / f"seed-{seed}"
 
-    def _key(self, plan: Plan, seed: int) -> str:
+    def _key(self, one: ResolvedVariant, seed: int) -> str:
         tasks = [dict(task) for task in self.settings.tasks]
-        return cache.digest([plan.stock, plan.variant.concatenated, plan.sections, plan.stage1, seed, tasks])
+        return cache.digest([one.stock, one.variant.concatenated, one.sections, one.stage1, seed, tasks])
 
-    def _run_one(self, plan: Plan, seed: int) -> dict[str, float]:
-        folder = self._folder(plan.variant.name, seed)
+    def _run_one(self, resolved: ResolvedVariant, seed: int) -> dict[str, float]:
+        folder = self._folder(resolved.variant.name, seed)
         folder.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
-        fixed: dict[str, Any] = {"train.seed": seed, "train.save_strategy": "no", "train.resume": "never"}
-        sections = merge(plan.sections, {"model.name_or_path": self._encoder(plan.sections)})
-        if plan.stage1 is not None:
-            before = merge(sections, {**plan.stage1, **fixed, "train.output_dir": str(folder / "stage1")})
+        fixed: Sections = {"train.seed": seed, "train.save_strategy": "no", "train.resume": "never"}
+        sections = merge(resolved.sections, {"model.name_or_path": self._encoder(resolved.sections)})
+        if resolved.stage1 is not None:
+            before = merge(sections, {**resolved.stage1, **fixed, "train.output_dir": str(folder / "stage1")})
             run = TrainingRun(_parsed(before, PretrainConfig, folder / "stage1.yaml"))
             run.train()
             sections = merge(sections, {"model.name_or_path": str(folder / "stage1" / "model")})
             del run
         sections = merge(sections, {**fixed, "train.output_dir": str(folder / "run")})
         config = _parsed(sections, FinetuneConfig, folder / "run.yaml")
-        if plan.stock:
-            mixture, model = train_stock(config, concatenated=plan.variant.concatenated)
+        if resolved.stock:
+            mixture, model = train_stock(config, concatenated=resolved.variant.concatenated)
         else:
             run = TrainingRun(config)
             run.train()
@@ -258,9 +260,9 @@ class Ablation:
         seconds = time.perf_counter() - start
         scores = self._score(model, mixture, config, folder)
         result = {
-            "variant": plan.variant.name,
+            "variant": resolved.variant.name,
             "seed": seed,
-            "configuration": self._key(plan, seed),
+            "configuration": self._key(resolved, seed),
             "scores": scores,
             "seconds": round(seconds, 1),
             "mixture": mixture.fingerprint,
@@ -271,7 +273,7 @@ class Ablation:
         gc.collect()
         return scores
 
-    def _encoder(self, sections: Mapping[str, Any]) -> str:
+    def _encoder(self, sections: Sections) -> str:
         """The checkpoint that the sections name, or one encoder for all variants, built from the file's own mixture."""
         model = sections.get("model") or {}
         if model.get("name_or_path"):
@@ -336,7 +338,7 @@ def _plot_spread(groups: Mapping[str, Sequence[float]], path: Path, title: str =
     return path
 
 
-def _parsed(sections: Mapping[str, Any], kind: type[Config], path: Path) -> Config:
+def _parsed(sections: Sections, kind: type[Config], path: Path) -> Config:
     """The sections through a file, as a recipe would read them."""
     path.write_text(yaml.safe_dump(dict(sections), allow_unicode=True, sort_keys=False), encoding="utf-8")
     return parse_run([str(path)], kind, path)

@@ -155,12 +155,12 @@ def test_a_killed_driver_goes_on_and_its_table_is_that_of_one_left_alone(
 
 
 def test_a_variant_is_what_it_comes_after_and_its_own(content: dict[str, Any], tmp_path: Path) -> None:
-    plans = Ablation(write(content, tmp_path), {"data.batch_size": 4}).plans
-    assert [plan.stock for plan in plans.values()] == [True, False, False]
-    assert plans["full"].sections["model"]["instructions"] == "piccolo"
-    assert plans["plain"].sections["model"]["instructions"] == "none"
-    assert all(plan.sections["data"]["batch_size"] == 4 for plan in plans.values())
-    assert plans["plain"].stage1 is None and plans["full"].stage1 == {"train.max_steps": 1}
+    resolved = Ablation(write(content, tmp_path), {"data.batch_size": 4}).resolved
+    assert [one.stock for one in resolved.values()] == [True, False, False]
+    assert resolved["full"].sections["model"]["instructions"] == "piccolo"
+    assert resolved["plain"].sections["model"]["instructions"] == "none"
+    assert all(one.sections["data"]["batch_size"] == 4 for one in resolved.values())
+    assert resolved["plain"].stage1 is None and resolved["full"].stage1 == {"train.max_steps": 1}
 
 
 def test_the_stock_run_is_sentence_transformers_own(
