@@ -17,7 +17,7 @@ import yaml
 
 from piccolo_st.errors import InputError, MissingPackage
 from piccolo_st.modeling import find_leaks
-from piccolo_st.releasing import Release, ReleaseError, ReleaseOptions, publish
+from piccolo_st.releasing import Release, ReleaseError, ReleaseOptions, publish_folder
 
 # What the page consists of; tests/demo/test_space.py runs it with nothing else of the package.
 _PAGE_FILES = ("__init__.py", "_version.py", "demo/__init__.py", "demo/draw.py", "demo/page.py", "demo/search.py")
@@ -114,4 +114,4 @@ def release_space(
             raise ReleaseError(f"the Space of {model_id} is not ready to be released: {'; '.join(leaks)}")
         options = options or ReleaseOptions()
         options = replace(options, message=options.message or f"Page of {model_id}")
-        return publish(Path(folder), sorted(files), space_id or model_id, options, repo_type="space")
+        return publish_folder(Path(folder), sorted(files), space_id or model_id, options, repo_type="space")

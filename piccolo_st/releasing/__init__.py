@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from piccolo_st.releasing.publish import Release as Release
     from piccolo_st.releasing.publish import ReleaseError as ReleaseError
     from piccolo_st.releasing.publish import ReleaseOptions as ReleaseOptions
-    from piccolo_st.releasing.publish import publish as publish
+    from piccolo_st.releasing.publish import publish_folder as publish_folder
     from piccolo_st.releasing.publish import release as release
     from piccolo_st.releasing.push import PortablePushes as PortablePushes
     from piccolo_st.releasing.record import DatasetRecord as DatasetRecord
@@ -44,7 +44,7 @@ __getattr__, __dir__ = lazily(
         "card": "PiccoloModelCardData render_card stage_facts",
         "card_folder": "add_results add_training card_from_folder prepare_card",
         "checks": "Check check_release",
-        "publish": "Release ReleaseError ReleaseOptions publish release",
+        "publish": "Release ReleaseError ReleaseOptions publish_folder release",
         "push": "PortablePushes",
         "record": "DatasetRecord RunRecord",
         "training_card": "TrainingCardCallback",

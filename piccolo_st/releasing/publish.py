@@ -136,10 +136,10 @@ def release(model_dir: str | Path, repo_id: str, options: ReleaseOptions | None 
     options.say(f"{found}\n")
     if found.problems:
         raise ReleaseError(f"{model_dir} is not ready to be released: {'; '.join(found.problems)}")
-    return publish(Path(model_dir), found.files, repo_id, options)
+    return publish_folder(Path(model_dir), found.files, repo_id, options)
 
 
-def publish(
+def publish_folder(
     folder: Path, files: Sequence[str], repo_id: str, options: ReleaseOptions, repo_type: str = "model"
 ) -> Release:
     """Steps 1 to 5 of the module docstring for a folder that is checked already.

@@ -95,25 +95,3 @@ def assert_is_drawn(picture: Path) -> None:
     pixels = (imread(picture)[..., :3] * 255).round().astype(int)
     for colour, least in {(0x2F, 0x7D, 0x6B): 2000, (0xC9, 0x8A, 0x2B): 1000, (0xD1, 0x49, 0x5B): 50}.items():
         assert (abs(pixels - colour).max(axis=-1) < 4).sum() >= least, f"too little of {colour}"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["a", "b", "c"], "the page must show one model or two different ones, got a, b, c"),
-        (["a", "a"], "the page must show one model or two different ones, got a, a"),
-        (["a", "--corpus", "nowhere.txt"], "nowhere.txt does not exist"),
-        (["no-such-folder", "--corpus", "texts.txt"], "the model cannot be loaded, got 'no-such-folder'"),
-    ],
-)
-def test_bad_input_is_one_sentence(
-    arguments: list[str],
-    said: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    command: Callable[..., tuple[int, str, str]],
-) -> None:
-    (tmp_path / "texts.txt").write_text("一\n")
-    monkeypatch.chdir(tmp_path)
-    code, _, error = command("demo", *arguments)
-    assert code == 2 and said in error and "Traceback" not in error

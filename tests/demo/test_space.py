@@ -11,7 +11,6 @@ import yaml
 from huggingface_hub import HfApi, snapshot_download
 
 from piccolo_st.demo.space import release_space, space_files
-from piccolo_st.errors import InputError
 from piccolo_st.releasing import ReleaseError, ReleaseOptions, release
 from piccolo_st.releasing.command import main
 from tests.helpers.demo_pages import serving
@@ -40,11 +39,6 @@ def test_what_a_space_consists_of() -> None:
     assert f"sentence-transformers=={version('sentence-transformers')}" in needed
     assert not any("+" in line or "piccolo" in line for line in needed)
     compile(files["app.py"], "app.py", "exec")
-
-
-def test_texts_must_be_lines() -> None:
-    with pytest.raises(InputError, match=r"the texts of a Space must be lines of a file and not empty, got 'a\\nb'"):
-        space_files(REPO, ["a\nb"])
 
 
 def test_a_dry_run_sends_nothing_and_a_push_is_one_commit(hub: HubServer, capsys: pytest.CaptureFixture[str]) -> None:

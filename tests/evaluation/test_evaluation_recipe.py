@@ -88,27 +88,6 @@ def test_a_yaml_file_holds_the_options_and_the_command_line_wins(tmp_path: Path)
     command.parse(["model", "--config", str(ROOT / "recipes/configs/evaluate.yaml")])  # as it is shipped
 
 
-@pytest.mark.parametrize(
-    ("content", "arguments", "message"),
-    [
-        ("benchmrk: [STS]", ["model"], r"unknown key 'benchmrk' in .*run.yaml; did you mean benchmark\?"),
-        ("dtype: float16", [], r"name a model to evaluate, or two folders of results with --compare"),
-        ("dtype: float16", ["model", "--compare", "a", "b"], r"name a model to evaluate, or two folders"),
-    ],
-)
-def test_bad_options(tmp_path: Path, content: str, arguments: list[str], message: str) -> None:
-    config = tmp_path / "run.yaml"
-    config.write_text(content, "utf-8")
-
-    with pytest.raises(InputError, match=message):
-        command.parse([*arguments, "--config", str(config)])
-
-
-def test_dimensions_have_to_be_whole_numbers() -> None:
-    with pytest.raises(InputError, match=r"--truncate_dim must be whole numbers, such as 256,512,1024, got '256,half'"):
-        command.dimensions("256,half")
-
-
 def test_tasks_without_a_result_end_in_an_error_that_names_them(
     saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,12 +139,3 @@ def test_the_picture_needs_one_whole_type(tmp_path: Path) -> None:
     assert path.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match=r"no model has every task of any type of c-mteb-35"):
         plot_evaluations([column("one task", {"STSB": 74.4})], C_MTEB_35, tmp_path / "bars.png")
-
-
-def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import sys
-
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-
-    with pytest.raises(ImportError, match=r'a picture needs matplotlib; run: pip install "piccolo_st\[quickstart\]"'):
-        plot_evaluations([column("whole", PICCOLO_LARGE)], C_MTEB_35, tmp_path / "bars.png")
