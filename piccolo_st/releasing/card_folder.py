@@ -87,44 +87,38 @@ def card_from_folder(folder: str | Path) -> str:
 def add_results(
     model_dir: str | Path,
     results: Sequence[TaskResult],
+    own: ModelScores,
+    benchmark: Benchmark = C_MTEB_35,
     *,
     evaluated: str,
-    model_id: str,
-    benchmark: Benchmark = C_MTEB_35,
     comparison: Sequence[ModelScores] = (),
-    date: str | None = None,
-    facts: ModelFacts | None = None,
 ) -> None:
     """Write results into the README.md and the ``.eval_results`` files of a model directory.
 
     Args:
         model_dir: the directory; its README.md has to exist.
         results: what was measured, see :func:`read_results`. They replace results of an earlier evaluation.
+        own: the scores of these results, by the Hub id under which the model is or will be published.
+        benchmark: the definition by which they are averaged.
         evaluated: the content hash of the evaluated model; a release compares it with what it is about to publish.
-        model_id: the Hub id under which the model is or will be published.
-        benchmark: the definition by which the results are averaged.
         comparison: other models in its table, scored by the same definition.
-        date: when it was evaluated, ISO 8601.
-        facts: what else the table says of the model.
 
     Raises:
         InputError: there is no README.md, or its metadata cannot be read.
     """
     card = _load_card(Path(model_dir))
     data = cast(ModelCardData, card.data)
-    data.model_name = model_id.split("/")[-1]
+    data.model_name = own.model.split("/")[-1]
     others = [result for result in data.eval_results or [] if not result.dataset_name.startswith("MTEB ")]
     data.eval_results = eval_results(results) + others
     data.tags = list(dict.fromkeys([*(data.tags or []), "mteb"]))
-    own = ModelScores.of(model_id, task_scores(results, benchmark), benchmark, facts)
     section = evaluation_section(own, benchmark, comparison, evaluated)
-    card.text = replace_block(card.text, "evaluation", section).replace(PLACEHOLDER_ID, model_id)
+    card.text = replace_block(card.text, "evaluation", section).replace(PLACEHOLDER_ID, own.model)
     (Path(model_dir) / "README.md").write_text(str(card), encoding="utf-8")
-    files = eval_result_files(results, benchmark, date=date)
     for old in (Path(model_dir) / ".eval_results").glob("*.yaml"):
         if any((entry.get("source") or {}).get("name") == "mteb" for entry in _yaml(old) or []):
             old.unlink()
-    for name, text in files.items():
+    for name, text in eval_result_files(results, benchmark).items():
         file = Path(model_dir) / name
         file.parent.mkdir(exist_ok=True)
         file.write_text(text, encoding="utf-8")
@@ -197,19 +191,13 @@ def prepare_card(
     if results is None:
         return
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9
-    add_results(
-        folder,
-        read_results(results, benchmark),
-        evaluated=evaluated,
-        model_id=model_id,
-        benchmark=benchmark,
-        comparison=[row for row in comparison if row.model != model_id],
-        facts=ModelFacts(
-            size_gb=float(f"{size:.2g}"),
-            dimension=model.get_embedding_dimension(),
-            max_tokens=model.max_seq_length,
-        ),
+    facts = ModelFacts(
+        size_gb=float(f"{size:.2g}"), dimension=model.get_embedding_dimension(), max_tokens=model.max_seq_length
     )
+    measured = read_results(results, benchmark)
+    own = ModelScores.of(model_id, task_scores(measured, benchmark), benchmark, facts)
+    others = [row for row in comparison if row.model != model_id]
+    add_results(folder, measured, own, benchmark, evaluated=evaluated, comparison=others)
 
 
 def _load_card(folder: Path) -> ModelCard:

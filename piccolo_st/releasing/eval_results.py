@@ -28,16 +28,13 @@ def eval_results(results: Iterable[TaskResult]) -> list[EvalResult]:
     ]
 
 
-def eval_result_files(
-    results: Iterable[TaskResult], benchmark: Benchmark, *, date: str | None = None
-) -> dict[str, str]:
+def eval_result_files(results: Iterable[TaskResult], benchmark: Benchmark) -> dict[str, str]:
     """The Hub's newer convention: ``.eval_results/Task.yaml`` -> its text, one file per task, main scores only.
 
     Args:
         results: the results; those whose task the benchmark does not have, or whose data is not on the Hub, are
             left out.
         benchmark: says which metric of a task is its main score.
-        date: when they were measured, ISO 8601.
     """
     found = counted(results, benchmark)
     files = {}
@@ -48,7 +45,6 @@ def eval_result_files(
                 task_id=f"{task.name}_{task.subset}_{result.split}",
                 value=round(result.metrics[task.card_metric], 5),
                 dataset_revision=result.revision if result.revision != "None" else None,
-                date=date,
                 source_url="https://github.com/embeddings-benchmark/mteb",
                 source_name="mteb",
                 notes=f"{task.card_metric}, {benchmark.name}",

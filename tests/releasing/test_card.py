@@ -16,7 +16,7 @@ import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
-from piccolo_st.evaluation import ModelFacts, ModelScores, read_results
+from piccolo_st.evaluation import ModelFacts, ModelScores, read_results, task_scores
 from piccolo_st.evaluation.benchmarks import C_MTEB_35, MTEB_CMN_V1, Averages
 from piccolo_st.modeling.instructions import set_prompts
 from piccolo_st.releasing.card import PiccoloModelCardData, dataset_facts, render_card, stage_facts
@@ -108,11 +108,11 @@ def _copy(source: Path, target: Path) -> Path:
 
 def test_eval_result_files_are_the_hubs() -> None:
     published = read_results(LARGE / "results.jsonl")
-    files = eval_result_files(published, C_MTEB_35, date="2023-09-04")
+    files = eval_result_files(published, C_MTEB_35)
     assert len(files) == 35 and set(files) == {f".eval_results/{task.name}.yaml" for task in C_MTEB_35.tasks}
     (entry,) = parse_eval_result_entries(yaml.safe_load(files[".eval_results/STS22.yaml"]))
     assert (entry.dataset_id, entry.task_id, entry.value) == ("mteb/sts22-crosslingual-sts", "STS22_zh_test", 66.6553)
-    assert entry.dataset_revision is None and entry.date == "2023-09-04" and entry.source_name == "mteb"
+    assert entry.dataset_revision is None and entry.source_name == "mteb"
     today = eval_result_files(published, MTEB_CMN_V1)
     assert set(today) == {f".eval_results/{task.name}.yaml" for task in MTEB_CMN_V1.tasks}
     assert yaml.safe_load(today[".eval_results/Ocnli.yaml"])[0]["notes"] == "max_accuracy, MTEB(cmn, v1)"
@@ -274,18 +274,19 @@ def test_results_are_added_to_an_edited_card(model: Any, tmp_path: Path) -> None
         path.read_text(encoding="utf-8").replace("一个小模型。", "我自己写的话。\n\n## 我的一节"), encoding="utf-8"
     )
     results = read_results(LARGE / "results.jsonl")
-    facts = {"size_gb": 0.1, "dimension": 32, "max_tokens": 512}
-    add_results(tmp_path, results, evaluated="a" * 40, model_id="org/tiny", facts=facts, date="2024-01-02")
+    own = ModelScores.of("org/tiny", task_scores(results, C_MTEB_35), C_MTEB_35)
+    add_results(tmp_path, results, own, evaluated="a" * 40)
     card = path.read_text(encoding="utf-8")
     assert "我自己写的话。\n\n## 我的一节" in card and 'SentenceTransformer("org/tiny")' in card
     assert "**64.11**" in card and "sentence_transformers_model_id" not in card
     assert metadata(card)["model-index"][0]["name"] == "tiny" and len(ModelCard(card).data.eval_results) == 367
     assert "mteb" in metadata(card)["tags"] and evaluated_model(card) == "a" * 40
     assert len(list((tmp_path / ".eval_results").glob("*.yaml"))) == 35
-    add_results(tmp_path, results, evaluated="a" * 40, model_id="org/tiny", facts=facts, date="2024-01-02")
+    add_results(tmp_path, results, own, evaluated="a" * 40)
     assert path.read_text(encoding="utf-8") == card
     few = [r for r in results if r.task_type == "STS"]
-    add_results(tmp_path, few, evaluated="b" * 40, model_id="org/tiny")
+    own = ModelScores.of("org/tiny", task_scores(few, C_MTEB_35), C_MTEB_35)
+    add_results(tmp_path, few, own, evaluated="b" * 40)
     card = path.read_text(encoding="utf-8")
     assert len(ModelCard(card).data.eval_results) == 48 and evaluated_model(card) == "b" * 40
     assert len(list((tmp_path / ".eval_results").glob("*.yaml"))) == 8, "files of the earlier results are gone"
