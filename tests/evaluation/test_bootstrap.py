@@ -22,8 +22,8 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation import per_example
 from piccolo_st.evaluation.bootstrap import average_precision, compare_models, result_folder, spearman
-from piccolo_st.evaluation.results import Evaluation
 from piccolo_st.evaluation.runner import evaluate
+from piccolo_st.evaluation.scores import Evaluation
 from piccolo_st.evaluation.tasks import select
 from tests.helpers.evaluation_data import write_local_tasks
 
