@@ -18,18 +18,19 @@ def read_texts(path: Path) -> tuple[dict[str, str], list[Reject]]:
     """Id -> text (title and text joined by a space), and the lines that could not be used."""
     texts: dict[str, str] = {}
     rejects: list[Reject] = []
-    for chunk in read_jsonl(path):
-        rejects += chunk.rejects
-        assert isinstance(chunk.records, list)
-        for row, record in zip(chunk.rows.tolist(), chunk.records, strict=True):
-            identity, text = record.get("_id"), record.get("text")
-            if not isinstance(identity, str | int) or not isinstance(text, str):
-                rejects.append(Reject(str(path), row, "no _id or text", excerpt(record)))
-            elif str(identity) in texts:
-                rejects.append(Reject(str(path), row, "an _id twice", excerpt(identity)))
-            else:
-                title = record.get("title")
-                texts[str(identity)] = f"{title} {text}" if isinstance(title, str) and title.strip() else text
+    for item in read_jsonl(path):
+        if isinstance(item, Reject):
+            rejects.append(item)
+            continue
+        row, record = item
+        key, text = record.get("_id"), record.get("text")
+        if not isinstance(key, str | int) or not isinstance(text, str):
+            rejects.append(Reject(str(path), row, "no _id or text", excerpt(record)))
+        elif str(key) in texts:
+            rejects.append(Reject(str(path), row, "an _id twice", excerpt(key)))
+        else:
+            title = record.get("title")
+            texts[str(key)] = f"{title} {text}" if isinstance(title, str) and title.strip() else text
     return texts, rejects
 
 
@@ -41,20 +42,20 @@ def read_qrels(path: Path) -> tuple[list[tuple[int, str, str, float]], list[Reje
     """
     judgements: list[tuple[int, str, str, float]] = []
     rejects: list[Reject] = []
-    for chunk in read_delimited(path, "\t"):
-        rejects += chunk.rejects
-        assert isinstance(chunk.records, list)
-        for row, record in zip(chunk.rows.tolist(), chunk.records, strict=True):
-            if not {"query-id", "corpus-id", "score"} <= record.keys():
-                raise MixtureError(
-                    f"{path} must begin with the line query-id TAB corpus-id TAB score, got the columns "
-                    f"{', '.join(record)}"
-                )
-            score = parse_number(record["score"])
-            if score is None:
-                rejects.append(Reject(str(path), row, "score: not a number", excerpt(record["score"])))
-            else:
-                judgements.append((row, record["query-id"], record["corpus-id"], score))
+    for item in read_delimited(path, "\t"):
+        if isinstance(item, Reject):
+            rejects.append(item)
+            continue
+        row, record = item
+        if not {"query-id", "corpus-id", "score"} <= record.keys():
+            raise MixtureError(
+                f"{path} must begin with the line query-id TAB corpus-id TAB score, got the columns {', '.join(record)}"
+            )
+        score = parse_number(str(record["score"]))
+        if score is None:
+            rejects.append(Reject(str(path), row, "score: not a number", excerpt(record["score"])))
+        else:
+            judgements.append((row, str(record["query-id"]), str(record["corpus-id"]), score))
     return judgements, rejects
 
 

@@ -13,22 +13,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 
 from piccolo_st.cache import content_digest, digest, entry
-from piccolo_st.data.chunks import Chunk, Reject
-from piccolo_st.data.columns import Roles
+from piccolo_st.data.cells import to_table
+from piccolo_st.data.chunks import Chunk
+from piccolo_st.data.columns import Columns, Survey, suggestions
 from piccolo_st.data.presets import apply_preset
-from piccolo_st.data.report import score_note
+from piccolo_st.data.report import Counts
 from piccolo_st.data.sources import Location, locate, read_chunks
 from piccolo_st.data.specs import DatasetSpec
-from piccolo_st.data.survey import Survey, suggestions
-from piccolo_st.data.validation import Checked, check_chunk
+from piccolo_st.data.validation import Checked, check_rows
 from piccolo_st.errors import MixtureError
 from piccolo_st.hashing import text_ids
 
@@ -69,16 +72,36 @@ def row_key(spec: DatasetSpec, location: Location, cache: Path) -> str:
     settings = {k: v for k, v in dataclasses.asdict(spec).items() if k not in _NOT_ROWS}
     if location.format == "jionlp":
         settings["set"] = spec.source
-    content = location.identity or content_digest(location.files, cache)
+    content = location.version or content_digest(location.files, cache)
     return digest([LAYOUT, location.format, content, settings])
 
 
-def prepare(spec: DatasetSpec, root: Path, cache: Path) -> tuple[Path, str]:
-    """Read and check a dataset, or find it done; returns its entry's folder and its key.
+@dataclass(frozen=True)
+class Prepared:
+    """A dataset that has been read, checked and written.
+
+    Attributes:
+        location: where it was read from.
+        key: the fingerprint of its rows.
+        folder: the cache entry that holds them.
+        counts: what was counted on the way.
+    """
+
+    location: Location
+    key: str
+    folder: Path
+    counts: Counts
+
+    def rows(self) -> Dataset:
+        """The rows, memory-mapped."""
+        return open_arrow(self.folder / "data.arrow")
+
+
+def prepare(spec: DatasetSpec, root: Path, cache: Path) -> Prepared:
+    """Read and check a dataset, or find it done.
 
     Raises:
-        MixtureError: the source or a column is missing, no row is left, a row is faulty under the policy ``error``,
-            or more rows are than ``max_rejected`` allows; or the cache cannot be written.
+        MixtureError: the source or a column is missing, the preset leaves no row, or the cache cannot be written.
     """
     location = locate(spec, root)
     for name, formats in _READ_OF.items():
@@ -90,79 +113,63 @@ def prepare(spec: DatasetSpec, root: Path, cache: Path) -> tuple[Path, str]:
             )
     try:
         key = row_key(spec, location, cache)
-        folder = entry(cache, key, lambda aside: _write_entry(spec, location, aside))
+        folder = entry(cache, key, lambda aside: _write(spec, location, aside))
     except OSError as error:
         raise MixtureError(
             f"the cache {cache} cannot be written: {error}; choose another with cache_dir (or HF_DATASETS_CACHE)"
         ) from error
-    return folder, key
+    return Prepared(location, key, folder, Counts.read(folder))
 
 
-def read_report(folder: Path) -> dict[str, Any]:
-    """The numbers of an entry."""
-    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
-
-
-class _RolesChanged(Exception):
+class _ColumnsChanged(Exception):
     """A chunk has shown that the columns are not what they were read as."""
 
 
-def _write_entry(spec: DatasetSpec, location: Location, folder: Path) -> None:
+def _write(spec: DatasetSpec, location: Location, folder: Path) -> None:
     survey = Survey()
     while True:
         try:
             return _write_rows(spec, location, folder, survey)
-        except _RolesChanged:  # once for each thing that a survey can learn, mostly never
+        except _ColumnsChanged:  # once for each thing that a survey can learn, mostly never
             continue
 
 
 def _write_rows(spec: DatasetSpec, location: Location, folder: Path, survey: Survey) -> None:
-    report: dict[str, Any] = {
-        "rows": 0,
-        "rejected": {},
-        "removed": {},
-        "left_out": {},
-        "added": 0,
-        "kept": 0,
-        "unused_columns": [],
-        "written": [],
-        "suggestions": [],
-        "scores": None,
-        "misfits": 0,
-    }
+    counts = Counts()
     with open(folder / "rejects.jsonl", "w", encoding="utf-8") as rejects:
         tables: Iterator[pa.Table] = (
-            _ordered(_spread_positives(spec, checked.table, report))
-            for checked in _checked(spec, location, report, survey)
-            if _log(rejects, checked, report)
+            _ordered(_spread_positives(spec, checked.table, counts))
+            for checked in _checked(spec, location, counts, survey)
+            if _count(checked, rejects, counts)
         )
         if spec.preset is not None and spec.use == "train":
             parts = [part for part in tables if part.num_rows]
             if parts:  # else the faults are to be told, not what the preset misses in nothing
                 table, left_out = apply_preset(spec, spec.preset, pa.concat_tables(parts))
-                report["left_out"].update({reason: n for reason, n in left_out.items() if n})
+                counts.left_out += Counter(left_out)
                 tables = iter([_ordered(table)])
-        report["kept"] = write_arrow(folder / "data.arrow", tables)
-    (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
+        counts.kept = write_arrow(folder / "data.arrow", tables)
+    counts.write(folder)
 
 
-def _checked(spec: DatasetSpec, location: Location, report: dict[str, Any], survey: Survey) -> Iterator[Checked]:
-    roles: Roles | None = None
+def _checked(spec: DatasetSpec, location: Location, counts: Counts, survey: Survey) -> Iterator[Checked]:
+    columns: Columns | None = None
     for chunk in _first_rows(read_chunks(spec, location), spec.max_rows):
-        report["rows"] += len(chunk) + sum(chunk.left_out.values())
-        report["left_out"].update({reason: n for reason, n in chunk.left_out.items() if n})
+        counts.rows += len(chunk) + sum(chunk.left_out.values())
+        counts.left_out += Counter(chunk.left_out)
         if not len(chunk.rows):  # nothing readable: no columns to go by
-            yield Checked(pa.table({}), chunk.rows, chunk.rejects, [])
+            yield Checked(pa.table({}), chunk.rejects, [])
             continue
         now = survey.add(spec, chunk)
-        if roles is not None and (now.columns, now.lists, now.written) != (roles.columns, roles.lists, roles.written):
-            raise _RolesChanged
-        roles = now
-        yield check_chunk(spec, roles, chunk)
-    if roles is not None:
-        report["unused_columns"] = list(roles.unused)
-        report["written"] = sorted({roles.columns[role] for role in roles.written})
-        report["suggestions"] = suggestions(spec, roles)
+        if columns is not None and now != dataclasses.replace(columns, mixed=now.mixed, unused=now.unused):
+            raise _ColumnsChanged
+        columns = now
+        table, reasons = to_table(spec, columns, chunk)
+        yield check_rows(spec, columns, chunk, table, reasons)
+    if columns is not None:
+        counts.unused_columns = list(columns.unused)
+        counts.written = sorted({columns.names[role] for role in columns.written})
+        counts.suggestions = suggestions(spec, columns)
 
 
 def _first_rows(chunks: Iterator[Chunk], limit: int | None) -> Iterator[Chunk]:
@@ -175,16 +182,18 @@ def _first_rows(chunks: Iterator[Chunk], limit: int | None) -> Iterator[Chunk]:
         limit -= len(chunk)
 
 
-def _log(file: Any, checked: Checked, report: dict[str, Any]) -> bool:
-    for kind, rejects in (("rejected", checked.rejects), ("removed", checked.removed)):
-        for reject in rejects:
-            line = {"action": "row " + kind if kind == "rejected" else "item " + kind, **dataclasses.asdict(reject)}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            report[kind][reject.reason] = report[kind].get(reject.reason, 0) + 1
-    report["misfits"] += checked.misfits
+def _count(checked: Checked, rejects: TextIO, counts: Counts) -> bool:
+    """Count and write down what was left out of a chunk; whether it had any columns."""
+    losses = (("row rejected", checked.rejects, counts.rejected), ("item removed", checked.removed, counts.removed))
+    for action, lost, counter in losses:
+        for reject in lost:
+            line = {"action": action, **dataclasses.asdict(reject)}
+            rejects.write(json.dumps(line, ensure_ascii=False) + "\n")
+            counter[reject.reason] += 1
+    counts.misfits += checked.misfits
     if checked.scores is not None:
-        known = report["scores"] or checked.scores
-        report["scores"] = [min(known[0], checked.scores[0]), max(known[1], checked.scores[1])]
+        known = counts.scores or checked.scores
+        counts.scores = [min(known[0], checked.scores[0]), max(known[1], checked.scores[1])]
     return checked.table.num_columns > 0
 
 
@@ -207,62 +216,18 @@ def _ordered(table: pa.Table) -> pa.Table:
     return table.select(names)
 
 
-def _spread_positives(spec: DatasetSpec, table: pa.Table, report: dict[str, Any]) -> pa.Table:
+def _spread_positives(spec: DatasetSpec, table: pa.Table, counts: Counts) -> pa.Table:
     """One row for each listed positive, or the first alone, or the list as it is."""
     if "positive" not in table.column_names or not pa.types.is_list(table.schema.field("positive").type):
         return table
     if spec.positives == "list":
         return table
-    import pyarrow.compute as pc
-
     lists = table["positive"].combine_chunks()
     flat = pc.list_flatten(lists)
     further = len(flat) - table.num_rows
-    report["added"] += further
+    counts.added += further
     if spec.positives == "first":
-        if further:
-            reason = "a further positive of its row (positives: first)"
-            report["left_out"][reason] = report["left_out"].get(reason, 0) + further
+        counts.left_out += Counter({"a further positive of its row (positives: first)": further})
         return table.set_column(table.column_names.index("positive"), "positive", pc.list_element(lists, 0))
     spread = table.drop_columns(["positive"]).take(pc.list_parent_indices(lists))
     return spread.append_column("positive", flat)
-
-
-def read_rejects(folder: Path) -> Iterator[Reject]:
-    """The rejects of an entry, rows and items alike."""
-    with open(folder / "rejects.jsonl", encoding="utf-8") as file:
-        for line in file:
-            record = json.loads(line)
-            record.pop("action")
-            yield Reject(**record)
-
-
-def enforce(spec: DatasetSpec, folder: Path, policy: str) -> None:
-    """Apply the dataset's policy to what was found.
-
-    Raises:
-        MixtureError: a row is faulty and the policy is ``error``; too many are; none is left.
-    """
-    report = read_report(folder)
-    rejected = sum(report["rejected"].values())
-    found = ", ".join(
-        f"{n} {reason}" for reason, n in sorted(report["rejected"].items(), key=lambda item: -item[1])[:5]
-    )
-    if report["rows"] == 0:
-        raise MixtureError(f"dataset {spec.name!r} is empty: {spec.source} has no rows; remove it or give it data")
-    if policy == "error" and (rejected or report["removed"]):
-        first = next(read_rejects(folder))
-        others = rejected + sum(report["removed"].values()) - 1
-        more = f" and {others} more" * (others > 0)
-        raise MixtureError(
-            f"dataset {spec.name!r} has a faulty row and the policy 'error': {first.file}, row {first.row}: "
-            f"{first.reason} ({first.excerpt}){more}; mend such rows or set `policy: drop`"
-        )
-    if rejected > spec.max_rejected * report["rows"]:
-        raise MixtureError(
-            f"{rejected} of the {report['rows']} rows of dataset {spec.name!r} are faulty ({found}), more than "
-            f"max_rejected={spec.max_rejected:g}; look at {folder / 'rejects.jsonl'}, and check "
-            + (f"its scale: {note}" if (note := score_note(spec, report)) else "`columns` and `task`")
-        )
-    if report["kept"] == 0:
-        raise MixtureError(f"dataset {spec.name!r} has no row left of {report['rows']}: {found or report['left_out']}")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 CHUNK_ROWS = 20_000
+
+Record = dict[str, object]
+"""A raw row: column name -> whatever the file holds."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,10 @@ class Reject:
     row: int
     reason: str
     excerpt: str
+
+
+Item = tuple[int, Record] | Reject
+"""What a reader of rows yields: the number of a row and the row, or why it could not be read."""
 
 
 @dataclass(frozen=True)
@@ -36,26 +42,14 @@ class Chunk:
     """
 
     file: str
-    rows: np.ndarray
-    records: list[dict[str, Any]] | pa.Table
+    rows: NDArray[np.int64]
+    records: list[Record] | pa.Table
     rejects: list[Reject] = field(default_factory=list)
     left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Rows read, those that could not be used among them."""
         return len(self.rows) + len(self.rejects)
-
-    def column_names(self) -> list[str]:
-        """The columns of its rows, in the order in which they first stand."""
-        if isinstance(self.records, pa.Table):
-            return list(self.records.column_names)
-        return list(dict.fromkeys(key for record in self.records for key in record))
-
-    def cells(self, column: str) -> list[Any]:
-        """The values of a column; None where a row lacks it."""
-        if isinstance(self.records, pa.Table):
-            return self.records.column(column).to_pylist()
-        return [record.get(column) for record in self.records]
 
     def head(self, count: int) -> Chunk:
         """The first ``count`` rows, rejects among them, in the order of the file."""
@@ -74,21 +68,3 @@ def excerpt(value: object, length: int = 80) -> str:
     text = value if isinstance(value, str) else repr(value)
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return text if len(text) <= length else text[: length - 3] + "..."
-
-
-def chunked(path: Path, items: Iterable[tuple[int, dict[str, Any]] | Reject]) -> Iterator[Chunk]:
-    """Rows with their numbers, and rejects, gathered into chunks."""
-    rows: list[int] = []
-    records: list[dict[str, Any]] = []
-    rejects: list[Reject] = []
-    for item in items:
-        if isinstance(item, Reject):
-            rejects.append(item)
-        else:
-            rows.append(item[0])
-            records.append(item[1])
-        if len(rows) + len(rejects) >= CHUNK_ROWS:
-            yield Chunk(str(path), np.array(rows, dtype=np.int64), records, rejects)
-            rows, records, rejects = [], [], []
-    if rows or rejects:
-        yield Chunk(str(path), np.array(rows, dtype=np.int64), records, rejects)

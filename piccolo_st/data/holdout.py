@@ -10,8 +10,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,12 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from piccolo_st.data.columns import flatten
+from piccolo_st.cache import digest, entry
+from piccolo_st.data.beir import read_qrels, read_texts
+from piccolo_st.data.build import LAYOUT, open_arrow, write_arrow
+from piccolo_st.data.report import HeldOutCounts
 from piccolo_st.data.specs import DatasetSpec, HoldoutSpec
+from piccolo_st.data.validation import flatten
 from piccolo_st.errors import MixtureError
 from piccolo_st.hashing import text_hashes, text_key
 
@@ -128,25 +134,57 @@ def forbidden(holdouts: dict[str, RetrievalHoldout]) -> Forbidden:
     )
 
 
+def hold_out(
+    training: Mapping[str, Dataset],
+    holdouts: dict[str, RetrievalHoldout],
+    specs: Mapping[str, DatasetSpec],
+    keys: Mapping[str, str],
+    cache: Path,
+) -> tuple[dict[str, Dataset], dict[str, HeldOutCounts]]:
+    """The training sets without the held-out texts, and what each lost with them; kept in the cache.
+
+    Args:
+        training: name -> dataset.
+        holdouts: those drawn from them, by the name of their dataset.
+        specs: what the mixture file says of every dataset.
+        keys: the fingerprint of every dataset's rows.
+        cache: folder of the entries.
+
+    Raises:
+        MixtureError: a training set has no row left.
+    """
+    if not holdouts:
+        return dict(training), {}
+    drawn = [[name, keys[name], asdict(one)] for name in holdouts if (one := specs[name].holdout) is not None]
+    rest: dict[str, Dataset] = {}
+    lost: dict[str, HeldOutCounts] = {}
+    for name, dataset in training.items():
+
+        def write(folder: Path, dataset: Dataset = dataset, name: str = name) -> None:
+            tables = (pa.Table.from_batches(t.to_batches()) for t in dataset.with_format("arrow").iter(100_000))
+            counts = HeldOutCounts()
+            write_arrow(folder / "data.arrow", clean(name, tables, forbidden(holdouts), counts))
+            (folder / "report.json").write_text(json.dumps(vars(counts), ensure_ascii=False, indent=1), "utf-8")
+
+        own = name if name in holdouts else ""
+        folder = entry(cache, digest(["without held-out texts", LAYOUT, own, keys[name], drawn]), write)
+        rest[name] = open_arrow(folder / "data.arrow")
+        counts = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        lost[name] = HeldOutCounts(Counter(counts["held_out"]), Counter(counts["removed"]))
+        if not len(rest[name]):
+            raise MixtureError(f"dataset {name!r} has no row left without the held-out texts; lower `holdout.queries`")
+    return rest, lost
+
+
 QUERY, POSITIVE, ITEM = "of a held-out query", "with a positive of a held-out query", "a positive of a held-out query"
 
 
-def clean(
-    name: str, tables: Iterable[pa.Table], keys: Forbidden, lost: dict[str, dict[str, int]]
-) -> Iterator[pa.Table]:
-    """The training rows of dataset ``name`` that hold no forbidden text; lists lose only such items.
-
-    What goes is counted in ``lost``: reason -> rows under ``held_out``, reason -> items under ``removed``.
-    """
-
-    def count(kind: str, reason: str, number: int) -> None:
-        if number:
-            lost[kind][reason] = lost[kind].get(reason, 0) + number
-
+def clean(name: str, tables: Iterable[pa.Table], keys: Forbidden, counts: HeldOutCounts) -> Iterator[pa.Table]:
+    """The training rows of dataset ``name`` that hold no forbidden text; lists lose only such items."""
     for table in tables:
         bad = np.zeros(table.num_rows, dtype=bool)
         asked = np.zeros(table.num_rows, dtype=bool)
-        gone: dict[str, np.ndarray] = {}
+        gone: dict[str, NDArray[np.int64]] = {}
         for index, column in enumerate(table.schema.names):
             kind = table.schema.field(column).type
             if pa.types.is_string(kind):
@@ -160,25 +198,21 @@ def clean(
                 good = ~pc.is_in(text_key(texts), keys.anywhere).to_numpy(False)
                 if good.all():
                     continue
-                counts = np.bincount(owners[good], minlength=table.num_rows)
+                kept = np.bincount(owners[good], minlength=table.num_rows)
                 gone[column] = np.bincount(owners[~good], minlength=table.num_rows)
                 if column == "positive":
-                    bad |= counts == 0
-                offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+                    bad |= kept == 0
+                offsets = pa.array(np.concatenate([[0], np.cumsum(kept)]).astype(np.int32))
                 lists = pa.ListArray.from_arrays(offsets, texts.filter(pa.array(good)))
                 table = table.set_column(index, column, lists)
-        count("held_out", QUERY, int(asked.sum()))
-        count("held_out", POSITIVE, int((bad & ~asked).sum()))
+        counts.held_out += Counter({QUERY: int(asked.sum()), POSITIVE: int((bad & ~asked).sum())})
         bad |= asked
-        for column, items in gone.items():
-            count("removed", f"{column}: {ITEM}", int(items[~bad].sum()))
+        counts.removed += Counter({f"{column}: {ITEM}": int(items[~bad].sum()) for column, items in gone.items()})
         yield table.filter(pa.array(~bad)) if bad.any() else table
 
 
 def read_beir(folder_files: tuple[Path, ...]) -> RetrievalHoldout:
     """A BEIR folder as a retrieval evaluation: (corpus.jsonl, queries.jsonl, qrels.tsv)."""
-    from piccolo_st.data.beir import read_qrels, read_texts
-
     corpus, queries = read_texts(folder_files[0])[0], read_texts(folder_files[1])[0]
     relevant: dict[str, set[str]] = {}
     for _, query, document, score in read_qrels(folder_files[2])[0]:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+from piccolo_st.data.chunks import Item, Reject, excerpt
 from piccolo_st.errors import MissingPackage, MixtureError
 
 _ARCHIVES = {
@@ -48,8 +49,8 @@ def archive(name: str, place: str) -> Path:
     return path
 
 
-def read(name: str, path: Path) -> Iterator[tuple[int, dict[str, str] | str, str]]:
-    """Line number, row and reason: a row as a dict with no reason, or the line's text with why it is left out."""
+def read(name: str, path: Path) -> Iterator[Item]:
+    """The query and positive of each line."""
     with zipfile.ZipFile(path) as files, files.open(files.namelist()[0]) as raw:
         for number, line in enumerate(io.TextIOWrapper(raw, encoding="utf-8", newline="\n"), start=1):
             text = line.rstrip("\r\n")
@@ -57,10 +58,10 @@ def read(name: str, path: Path) -> Iterator[tuple[int, dict[str, str] | str, str
                 continue
             fields = text.split("\t")
             if len(fields) != _FIELDS[name]:
-                yield number, text, "wrong number of fields"
+                yield Reject(str(path), number, "wrong number of fields", excerpt(text))
             elif name == "words" and _CROSS_REFERENCE.fullmatch(fields[1]):
-                yield number, text, "only a cross-reference"
+                yield Reject(str(path), number, "only a cross-reference", excerpt(text))
             elif name == "characters":
-                yield number, {"query": fields[7].replace(fields[0], "~"), "positive": fields[0]}, ""
+                yield number, {"query": fields[7].replace(fields[0], "~"), "positive": fields[0]}
             else:
-                yield number, {"query": fields[0], "positive": fields[1]}, ""
+                yield number, {"query": fields[0], "positive": fields[1]}

@@ -1,8 +1,8 @@
 """A data mixture: one YAML that names the datasets, loaded into validated, memory-mapped datasets.
 
     (1) the YAML becomes frozen dataclasses (``specs``); an unknown key is an error that names the nearest known one;
-    (2) each dataset is read, checked row by row and written once (``sources``, ``roles``, ``validation``,
-        ``presets``, ``store``);
+    (2) each dataset is read, checked row by row and written once (``build``, which takes a chunk of rows through
+        ``sources``, ``columns``, ``cells`` and ``validation``, and all rows through ``presets``);
     (3) held-out queries are drawn, and their texts leave the training rows of every dataset (``holdout``);
     (4) the result has the columns in sentence-transformers' order: query, positive[, negative...] for retrieval (and
         for classification after its preset), sentence1, sentence2, label for sts and pair.
@@ -27,22 +27,19 @@ A mapping may begin with a mixture file and change it: ``{file: zh.yaml, root: /
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
-from piccolo_st.cache import default_cache, digest, entry
+from piccolo_st.cache import default_cache, digest
 from piccolo_st.config import build, read_yaml, unknown_key
-from piccolo_st.data.build import LAYOUT, enforce, open_arrow, prepare, read_report, write_arrow
-from piccolo_st.data.holdout import RetrievalHoldout, clean, draw, forbidden, read_beir
-from piccolo_st.data.report import DatasetReport, MixtureReport
-from piccolo_st.data.sources import locate
+from piccolo_st.data.build import Prepared, prepare
+from piccolo_st.data.holdout import RetrievalHoldout, draw, hold_out, read_beir
+from piccolo_st.data.report import DatasetReport, HeldOutCounts, MixtureReport, enforce
 from piccolo_st.data.specs import DatasetSpec, HoldoutSpec, MixtureSpec, PresetSpec
 from piccolo_st.data.tasks import LABELLED_TASKS
 from piccolo_st.errors import ConfigError, MixtureError
@@ -60,9 +57,6 @@ __all__ = [
     "load_mixture",
     "parse_mixture",
 ]
-
-
-NOTHING_LOST: dict[str, dict[str, int]] = {"held_out": {}, "removed": {}}
 
 
 @dataclass(frozen=True)
@@ -195,30 +189,25 @@ def load_mixture(config: Mapping[str, Any] | str | Path, *, cache_dir: str | Pat
     """
     specs, root, policy = parse_mixture(config)
     cache = Path(cache_dir) if cache_dir is not None else default_cache()
-    folders: dict[str, Path] = {}
-    keys: dict[str, str] = {}
+    prepared: dict[str, Prepared] = {}
+    training: dict[str, Dataset] = {}
     evaluation: dict[str, Dataset] = {}
     holdouts: dict[str, RetrievalHoldout] = {}
     for name, spec in specs.items():
-        folders[name], keys[name] = prepare(spec, root, cache)
-        enforce(spec, folders[name], spec.policy or policy)
-        if spec.use == "evaluate":
-            location = locate(spec, root)
-            if location.format == "beir":
-                holdouts[name] = read_beir(location.files)
-            else:
-                evaluation[name] = open_arrow(folders[name] / "data.arrow")
-    training = {name: open_arrow(folders[name] / "data.arrow") for name in specs if name not in holdouts}
-    training = {name: dataset for name, dataset in training.items() if specs[name].use == "train"}
-    for name, dataset in training.items():
-        if specs[name].holdout is not None:
-            holdouts[name] = draw(specs[name], dataset)
-    lost = _hold_out(training, {n: h for n, h in holdouts.items() if specs[n].use == "train"}, keys, specs, cache)
+        prepared[name] = one = prepare(spec, root, cache)
+        enforce(spec, one.counts, one.folder, spec.policy or policy)
+        if spec.use == "train":
+            training[name] = one.rows()
+        elif one.location.format == "beir":
+            holdouts[name] = read_beir(one.location.files)
+        else:
+            evaluation[name] = one.rows()
+    drawn = {name: draw(specs[name], rows) for name, rows in training.items() if specs[name].holdout is not None}
+    keys = {name: one.key for name, one in prepared.items()}
+    training, lost = hold_out(training, drawn, specs, keys, cache)
     reports = {
-        name: DatasetReport.of(
-            spec, read_report(folders[name]), folders[name] / "rejects.jsonl", lost.get(name, NOTHING_LOST)
-        )
-        for name, spec in specs.items()
+        name: DatasetReport.of(specs[name], one.counts, one.folder, lost.get(name, HeldOutCounts()))
+        for name, one in prepared.items()
     }
     settings = {
         name: {k: v for k, v in dataclasses.asdict(spec).items() if k not in ("source", "licence", "note")}
@@ -227,38 +216,8 @@ def load_mixture(config: Mapping[str, Any] | str | Path, *, cache_dir: str | Pat
     return Mixture(
         train=DatasetDict(training),
         evaluation=DatasetDict(evaluation),
-        holdouts=holdouts,
+        holdouts=holdouts | drawn,
         specs=specs,
         report=MixtureReport(reports),
         fingerprint=digest([keys, settings]),
     )
-
-
-def _hold_out(
-    training: dict[str, Dataset],
-    holdouts: dict[str, RetrievalHoldout],
-    keys: dict[str, str],
-    specs: dict[str, DatasetSpec],
-    cache: Path,
-) -> dict[str, dict[str, dict[str, int]]]:
-    """Take the held-out texts out of every training set; returns what each lost, as ``clean`` counts it."""
-    if not holdouts:
-        return {}
-    drawn = [[name, keys[name], dataclasses.asdict(specs[name].holdout)] for name in holdouts]  # type: ignore[arg-type]
-    lost = {}
-    for name, dataset in training.items():
-        key = digest(["without held-out texts", LAYOUT, name if name in holdouts else "", keys[name], drawn])
-        known = cache / key
-
-        def write(folder: Path, dataset: Dataset = dataset, name: str = name) -> None:
-            tables = (pa.Table.from_batches(t.to_batches()) for t in dataset.with_format("arrow").iter(100_000))
-            gone: dict[str, dict[str, int]] = {"held_out": {}, "removed": {}}
-            write_arrow(folder / "data.arrow", clean(name, tables, forbidden(holdouts), gone))
-            (folder / "report.json").write_text(json.dumps(gone, ensure_ascii=False, indent=1), encoding="utf-8")
-
-        entry(cache, key, write)
-        training[name] = open_arrow(known / "data.arrow")
-        lost[name] = read_report(known)
-        if not len(training[name]):
-            raise MixtureError(f"dataset {name!r} has no row left without the held-out texts; lower `holdout.queries`")
-    return lost

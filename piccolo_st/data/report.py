@@ -3,21 +3,123 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from piccolo_st.data.chunks import Reject
 from piccolo_st.data.specs import DatasetSpec
+from piccolo_st.errors import MixtureError
 from piccolo_st.tables import table
 
 LOUD = 0.1
 """The share of rows rejected from which a dataset's rejects are a warning; ``max_rejected`` says what is too much."""
 
 
+@dataclass
+class Counts:
+    """What is counted while a dataset is read and checked; ``report.json`` of its cache entry.
+
+    Attributes:
+        scores: the lowest and highest score, before scaling; None without scores.
+        misfits: scores out of ``score_range``, or of a pair and neither end of it.
+        suggestions: what to set in order to use columns whose names speak of a role.
+
+    The others are those of DatasetReport, ``written`` its ``written_lists``; ``kept`` has the held-out rows as well.
+    """
+
+    rows: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    removed: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    added: int = 0
+    kept: int = 0
+    unused_columns: list[str] = field(default_factory=list)
+    written: list[str] = field(default_factory=list)
+    suggestions: list[str] = field(default_factory=list)
+    scores: list[float] | None = None
+    misfits: int = 0
+
+    @classmethod
+    def read(cls, folder: Path) -> Counts:
+        """The counts in a cache entry."""
+        counts = cls(**json.loads((folder / "report.json").read_text(encoding="utf-8")))
+        for name in ("rejected", "removed", "left_out"):
+            setattr(counts, name, Counter(getattr(counts, name)))
+        return counts
+
+    def write(self, folder: Path) -> None:
+        """Write them into a cache entry."""
+        (folder / "report.json").write_text(json.dumps(vars(self), ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+@dataclass
+class HeldOutCounts:
+    """What left a training set with the held-out texts; ``report.json`` of its cache entry.
+
+    Attributes:
+        held_out: reason -> rows.
+        removed: reason -> items of lists whose row stayed.
+    """
+
+    held_out: Counter[str] = field(default_factory=Counter)
+    removed: Counter[str] = field(default_factory=Counter)
+
+
+def read_rejects(folder: Path) -> Iterator[Reject]:
+    """The rejects in a cache entry, rows and items alike."""
+    with open(folder / "rejects.jsonl", encoding="utf-8") as file:
+        for line in file:
+            record = json.loads(line)
+            record.pop("action")
+            yield Reject(**record)
+
+
+def enforce(spec: DatasetSpec, counts: Counts, folder: Path, policy: str) -> None:
+    """Apply the dataset's policy to what was found and stands in the cache entry ``folder``.
+
+    Raises:
+        MixtureError: a row is faulty and the policy is ``error``; too many are; none is left.
+    """
+    rejected = counts.rejected.total()
+    found = ", ".join(f"{number} {reason}" for reason, number in counts.rejected.most_common(5))
+    if counts.rows == 0:
+        raise MixtureError(f"dataset {spec.name!r} is empty: {spec.source} has no rows; remove it or give it data")
+    if policy == "error" and (rejected or counts.removed):
+        first = next(read_rejects(folder))
+        others = rejected + counts.removed.total() - 1
+        more = f" and {others} more" * (others > 0)
+        raise MixtureError(
+            f"dataset {spec.name!r} has a faulty row and the policy 'error': {first.file}, row {first.row}: "
+            f"{first.reason} ({first.excerpt}){more}; mend such rows or set `policy: drop`"
+        )
+    if rejected > spec.max_rejected * counts.rows:
+        raise MixtureError(
+            f"{rejected} of the {counts.rows} rows of dataset {spec.name!r} are faulty ({found}), more than "
+            f"max_rejected={spec.max_rejected:g}; look at {folder / 'rejects.jsonl'}, and check "
+            + (f"its scale: {note}" if (note := _score_note(spec, counts)) else "`columns` and `task`")
+        )
+    if counts.kept == 0:
+        raise MixtureError(f"dataset {spec.name!r} has no row left of {counts.rows}: {found or dict(counts.left_out)}")
+
+
+def _score_note(spec: DatasetSpec, counts: Counts) -> str | None:
+    """That scores which do not fit ``score_range`` may have another scale."""
+    if not counts.misfits or counts.scores is None:
+        return None
+    (low, high), given = counts.scores, spec.score_range
+    return (
+        f"its scores run from {low:g} to {high:g} and score_range is [{given[0]:g}, {given[1]:g}], so those that were "
+        f"kept may be on the wrong scale as well; if {low:g} to {high:g} is theirs, set `score_range: [{low:g}, "
+        f"{high:g}]`"
+    )
+
+
 @dataclass(frozen=True)
 class DatasetReport:
-    """The account of one dataset.
+    """What became of the rows of one dataset.
 
     ``rows + added == kept + sum(rejected.values()) + sum(left_out.values()) + sum(held_out.values())``.
 
@@ -52,29 +154,27 @@ class DatasetReport:
     rejects_path: Path
 
     @classmethod
-    def of(
-        cls, spec: DatasetSpec, numbers: Mapping[str, Any], rejects_path: Path, lost: Mapping[str, Mapping[str, int]]
-    ) -> DatasetReport:
-        """From the numbers a store's entry holds, and what the held-out texts took: ``held_out`` and ``removed``."""
+    def of(cls, spec: DatasetSpec, counts: Counts, folder: Path, lost: HeldOutCounts) -> DatasetReport:
+        """From what was counted while the dataset was read, and what then left it with the held-out texts."""
         return cls(
             name=spec.name,
             task=spec.task,
-            rows=numbers["rows"],
-            added=numbers["added"],
-            kept=numbers["kept"] - sum(lost["held_out"].values()),
-            rejected=numbers["rejected"],
-            left_out=numbers["left_out"],
-            held_out=lost["held_out"],
-            removed={**numbers["removed"], **lost["removed"]},
-            unused_columns=tuple(numbers["unused_columns"]),
-            written_lists=tuple(numbers["written"]),
-            warnings=tuple(note for note in (score_note(spec, numbers), *numbers["suggestions"]) if note),
+            rows=counts.rows,
+            added=counts.added,
+            kept=counts.kept - lost.held_out.total(),
+            rejected=dict(counts.rejected),
+            left_out=dict(counts.left_out),
+            held_out=dict(lost.held_out),
+            removed={**counts.removed, **lost.removed},
+            unused_columns=tuple(counts.unused_columns),
+            written_lists=tuple(counts.written),
+            warnings=tuple(note for note in (_score_note(spec, counts), *counts.suggestions) if note),
             licence=spec.licence,
-            rejects_path=rejects_path,
+            rejects_path=folder / "rejects.jsonl",
         )
 
-    def as_dict(self) -> dict[str, Any]:
-        """The account as JSON can hold it, without the place of the rejects: a record may be published."""
+    def as_dict(self) -> dict[str, object]:
+        """The report as JSON can hold it, without the place of the rejects: a record may be published."""
         plain = dataclasses.asdict(self)
         del plain["rejects_path"]
         return plain
@@ -109,32 +209,20 @@ def _counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
-def score_note(spec: DatasetSpec, numbers: Mapping[str, Any]) -> str | None:
-    """That scores which do not fit ``score_range`` may have another scale, from the numbers of a store's entry."""
-    if not numbers["misfits"]:
-        return None
-    (low, high), given = numbers["scores"], spec.score_range
-    return (
-        f"its scores run from {low:g} to {high:g} and score_range is [{given[0]:g}, {given[1]:g}], so those that were "
-        f"kept may be on the wrong scale as well; if {low:g} to {high:g} is theirs, set `score_range: [{low:g}, "
-        f"{high:g}]`"
-    )
-
-
 @dataclass(frozen=True)
 class MixtureReport:
-    """The accounts of all datasets, by name."""
+    """The reports of all datasets, by name."""
 
     datasets: Mapping[str, DatasetReport]
 
     def __str__(self) -> str:
         return self.text()
 
-    def as_dict(self) -> dict[str, dict[str, Any]]:
-        """Name -> account, as JSON can hold it."""
-        return {name: account.as_dict() for name, account in self.datasets.items()}
+    def as_dict(self) -> dict[str, dict[str, object]]:
+        """Name -> report, as JSON can hold it."""
+        return {name: report.as_dict() for name, report in self.datasets.items()}
 
-    def text(self, further: Mapping[str, Mapping[str, Any]] | None = None) -> str:
+    def text(self, further: Mapping[str, Mapping[str, object]] | None = None) -> str:
         """A table of all datasets, and below it a line for each loss.
 
         Args:
@@ -147,5 +235,5 @@ class MixtureReport:
             for r in self.datasets.values()
         ]
         rows = [(*row, *(column.get(str(row[0]), "") for column in further.values())) for row in cells]
-        lines = [f"  {line}" for account in self.datasets.values() for line in account.lines()]
+        lines = [f"  {line}" for report in self.datasets.values() for line in report.lines()]
         return "\n".join([table(header, rows), *lines])

@@ -14,10 +14,9 @@ from __future__ import annotations
 import glob
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +24,7 @@ import pyarrow.parquet as pq
 
 from piccolo_st.data import chunks, jionlp
 from piccolo_st.data.beir import read_beir_pairs
-from piccolo_st.data.chunks import Chunk, Reject, excerpt
+from piccolo_st.data.chunks import Chunk, Item, Record, Reject, excerpt
 from piccolo_st.data.specs import DatasetSpec
 from piccolo_st.data.text_files import read_delimited, read_json, read_jsonl
 from piccolo_st.errors import MixtureError
@@ -46,11 +45,11 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 @dataclass(frozen=True)
 class Location:
-    """What a source is: its format, the local files it consists of, and (for the Hub) an identity instead of files."""
+    """What a source is: its format, and the local files it consists of or, on the Hub, its version instead of files."""
 
     format: str
     files: tuple[Path, ...] = ()
-    identity: str = ""
+    version: str = ""
 
 
 def locate(spec: DatasetSpec, root: Path) -> Location:
@@ -71,8 +70,7 @@ def locate(spec: DatasetSpec, root: Path) -> Location:
     if files:
         return Location(spec.format if spec.format != "auto" else _format_of(files[0], place), files)
     if spec.format == "hub" or (spec.format == "auto" and _HUB_ID.fullmatch(spec.source) and not _suffix(path)):
-        identity = f"{spec.source}@{spec.revision}/{spec.subset or ''}/{spec.split}"
-        return Location("hub", identity=identity)
+        return Location("hub", version=f"{spec.source}@{spec.revision}/{spec.subset or ''}/{spec.split}")
     raise MixtureError(
         f"the source of {place} does not exist: {path}; relative sources start at the mixture's `root`, by default "
         "the folder of its file"
@@ -132,24 +130,43 @@ def read_chunks(spec: DatasetSpec, location: Location) -> Iterator[Chunk]:
     if location.format == "beir":
         yield from read_beir_pairs(location.files)
         return
-    readers: dict[str, Callable[[Path], Iterator[Chunk]]] = {
+    columnar = {"parquet": _read_parquet, "arrow": _read_arrow, "saved": _read_arrow}
+    by_row: dict[str, Callable[[Path], Iterator[Item]]] = {
         "jsonl": read_jsonl,
         "json": read_json,
         "csv": lambda path: read_delimited(path, ","),
         "tsv": lambda path: read_delimited(path, "\t"),
-        "parquet": _read_parquet,
-        "arrow": _read_arrow,
-        "saved": _read_arrow,
-        "jionlp": lambda path: _read_jionlp(spec.source.removeprefix("jionlp:"), path),
+        "jionlp": lambda path: jionlp.read(spec.source.removeprefix("jionlp:"), path),
     }
     for path in location.files:
         try:
-            yield from readers[location.format](path)
+            if location.format in columnar:
+                yield from columnar[location.format](path)
+            else:
+                yield from _chunked(path, by_row[location.format](path))
         except (OSError, EOFError, pa.ArrowException) as error:
             raise MixtureError(
                 f"{path} of dataset {spec.name!r} cannot be read as {location.format}: {excerpt(str(error), 200)}; "
                 "check that it is complete and readable"
             ) from error
+
+
+def _chunked(path: Path, items: Iterable[Item]) -> Iterator[Chunk]:
+    """Rows and rejects, gathered into chunks."""
+    rows: list[int] = []
+    records: list[Record] = []
+    rejects: list[Reject] = []
+    for item in items:
+        if isinstance(item, Reject):
+            rejects.append(item)
+        else:
+            rows.append(item[0])
+            records.append(item[1])
+        if len(rows) + len(rejects) >= chunks.CHUNK_ROWS:
+            yield Chunk(str(path), np.array(rows, dtype=np.int64), records, rejects)
+            rows, records, rejects = [], [], []
+    if rows or rejects:
+        yield Chunk(str(path), np.array(rows, dtype=np.int64), records, rejects)
 
 
 def _read_parquet(path: Path) -> Iterator[Chunk]:
@@ -164,8 +181,7 @@ def _read_arrow(path: Path) -> Iterator[Chunk]:
     """Arrow's streaming format (what ``datasets`` writes) or its file format (Feather)."""
     with pa.memory_map(str(path)) as source:
         try:
-            reader: Any = pa.ipc.open_stream(source)
-            batches: Iterator[pa.RecordBatch] = iter(reader)
+            batches: Iterator[pa.RecordBatch] = iter(pa.ipc.open_stream(source))
         except pa.ArrowInvalid:
             reader = pa.ipc.open_file(source)
             batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
@@ -193,14 +209,6 @@ def _read_hub(spec: DatasetSpec) -> Iterator[Chunk]:
     for table in dataset.with_format("arrow").iter(chunks.CHUNK_ROWS):
         yield _columnar(name, start, table)
         start += table.num_rows
-
-
-def _read_jionlp(name: str, path: Path) -> Iterator[Chunk]:
-    items = jionlp.read(name, path)
-    return chunks.chunked(
-        path,
-        ((n, row) if isinstance(row, dict) else Reject(str(path), n, reason, excerpt(row)) for n, row, reason in items),
-    )
 
 
 def _columnar(file: str, start: int, table: pa.Table) -> Chunk:

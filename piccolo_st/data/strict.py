@@ -1,6 +1,6 @@
-"""JSON, numbers and lists written as text, where Python's own parsers take more than is meant.
+"""Numbers and lists written as text, where Python's own parsers take more than is meant.
 
-``json`` keeps the last of two equal keys, ``float`` takes 0_1 and full-width digits, and adjacent strings become one.
+``float`` takes 0_1 and full-width digits, and of adjacent strings Python makes one.
 """
 
 from __future__ import annotations
@@ -10,33 +10,8 @@ import io
 import json
 import re
 import tokenize
-from collections.abc import Sequence
-from typing import Any
 
 _ADJACENT = re.compile(r"""['"]\s*['"]""")
-
-
-class TwiceNamed(dict[str, Any]):
-    """A JSON object that names a key twice."""
-
-
-def _checked_object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    return found if len(found) == len(pairs) else TwiceNamed(found)
-
-
-# Built once: with a hook, json.loads builds a decoder for every text, and takes three times as long.
-_decode = json.JSONDecoder(object_pairs_hook=_checked_object).decode
-
-
-def parse_json(text: str) -> Any:
-    """The value of a JSON text; an object that names a key twice is a ``TwiceNamed``.
-
-    Raises:
-        json.JSONDecodeError: not JSON.
-        RecursionError: nested too deeply.
-    """
-    return _decode(text)
 
 
 def parse_number(text: str) -> float | None:
@@ -64,7 +39,7 @@ def parse_list(text: str) -> list[str] | None:
     return found if isinstance(found, list) and all(isinstance(item, str) for item in found) else None
 
 
-def _python_list(text: str) -> Any:
+def _python_list(text: str) -> object:
     try:
         if not _ADJACENT.search(text):
             return ast.literal_eval(text)

@@ -5,24 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
-from piccolo_st.data.chunks import Chunk, Reject, chunked, excerpt
-from piccolo_st.data.strict import TwiceNamed, parse_json
+from piccolo_st.data.chunks import Item, Reject, excerpt
 
 csv.field_size_limit(1 << 27)  # the default of 128 KiB is less than a long passage
 
 
-def read_jsonl(path: Path) -> Iterator[Chunk]:
+def read_jsonl(path: Path) -> Iterator[Item]:
     """One JSON object a line; blank lines are no rows."""
-    return chunked(path, _jsonl_items(path))
-
-
-def _jsonl_items(path: Path) -> Iterator[tuple[int, dict[str, Any]] | Reject]:
     with pa.input_stream(path, compression="detect") as stream:
         for number, line in enumerate(io.BufferedReader(stream), start=1):
             if not line.strip():
@@ -37,14 +31,14 @@ def _jsonl_items(path: Path) -> Iterator[tuple[int, dict[str, Any]] | Reject]:
                 yield _object(path, number, record)
 
 
-def _object(path: Path, number: int, record: Any) -> tuple[int, dict[str, Any]] | Reject:
-    if type(record) is dict:
+def _object(path: Path, number: int, record: object) -> Item:
+    if isinstance(record, dict) and not isinstance(record, TwiceNamed):
         return number, record
     reason = "a key twice" if isinstance(record, TwiceNamed) else "not a JSON object"
     return Reject(str(path), number, reason, excerpt(record))
 
 
-def read_json(path: Path) -> Iterator[Chunk]:
+def read_json(path: Path) -> Iterator[Item]:
     """A JSON array of objects; the row number is the position in the array."""
     with pa.input_stream(path, compression="detect") as stream:
         try:
@@ -53,20 +47,18 @@ def read_json(path: Path) -> Iterator[Chunk]:
             raise OSError(f"{error}") from None
     if not isinstance(content, list):
         raise OSError(f"it must hold a list of objects, got {type(content).__name__}")
-    return chunked(path, (_object(path, number, record) for number, record in enumerate(content, start=1)))
+    for number, record in enumerate(content, start=1):
+        yield _object(path, number, record)
 
 
-def read_delimited(path: Path, delimiter: str) -> Iterator[Chunk]:
+def read_delimited(path: Path, delimiter: str) -> Iterator[Item]:
     """CSV as RFC 4180 has it, or TSV, in which quotes mean nothing (IANA's text/tab-separated-values)."""
-    return chunked(path, _delimited_items(path, delimiter))
-
-
-def _delimited_items(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]] | Reject]:
     with pa.input_stream(path, compression="detect") as stream:
         # Bytes that are not UTF-8 become lone surrogates, which the row's own check below finds again.
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        quoting: Any = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
-        reader = csv.reader(text, delimiter=delimiter, quoting=quoting)
+        reader = csv.reader(
+            text, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
+        )
         header = next(reader, [])
         if len(set(header)) != len(header):
             raise OSError(f"its header names a column twice: {header}")
@@ -87,3 +79,26 @@ def _delimited_items(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str
                 yield Reject(str(path), reader.line_num, "not UTF-8", excerpt(joined))
             else:
                 yield reader.line_num, dict(zip(header, cells, strict=True))
+
+
+class TwiceNamed(dict[str, object]):
+    """A JSON object that names a key twice."""
+
+
+def _checked_object(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else TwiceNamed(found)
+
+
+# Built once: with a hook, json.loads builds a decoder for every text, and takes three times as long.
+_decode = json.JSONDecoder(object_pairs_hook=_checked_object).decode
+
+
+def parse_json(text: str) -> object:
+    """The value of a JSON text; an object that names a key twice is a ``TwiceNamed``.
+
+    Raises:
+        json.JSONDecodeError: not JSON.
+        RecursionError: nested too deeply.
+    """
+    return _decode(text)

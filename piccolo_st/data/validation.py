@@ -19,9 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from piccolo_st.data.cells import Reasons
 from piccolo_st.data.chunks import Chunk, Reject, excerpt
-from piccolo_st.data.columns import Roles, flatten, to_table
+from piccolo_st.data.columns import Columns
 from piccolo_st.data.specs import DatasetSpec
 
 EMPTY, INVISIBLE = "empty", "only whitespace or invisible characters"
@@ -44,7 +46,6 @@ class Checked:
 
     Attributes:
         table: the good rows, one column a role.
-        rows: (n,) int64, their row numbers.
         rejects: rows left out, one each.
         removed: items left out of lists whose rows were kept.
         scores: the lowest and the highest score of the chunk, before scaling; None without a score.
@@ -52,14 +53,13 @@ class Checked:
     """
 
     table: pa.Table
-    rows: np.ndarray
     rejects: list[Reject]
     removed: list[Reject]
     scores: tuple[float, float] | None = None
     misfits: int = 0
 
 
-def text_faults(texts: pa.Array, spec: DatasetSpec) -> tuple[pa.Array, np.ndarray]:
+def text_faults(texts: pa.Array, spec: DatasetSpec) -> tuple[pa.Array, Reasons]:
     """The texts without surrounding whitespace, and for each None or the reason against it; nulls have none."""
     trimmed = pc.utf8_trim_whitespace(texts)
     length = pc.fill_null(pc.utf8_length(trimmed), spec.min_characters or 1).to_numpy(False)
@@ -76,50 +76,51 @@ def text_faults(texts: pa.Array, spec: DatasetSpec) -> tuple[pa.Array, np.ndarra
     return trimmed, faults
 
 
-def _matches(texts: pa.Array, pattern: str) -> np.ndarray:
+def _matches(texts: pa.Array, pattern: str) -> NDArray[np.bool_]:
     return pc.fill_null(pc.match_substring_regex(texts, pattern), False).to_numpy(False)
 
 
-def check_chunk(spec: DatasetSpec, roles: Roles, chunk: Chunk) -> Checked:
-    """Type, check and clean the rows of a chunk; rows in and rows out add up.
+def check_rows(spec: DatasetSpec, columns: Columns, chunk: Chunk, table: pa.Table, reasons: Reasons) -> Checked:
+    """Check and clean the rows of a chunk; rows in and rows out add up.
 
-    Raises:
-        MixtureError: a columnar source has a column of a type that cannot play its role.
+    Args:
+        spec: limits, labels and the range of scores.
+        columns: which column plays which role.
+        chunk: the raw rows.
+        table, reasons: its cells and the first fault of each row, of ``to_table``; further faults are added.
     """
-    table, reasons = to_table(spec, roles, chunk)
-    columns: dict[str, pa.Array] = {name: table.column(name).combine_chunks() for name in table.column_names}
+    arrays: dict[str, pa.Array] = {role: table.column(role).combine_chunks() for role in table.column_names}
     removed: list[tuple[int, str, str]] = []
-    for role in roles.texts:
-        if role in roles.lists:
-            continue
-        columns[role], faults = text_faults(columns[role], spec)
-        _add(reasons, faults, role)
-    for role in roles.texts:
-        if role in roles.lists:
-            columns[role], gone = clean_list(spec, role, columns)
+    texts = [role for role in columns.names if role != "label"]
+    for role in texts:
+        if role not in columns.lists:
+            arrays[role], faults = text_faults(arrays[role], spec)
+            _add(reasons, faults, role)
+    for role in texts:
+        if role in columns.lists:
+            arrays[role], gone = clean_list(spec, role, arrays)
             removed += gone
             if role == "positive":
-                _add(reasons, _emptied(columns[role], gone), role)
+                _add(reasons, _emptied(arrays[role], gone), role)
     for role, other, reason in _EQUALITIES:
-        for name in (n for n in columns if n == role or n.startswith(f"{role}_")):
-            if other in columns and name not in roles.lists and other not in roles.lists:
-                equal = pc.fill_null(pc.equal(columns[name], columns[other]), False).to_numpy(False)
+        for name in (one for one in arrays if one == role or one.startswith(f"{role}_")):
+            if other in arrays and name not in columns.lists and other not in columns.lists:
+                equal = pc.fill_null(pc.equal(arrays[name], arrays[other]), False).to_numpy(False)
                 _add(reasons, np.where(equal, reason, np.array(None)).astype(object), name)
     scores, misfits = None, 0
-    if "label" in columns:
-        scores = _span(columns["label"])
-        columns["label"], faults = _check_label(spec, columns)
+    if "label" in arrays:
+        scores = _span(arrays["label"])
+        arrays["label"], faults = _check_label(spec, arrays)
         _add(reasons, faults, "label")
         misfits = int(np.isin(faults, _misfits(spec)).sum())
 
     good = np.array([reason is None for reason in reasons], dtype=bool)
     rejects = [
-        Reject(chunk.file, int(chunk.rows[row]), reasons[row], _row_excerpt(chunk, roles, row))
+        Reject(chunk.file, int(chunk.rows[row]), reasons[row], _row_excerpt(chunk, columns, row))
         for row in np.flatnonzero(~good).tolist()
     ]
     notes = [Reject(chunk.file, int(chunk.rows[row]), reason, text) for row, reason, text in removed if good[row]]
-    kept = pa.table(columns).filter(pa.array(good))
-    return Checked(kept, chunk.rows[good], [*chunk.rejects, *rejects], notes, scores, misfits)
+    return Checked(pa.table(arrays).filter(pa.array(good)), [*chunk.rejects, *rejects], notes, scores, misfits)
 
 
 _EQUALITIES = (
@@ -129,7 +130,7 @@ _EQUALITIES = (
 )
 
 
-def _add(reasons: np.ndarray, faults: np.ndarray, role: str) -> None:
+def _add(reasons: Reasons, faults: Reasons, role: str) -> None:
     for row in np.flatnonzero(faults != None):  # noqa: E711  (elementwise)
         if reasons[row] is None:
             reasons[row] = f"{role}: {faults[row]}"
@@ -166,7 +167,7 @@ def clean_list(
     return pa.ListArray.from_arrays(pa.array(offsets), values, mask=mask), gone
 
 
-def _emptied(lists: pa.ListArray, gone: list[tuple[int, str, str]]) -> np.ndarray:
+def _emptied(lists: pa.ListArray, gone: list[tuple[int, str, str]]) -> Reasons:
     """(n,) object: None, or why a list of positives has no text left: what was wrong with its first item."""
     counts = pc.fill_null(pc.list_value_length(lists), 1).to_numpy(False)
     faults = np.where(counts == 0, "an empty list", np.array(None)).astype(object)
@@ -176,16 +177,16 @@ def _emptied(lists: pa.ListArray, gone: list[tuple[int, str, str]]) -> np.ndarra
     return faults
 
 
-def _set(faults: np.ndarray, where: np.ndarray, reason: str) -> None:
+def _set(faults: Reasons, where: NDArray[np.bool_], reason: str) -> None:
     faults[where & (faults == None)] = reason  # noqa: E711  (elementwise)
 
 
-def _codes(texts: pa.Array) -> np.ndarray:
+def _codes(texts: pa.Array) -> NDArray[np.int64]:
     """Equal numbers for equal texts; nulls get -1."""
     return pc.fill_null(texts.dictionary_encode().indices, -1).to_numpy(False).astype(np.int64)
 
 
-def _repeated(texts: pa.Array, owners: np.ndarray) -> np.ndarray:
+def _repeated(texts: pa.Array, owners: NDArray[np.int64]) -> NDArray[np.bool_]:
     """(m,) bool: the item stands earlier in its own list."""
     codes = _codes(texts)
     order = np.lexsort((np.arange(len(codes)), codes, owners))
@@ -195,7 +196,7 @@ def _repeated(texts: pa.Array, owners: np.ndarray) -> np.ndarray:
     return repeated
 
 
-def _in_own_list(texts: pa.Array, owners: np.ndarray, lists: pa.ListArray) -> np.ndarray:
+def _in_own_list(texts: pa.Array, owners: NDArray[np.int64], lists: pa.ListArray) -> NDArray[np.bool_]:
     """(m,) bool: the item stands in the other list of its row."""
     others, other_owners = flatten(lists)
     codes = _codes(pa.concat_arrays([texts, others]))
@@ -219,7 +220,7 @@ def _misfits(spec: DatasetSpec) -> tuple[str, str]:
     return f"out of range {low:g}..{high:g}", f"not {low:g} or {high:g}"
 
 
-def _check_label(spec: DatasetSpec, columns: dict[str, pa.Array]) -> tuple[pa.Array, np.ndarray]:
+def _check_label(spec: DatasetSpec, columns: dict[str, pa.Array]) -> tuple[pa.Array, Reasons]:
     """The labels, scores scaled to 0..1 as float32, and None or the reason against each."""
     labels = columns["label"]
     faults = np.full(len(labels), None, dtype=object)
@@ -244,9 +245,15 @@ def _check_label(spec: DatasetSpec, columns: dict[str, pa.Array]) -> tuple[pa.Ar
     return pa.array((values - low) / (high - low), type=pa.float32(), mask=null), faults
 
 
-def _row_excerpt(chunk: Chunk, roles: Roles, row: int) -> str:
+def _row_excerpt(chunk: Chunk, columns: Columns, row: int) -> str:
     if isinstance(chunk.records, pa.Table):
-        record = {role: chunk.records.column(name)[row].as_py() for role, name in roles.columns.items()}
+        record = {role: chunk.records.column(name)[row].as_py() for role, name in columns.names.items()}
     else:
-        record = {role: chunk.records[row].get(name) for role, name in roles.columns.items()}
+        record = {role: chunk.records[row].get(name) for role, name in columns.names.items()}
     return excerpt(" | ".join(f"{role}={value!r}" for role, value in record.items()), 240)
+
+
+def flatten(array: pa.ListArray | pa.ChunkedArray) -> tuple[pa.Array, NDArray[np.int64]]:
+    """The texts of a list column, and the (m,) row each belongs to."""
+    array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    return pc.list_flatten(array), pc.list_parent_indices(array).to_numpy(False)

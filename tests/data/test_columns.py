@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from piccolo_st.data import chunks
 from piccolo_st.data.mixture import Mixture, load_mixture
-from piccolo_st.data.strict import parse_json, parse_list, parse_number
+from piccolo_st.data.strict import parse_list, parse_number
+from piccolo_st.data.text_files import parse_json
 from piccolo_st.errors import MixtureError
 
 

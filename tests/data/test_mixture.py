@@ -17,6 +17,7 @@ from datasets import DatasetDict
 
 from piccolo_st.data import build, sources
 from piccolo_st.data.mixture import load_mixture, parse_mixture
+from piccolo_st.data.report import read_rejects
 from piccolo_st.data.specs import DatasetSpec, HoldoutSpec, PresetSpec
 from piccolo_st.errors import InputError, MixtureError
 
@@ -332,16 +333,16 @@ def test_max_rows_reads_so_many_rows_and_no_more(
             lines[number - 1], faulty[number] = "{", "not valid JSON"
         (folder / "faulty.jsonl").write_text("\n".join(lines), encoding="utf-8")
     spec = DatasetSpec("faulty", f"faulty.{format}", "retrieval", max_rows=limit)
-    entry, _ = build.prepare(spec, folder, folder / "cache")
+    prepared = build.prepare(spec, folder, folder / "cache")
     read = range(1, min(limit, 12) + 1)
-    report = build.read_report(entry)
-    assert (report["rows"], report["kept"]) == (len(read), len(set(read) - set(faulty)))
-    assert sorted((reject.row, reject.reason) for reject in build.read_rejects(entry)) == sorted(
+    counts = prepared.counts
+    assert (counts.rows, counts.kept) == (len(read), len(set(read) - set(faulty)))
+    assert sorted((reject.row, reject.reason) for reject in read_rejects(prepared.folder)) == sorted(
         (number, reason) for number, reason in faulty.items() if number in read
     )
-    assert sum(report["rejected"].values()) + report["kept"] == report["rows"]
+    assert counts.rejected.total() + counts.kept == counts.rows
     kept = [f"答{number}" for number in read if number not in faulty]
-    assert (build.open_arrow(entry / "data.arrow")["positive"][:] if kept else []) == kept
+    assert (prepared.rows()["positive"][:] if kept else []) == kept
 
 
 def test_max_rows_does_not_look_beyond_its_last_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

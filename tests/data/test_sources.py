@@ -6,7 +6,7 @@ import bz2
 import gzip
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from piccolo_st.data import jionlp, sources, text_files
+from piccolo_st.data.chunks import Item, Record, Reject
 from piccolo_st.data.mixture import load_mixture
 from piccolo_st.data.specs import DatasetSpec
 from piccolo_st.errors import MissingPackage, MixtureError
@@ -252,13 +253,20 @@ def test_rows_are_read_in_chunks_without_losing_their_numbers(tmp_path: Path, mo
         assert [row for chunk in chunks for row in chunk.rows.tolist()] == [1 + header + i for i in range(len(ROWS))]
 
 
+def _parted(items: Iterable[Item]) -> tuple[dict[int, Record], list[Reject]]:
+    """Row number -> row, and what could not be read."""
+    given = list(items)
+    rejects = [item for item in given if isinstance(item, Reject)]
+    return dict(item for item in given if not isinstance(item, Reject)), rejects
+
+
 def test_lines_that_cannot_be_read_do_not_hide_the_others(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     good = [json.dumps(row, ensure_ascii=False).encode() for row in ROWS]
     path.write_bytes(b"\n".join([good[0], b'{"query": ', b"", good[1], b"\xff\xfe", b"[1]", good[2]]))
-    (chunk,) = text_files.read_jsonl(path)
-    assert chunk.rows.tolist() == [1, 4, 7]
-    assert [(r.row, r.reason) for r in chunk.rejects] == [
+    rows, rejects = _parted(text_files.read_jsonl(path))
+    assert list(rows) == [1, 4, 7]
+    assert [(r.row, r.reason) for r in rejects] == [
         (2, "not valid JSON"),
         (5, "not UTF-8"),
         (6, "not a JSON object"),
@@ -267,21 +275,20 @@ def test_lines_that_cannot_be_read_do_not_hide_the_others(tmp_path: Path) -> Non
 
 def test_csv_quotes_and_tsv_does_not(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('query,positive\n"一,二","他说""好""\n再见"\n三,四\n', encoding="utf-8")
-    (chunk,) = text_files.read_delimited(tmp_path / "a.csv", ",")
-    assert chunk.records == [{"query": "一,二", "positive": '他说"好"\n再见'}, {"query": "三", "positive": "四"}]
-    assert chunk.rows.tolist() == [3, 4]  # the first row ends on the third line
+    rows, _ = _parted(text_files.read_delimited(tmp_path / "a.csv", ","))  # the first row ends on the third line
+    assert rows == {3: {"query": "一,二", "positive": '他说"好"\n再见'}, 4: {"query": "三", "positive": "四"}}
     (tmp_path / "a.tsv").write_text('query\tpositive\n"一\t二"三"\n四\t五\t六\n', encoding="utf-8")
-    (chunk,) = text_files.read_delimited(tmp_path / "a.tsv", "\t")
-    assert chunk.records == [{"query": '"一', "positive": '二"三"'}]
-    assert [(r.row, r.reason) for r in chunk.rejects] == [(3, "wrong number of fields")]
+    rows, rejects = _parted(text_files.read_delimited(tmp_path / "a.tsv", "\t"))
+    assert rows == {2: {"query": '"一', "positive": '二"三"'}}
+    assert [(r.row, r.reason) for r in rejects] == [(3, "wrong number of fields")]
 
 
 def test_delimited_text_that_is_not_utf8_is_found_in_its_row(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes("query,positive\n一,二\n".encode() + "三,四\n".encode("gbk") + "五,六\n".encode())
-    (chunk,) = text_files.read_delimited(path, ",")
-    assert [record["query"] for record in chunk.records] == ["一", "五"]
-    assert [(r.row, r.reason) for r in chunk.rejects] == [(3, "not UTF-8")]
+    rows, rejects = _parted(text_files.read_delimited(path, ","))
+    assert [record["query"] for record in rows.values()] == ["一", "五"]
+    assert [(r.row, r.reason) for r in rejects] == [(3, "not UTF-8")]
 
 
 def test_beir_reports_judgements_of_unknown_ids_and_takes_zero_scores_as_negatives(tmp_path: Path) -> None:
@@ -349,9 +356,9 @@ def test_a_bare_owner_and_name_is_a_hub_dataset_with_its_revision(tmp_path: Path
     spec = DatasetSpec("a", "owner/name", "retrieval", revision="abc", split="dev")
     location = sources.locate(spec, tmp_path)
     assert location.format == "hub"
-    assert location.identity == "owner/name@abc//dev"
+    assert location.version == "owner/name@abc//dev"
     other = sources.locate(DatasetSpec("a", "owner/name", "retrieval", revision="abd", split="dev"), tmp_path)
-    assert other.identity != location.identity
+    assert other.version != location.version
 
 
 def test_hub_datasets_are_loaded_by_revision_and_fail_in_one_sentence(

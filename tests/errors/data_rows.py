@@ -236,6 +236,8 @@ ROWS: dict[str, list[Row]] = {
         Row("no column for a role", faq(rows=[{"query": "猫", "negative": "狗"}]),
             "dataset 'faq' is for retrieval and needs a column for 'positive', got TMP/faq.jsonl with the columns "
             "query, negative; say which with `columns: {positive: NAME}`"),
+    ],
+    "data.cells": [
         Row("numbers for texts", faq("source=rows.parquet", files={"rows.parquet": parquet(query=[1], positive=[2])}),
             "column 'query' of TMP/rows.parquet must hold text to be the query of dataset 'faq', got the type int64; "
             "convert it, or name another in `columns`"),
@@ -303,6 +305,10 @@ ROWS: dict[str, list[Row]] = {
             "train): …; give a file, or a dataset that this machine can reach"),
     ],
     "data.build": [
+        Row("a revision of a file", faq("revision=abc"),
+            "revision of dataset 'faq' must be left out, got 'abc': a source of the format jsonl has none"),
+    ],
+    "data.report": [
         Row("no rows", faq(rows=""),
             "dataset 'faq' is empty: faq.jsonl has no rows; remove it or give it data"),
         Row("a faulty row under the policy error", faq("policy=error", rows=[{**FAQ[0], "query": ""}, *FAQ]),

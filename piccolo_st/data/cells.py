@@ -1,0 +1,190 @@
+"""The cells of a chunk as one Arrow array of one type a role; a cell that does not fit becomes null, with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from piccolo_st.data.chunks import Chunk, Record
+from piccolo_st.data.columns import Columns, is_list, is_text
+from piccolo_st.data.specs import DatasetSpec
+from piccolo_st.data.strict import parse_list, parse_number
+from piccolo_st.data.tasks import SCORED_TASKS
+from piccolo_st.errors import MixtureError
+
+Kind = Literal["text", "label", "number", "list", "written"]
+"""What the cells of a column are read as; ``written``: as lists that are written as text."""
+
+Reasons = NDArray[np.object_]
+"""(n,): None, or the first reason against each row."""
+
+MISSING, NULL, WRONG_TYPE, NOT_ENCODABLE, NO_NUMBER, WRITTEN = (
+    "missing column",
+    "null",
+    "wrong type",
+    "broken encoding",
+    "not a number",
+    "a list written as text",
+)
+
+
+def to_table(spec: DatasetSpec, columns: Columns, chunk: Chunk) -> tuple[pa.Table, Reasons]:
+    """The chunk's cells as one array a role, and the first reason against each row.
+
+    Returns:
+        A table of n rows (string, list<string> or, for numeric labels, double) and an (n,) object array that holds
+        None or a reason.
+
+    Raises:
+        MixtureError: a columnar source has a column of a type that cannot play its role.
+    """
+    reasons = np.full(len(chunk.rows), None, dtype=object)
+    numeric = spec.task in SCORED_TASKS or (spec.preset is not None and spec.preset.name == "scored_pairs")
+    arrays = {}
+    for role, column in columns.names.items():
+        kind: Kind = "text" if role != "label" else "number" if numeric else "label"
+        kind = "written" if role in columns.written else "list" if role in columns.lists else kind
+        if isinstance(chunk.records, pa.Table):
+            arrays[role] = _cast(chunk, column, kind, spec, role)
+            if role != "negative" or role not in columns.lists:
+                _note(reasons, np.flatnonzero(arrays[role].is_null().to_numpy(False)), f"{role}: {NULL}")
+            cells = chunk.records.column(column).to_pylist() if role in columns.mixed else []
+        else:
+            arrays[role] = _from_records(chunk.records, column, kind, role, reasons)
+            cells = [record.get(column) for record in chunk.records] if role in columns.mixed else []
+        lists = (row for row, cell in enumerate(cells) if isinstance(cell, str) and parse_list(cell) is not None)
+        _note(reasons, lists, f"{role}: {WRITTEN}")
+    return pa.table(arrays), reasons
+
+
+def _note(reasons: Reasons, rows: Iterable[int], reason: str) -> None:
+    for row in rows:
+        if reasons[row] is None:
+            reasons[row] = reason
+
+
+def _cast(chunk: Chunk, column: str, kind: Kind, spec: DatasetSpec, role: str) -> pa.Array:
+    assert not isinstance(chunk.records, list)  # a columnar format
+    if column not in chunk.records.column_names:  # a later file of the same source with another schema
+        raise MixtureError(
+            f"every file of dataset {spec.name!r} must have the column {column!r}, as another has, got {chunk.file} "
+            f"with the columns {', '.join(chunk.records.column_names)}; rename it there"
+        )
+    array = chunk.records.column(column).combine_chunks()
+    target = _TYPES[kind]
+    given = array.type
+    if kind in ("written", "list") and is_text(given):  # lists written as text, or one negative or none
+        split = parse_list if kind == "written" else lambda text: [text]
+        lists = [None if cell is None else split(cell) or [] for cell in array.to_pylist()]
+        return pa.array([[] if one is None and role == "negative" else one for one in lists], target)
+    fits = {
+        "text": is_text(given),
+        "label": is_text(given) or pa.types.is_integer(given),
+        "number": pa.types.is_integer(given) or pa.types.is_floating(given) or pa.types.is_decimal(given),
+    }.get(kind, is_list(given) and is_text(given.value_type))
+    if not fits and not pa.types.is_null(given):
+        wanted = {"number": "numbers", "list": "lists of text", "written": "lists of text"}.get(kind, "text")
+        raise MixtureError(
+            f"column {column!r} of {chunk.file} must hold {wanted} to be the {role} of dataset {spec.name!r}, got the "
+            f"type {given}; convert it, or name another in `columns`"
+        )
+    if pa.types.is_dictionary(given):
+        array = array.dictionary_decode()
+    return array.cast(target)
+
+
+_ABSENT = object()
+
+
+def _from_records(records: Sequence[Record], column: str, kind: Kind, role: str, reasons: Reasons) -> pa.Array:
+    convert, target = _CONVERTERS[kind], _TYPES[kind]
+    values: list[object] = []
+    for row, record in enumerate(records):
+        value = record.get(column, _ABSENT)
+        if type(value) is str and kind == "text":  # the common case, kept short
+            values.append(value)
+            continue
+        if (value is _ABSENT or value is None) and pa.types.is_list(target) and role == "negative":
+            values.append([])
+            continue
+        if value is _ABSENT or value is None:
+            reason: str | None = MISSING if value is _ABSENT else NULL
+            values.append(None)
+        else:
+            converted, reason = convert(value)
+            values.append(converted)
+        if reason is not None and reasons[row] is None:
+            reasons[row] = f"{role}: {reason}"
+    try:
+        return pa.array(values, type=target)
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell and UTF-8 cannot
+        for row, value in enumerate(values):
+            if not _encodable(value):
+                values[row] = None
+                _note(reasons, [row], f"{role}: {NOT_ENCODABLE}")
+        return pa.array(values, type=target)
+
+
+def _encodable(value: object) -> bool:
+    try:
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str):
+                text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _as_text(value: object) -> tuple[str | None, str | None]:
+    return (value, None) if isinstance(value, str) else (None, WRONG_TYPE)
+
+
+def _as_label(value: object) -> tuple[str | None, str | None]:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return None, WRONG_TYPE
+    return str(value), None
+
+
+def _as_number(value: object) -> tuple[float | None, str | None]:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None, WRONG_TYPE
+    try:
+        number = parse_number(value) if isinstance(value, str) else float(value)
+    except OverflowError:
+        number = None
+    return number, None if number is not None else NO_NUMBER
+
+
+def _as_list(value: object) -> tuple[list[str | None] | None, str | None]:
+    if isinstance(value, str):
+        return [value], None
+    if not isinstance(value, list):
+        return None, WRONG_TYPE
+    return [item if isinstance(item, str) else None for item in value], None
+
+
+def _as_written(value: object) -> tuple[list[str] | None, str | None]:
+    if not isinstance(value, str):
+        return None, WRONG_TYPE
+    return parse_list(value) or [], None
+
+
+_CONVERTERS: dict[Kind, Callable[[object], tuple[object, str | None]]] = {
+    "text": _as_text,
+    "label": _as_label,
+    "number": _as_number,
+    "list": _as_list,
+    "written": _as_written,
+}
+_LISTS = pa.list_(pa.string())
+_TYPES: dict[Kind, pa.DataType] = {
+    "text": pa.string(),
+    "label": pa.string(),
+    "number": pa.float64(),
+    "list": _LISTS,
+    "written": _LISTS,
+}
