@@ -77,6 +77,11 @@ ROWS: dict[str, list[Row]] = {
             'the consistency filter needs faiss; run: pip install "piccolo_st[data]"'),
     ],
     "data.holdout": [
+        Row(
+            "nothing left to train on",
+            faq("holdout={queries: 1, min_corpus: 1}", rows=[FAQ[0], {**FAQ[1], "positive": FAQ[0]["positive"]}]),
+            "dataset 'faq' has no row left without the held-out texts; lower `holdout.queries`",
+        ),
         Row("scored pairs held out", faq("task=sts", "source=pairs.jsonl", "holdout={queries: 2}"),
             "the holdout of dataset 'faq' needs rows of one query and one positive, got the columns sentence1, "
             "sentence2, label; remove `holdout` or set `positives: all`"),
@@ -132,11 +137,6 @@ ROWS: dict[str, list[Row]] = {
             "score_range of dataset 'faq' of TMP/mixture.yaml must be [lowest, highest], got [1.0, 0.0]"),
         Row("no query held out", faq("holdout={queries: 0}"),
             "holdout.queries of dataset 'faq' of TMP/mixture.yaml must be at least 1, got 0"),
-        Row(
-            "nothing left to train on",
-            faq("holdout={queries: 1, min_corpus: 1}", rows=[FAQ[0], {**FAQ[1], "positive": FAQ[0]["positive"]}]),
-            "dataset 'faq' has no row left without the held-out texts; lower `holdout.queries`",
-        ),
     ],
     "batches.permutation": [
         Row("a permutation of none", call("batches.permutation:Permutation", 0, 1),
