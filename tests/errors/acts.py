@@ -1,8 +1,9 @@
 """The errors that a person can cause: what is done, and the sentence that answers it, by the module that finds it.
 
-In a sentence TMP is the row's own directory, ENCODER a tiny encoder, MODEL a saved model, and … any words of another
-library. A row without a code is a call from Python that raises a ValueError or TypeError; all others end a command
-line (or a call in its place) with that code.
+A row's sentence has the parts that must stand in it: the rule, the value, the place and the remedy; … is any words
+between them, such as those of another library. TMP is the row's own directory, ENCODER a tiny encoder, MODEL a saved
+model. A row without a code is a call from Python that raises a ValueError or TypeError; all others end a command line
+(or a call in its place) with that code.
 """
 
 from __future__ import annotations
@@ -32,6 +33,15 @@ PAIRS = [
 
 def jsonl(rows: Sequence[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+# Data that rows plant.
+STS = {"name": "Own", "type": "STS", "data": "pairs.jsonl"}
+BEIR = {
+    "beir/corpus.jsonl": jsonl([{"_id": "d1", "text": "猫"}, {"_id": "d2", "text": "狗"}]),
+    "beir/queries.jsonl": jsonl([{"_id": "q1", "text": "鱼"}]),
+}
+OTHER_LABELS = [{"text": "猫", "label": "a"}, {"text": "狗", "label": "a"}, {"text": "鱼", "label": "a"}]
 
 
 class World:
@@ -92,7 +102,7 @@ Act = Callable[[World], Any]
 
 @dataclass(frozen=True)
 class Row:
-    """One error: what is done, what is said, and the exit code."""
+    """One error: what is done, the parts of what is said, and the exit code."""
 
     name: str
     act: Act
@@ -118,22 +128,6 @@ def finetune(*arguments: str, **options: Any) -> Act:
 
 def ablation(content: Any, *arguments: str, without: Sequence[str] = ()) -> Act:
     return run("ablation", "TMP/ablation.yaml", *arguments, files={"ablation.yaml": content}, without=without)
-
-
-def owned(act: Act) -> Act:
-    """The act, while somebody else has the output directory."""
-
-    def refused(world: World) -> Any:
-        from filelock import FileLock
-
-        from piccolo_st.training import ownership
-
-        world.patch.setattr(ownership, "PATIENCE", 0.1)
-        world.write("run/.owner.json", json.dumps({"process": 123, "host": "h", "since": "2026-11-26 12:03"}))
-        with FileLock(world.tmp / "run" / ".owner.lock"):
-            return act(world)
-
-    return refused
 
 
 def faq(*fields: str, rows: Any = None, files: Mapping[str, Any] | None = None, without: Sequence[str] = ()) -> Act:
@@ -200,18 +194,6 @@ def wrapped_encoder(world: World) -> Any:
 
 def tokenizer(world: World) -> Any:
     return model(world).tokenizer
-
-
-def without_pooling(world: World) -> Any:
-    from sentence_transformers import SentenceTransformer
-
-    return SentenceTransformer(modules=[model(world)[0]], device="cpu")
-
-
-def cut_on_the_left(world: World) -> Any:
-    loaded = model(world)
-    loaded.tokenizer.truncation_side = "left"
-    return loaded
 
 
 def without_positions(world: World) -> Any:
@@ -353,12 +335,6 @@ def own_samplers(world: World) -> list[Any]:
     return [BatchSampler(SequentialSampler([1, 2]), 1, False)]
 
 
-def plain_loader(world: World) -> Any:
-    from torch.utils.data import DataLoader
-
-    return DataLoader([1, 2])  # type: ignore[arg-type]
-
-
 def training_arguments(world: World, **settings: Any) -> Any:
     """Training arguments, with settings that would start something if they were given at once."""
     from piccolo_st.training.arguments import PiccoloTrainingArguments
@@ -386,15 +362,6 @@ def two_encoders(world: World) -> Any:
     from sentence_transformers import SentenceTransformer
 
     return SentenceTransformer(modules=[model(world)[0], model(world)[0]], device="cpu")
-
-
-def pooled(world: World, *modes: str) -> Any:
-    """A model with these pooling modes."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling
-
-    first = model(world)[0]
-    return SentenceTransformer(modules=[first, Pooling(first.get_embedding_dimension(), modes)], device="cpu")
 
 
 def space_without_gradio(world: World) -> Any:

@@ -11,20 +11,12 @@ from tests.errors.acts import (
     decide,
     faq,
     finetune,
-    found,
-    jsonl,
-    owned,
     prepare,
     run,
     training_arguments,
 )
 
-STS = {"name": "Own", "type": "STS", "data": "pairs.jsonl"}
 TEXTS = {"corpus.txt": "猫\n狗\n"}
-BEIR = {
-    "beir/corpus.jsonl": jsonl([{"_id": "d1", "text": "猫"}, {"_id": "d2", "text": "狗"}]),
-    "beir/queries.jsonl": jsonl([{"_id": "q1", "text": "鱼"}]),
-}
 SEALED = {"format": 1, "step": 3, "run": {}, "files": {}}
 LARGE = "{layers: 24, hidden_size: 1024, heads: 16, intermediate_size: 4096, vocab_size: 21128}"
 ABLATION = {"data": {"batch_size": 8}, "variants": {"stock": {"stock": True}, "full": {"after": "stock"}}}
@@ -34,8 +26,6 @@ ROWS: dict[str, list[Row]] = {
     "experiments.ablation": [
         Row("a seed twice", ablation({**ABLATION, "ablation": {"seeds": [1, 1]}}),
             "ablation.seeds must be different numbers, at least one, got [1, 1]"),
-        Row("no variants", ablation({"data": {}}),
-            "TMP/ablation.yaml has no variants; give `variants` at least one"),
         Row("a variant after itself", ablation({"variants": {"full": {"after": "full"}}}),
             "variant 'full' of TMP/ablation.yaml comes after itself; change `after`"),
         Row("two variants of one label", ablation({"variants": {
@@ -46,56 +36,34 @@ ROWS: dict[str, list[Row]] = {
         Row("an unknown --only", ablation(ABLATION, "--only", "fll"),
             "unknown variant 'fll' in TMP/ablation.yaml; did you mean full?"),
         Row("a time limit", ablation({**ABLATION, "train": {"max_seconds": 5}}),
-            "variants are compared at equal steps, so 'full' must have no time limit, got 5 seconds; unset "
-            "train.max_seconds and PICCOLO_ST_MAX_SECONDS"),
+            "variants are compared at equal steps, so 'full'…got 5 seconds; unset train.max_seconds…"),
     ],
     "training.arguments": [
-        Row("batch size 0", finetune("--data.batch_size", "0"),
-            "data.batch_size must be a whole number of at least 1, got 0"),
+        Row("no data", finetune("--data.mixture", "null"),
+            "TMP/run.yaml names no data; set data.mixture to a mixture file or write the mapping there"),
         Row("no negatives", finetune("--data.num_negatives", "0"),
             "data.num_negatives must be a whole number of at least 1, got 0"),
-        Row("evaluation in batches of 0", finetune("--evaluation.batch_size", "0"),
-            "evaluation.batch_size must be a whole number of at least 1, got 0"),
-        Row("no patience for NaN", finetune("--train.max_non_finite_steps", "0"),
-            "train.max_non_finite_steps must be a whole number of at least 1, got 0"),
-        Row("a plan for no GPU", finetune("--plan", "--plan.processes", "0"),
-            "plan.processes must be a whole number of at least 1, got 0"),
-        Row("a plan for ZeRO stage 3", finetune("--plan", "--plan.zero_stage", "3"),
-            "plan.zero_stage must be 0 or 1, got 3"),
         Row("a plan that keeps all memory", finetune("--plan", "--plan.reserve", "1"),
             "plan.reserve must be at least 0 and below 1, got 1.0"),
         Row("deepspeed missing", finetune("--train.deepspeed", "x.json", without=["deepspeed"]),
             'train.deepspeed needs deepspeed; run: pip install "piccolo_st[deepspeed]"'),
     ],
     "evaluation.benchmarks": [
-        Row("a misspelt benchmark", run("release", "MODEL", "org/name", "--fill-card", "--benchmark", "cmteb"),
-            "unknown benchmark 'cmteb'; did you mean c-mteb-35?"),
         Row("a score of no task",
             call("evaluation.benchmarks:average_scores", lambda w: {"T2Rerankng": 1.0}, benchmark),
             "unknown task 'T2Rerankng' in c-mteb-35; did you mean T2Reranking?"),
     ],
     "training.estimate": [
-        Row("a length unknown", finetune("--plan", "--train.max_steps", "-1"),
-            "the length of the run is unknown; set train.max_steps, or plan.rows to the mixture's rows"),
         Row("a shape without layers", finetune("--plan", "--plan.encoder", "{hidden_size: 64}"),
-            "the shape of the encoder must have layers, hidden_size, heads, intermediate_size, vocab_size, got "
-            "hidden_size; give all of them as plan.encoder, or a model that can be read"),
-        Row(
-            "a GPU too small",
-            finetune("--plan", "--plan.encoder", LARGE, "--plan.gpu_memory_gib", "1"),
-            "the run must fit into 0.9 GiB of each GPU, 1 GiB less a reserve of 10%, got 5.4 GiB; most of it is "
-            "optimizer, 2.4 GiB; use ZeRO stage 1 (plan.zero_stage 1) on more processes",
-        ),
+            "the shape of the encoder must have layers…got hidden_size; give all of them as plan.encoder…"),
+        Row("a GPU too small", finetune("--plan", "--plan.encoder", LARGE, "--plan.gpu_memory_gib", "1"),
+            "the run must fit into 0.9 GiB of each GPU, 1…got 5.4 GiB; most of it is optimizer, 2.4 GiB…"),
     ],
     "training.checkpoint": [
         Row("a folder of another name",
             call("training.checkpoint:seal", lambda w: w.write("last/x", "").parent, lambda w: {}),
             "a checkpoint must be a folder checkpoint-N, got TMP/last"),
-        Row("no manifest", checkpoint(),
-            "the checkpoint TMP/ckpt/checkpoint-3 has no manifest.json: it was not finished, or another trainer "
-            "wrote it"),
-        Row("half a manifest", checkpoint('{"format": 1,'),
-            "the checkpoint TMP/ckpt/checkpoint-3 is not whole: its manifest.json cannot be read: …"),
+        Row("no manifest", checkpoint(), "the checkpoint TMP/ckpt/checkpoint-3 has no manifest.json…"),
         Row("a manifest of the future", checkpoint({**SEALED, "format": 7}),
             "TMP/ckpt/checkpoint-3/manifest.json must have format 1, which this version reads, got 7"),
         Row("a manifest without files", checkpoint({**SEALED, "files": {"model.pt": {}}}),
@@ -109,8 +77,6 @@ ROWS: dict[str, list[Row]] = {
         ),
         Row("a file cut short", checkpoint({**SEALED, "files": {"config.json": {"size": 9, "sha256": ""}}}),
             "the checkpoint TMP/ckpt/checkpoint-3 is not whole: config.json has 2 bytes instead of 9"),
-        Row("a file changed", checkpoint({**SEALED, "files": {"config.json": {"size": 2, "sha256": ""}}}),
-            "the checkpoint TMP/ckpt/checkpoint-3 is not whole: config.json is not what was written, its hash differs"),
         Row("a resume from nowhere", finetune("--train.resume", "TMP/checkpoint-9"),
             "the checkpoint TMP/checkpoint-9 does not exist; name one that does"),
     ],
@@ -165,32 +131,22 @@ ROWS: dict[str, list[Row]] = {
             "--name needs one argument; see --help"),
         Row("evaluate: one folder to compare", run("evaluate", "--compare", "TMP"),
             "--compare needs 2 arguments; see --help"),
-        Row("release: no repository", run("release", "MODEL"),
-            "the command line must have repo_id; see --help"),
+        Row("release: no repository", run("release", "MODEL"), "the command line must have repo_id; see --help"),
         Row("release: a word too many", run("release", "MODEL", "org/name", "extra"),
             "unknown argument 'extra'; see --help"),
-        Row("card: no folder", run("card"),
-            "the command line must have FOLDER; see --help"),
+        Row("card: no folder", run("card"), "the command line must have FOLDER; see --help"),
     ],
     "demo.corpus": [
-        Row("no such corpus", run("demo", "MODEL", "--corpus", "TMP/nowhere.txt"),
-            "the corpus TMP/nowhere.txt does not exist; give a text file or a BEIR folder"),
         Row("a folder of something else", run("demo", "MODEL", "--corpus", "TMP"),
             "the corpus TMP is a folder without corpus.jsonl; give a BEIR folder or a text file"),
         Row("bytes", run("demo", "MODEL", "--corpus", "TMP/c.txt", files={"c.txt": b"\xff\xfe"}),
             "the corpus TMP/c.txt cannot be read as UTF-8 text, one a line: …"),
         Row("an empty corpus", run("demo", "MODEL", "--corpus", "TMP/c.txt", files={"c.txt": "\n"}),
             "the corpus TMP/c.txt has no text; give a file with one text a line, or a BEIR folder"),
-        Row("none of the corpus", run("demo", "MODEL", "--corpus", "TMP/corpus.txt", "--limit", "0", files=TEXTS),
-            "the limit of texts to search must be at least 1, got 0"),
     ],
     "training.resumable": [
-        Row(
-            "a broken checkpoint alone",
-            finetune(files={"run/checkpoint-3/manifest.json": "{"}),
-            "there is no complete checkpoint in TMP/run to go on from (the checkpoint TMP/run/checkpoint-3 is not "
-            "whole: its manifest.json cannot be read: …); start anew with --train.resume never",
-        ),
+        Row("a broken checkpoint alone", finetune(files={"run/checkpoint-3/manifest.json": "{"}),
+            "there is no complete checkpoint in TMP/run to go on…; start anew with --train.resume…"),
     ],
     "training.guards": [
         Row(
@@ -201,20 +157,8 @@ ROWS: dict[str, list[Row]] = {
             "DistributedDataParallel there, so launch with recipes/accelerate/cpu_zero1.yaml, or unset train.use_cpu "
             "(or ACCELERATE_USE_CPU) if there is an accelerator",
         ),
-        Row("checkpoints on each node", finetune("--train.save_on_each_node", "true"),
-            "train.save_on_each_node writes parts of a checkpoint to different disks, where nobody can tell whether "
-            "it is complete; unset it and set train.output_dir to a directory that all nodes share"),
-        Row(
-            "ZeRO stage 2 with cached gradients",
-            call("training.guards:check_supported", training_arguments, 2, lambda w: ["PiccoloLoss"]),
-            "ZeRO stage 2 reduces each gradient as it arrives and fails with gradient caching (of PiccoloLoss), "
-            'which runs several backward passes ("Gradient computed twice for this partition"); use ZeRO stage 1',
-        ),
     ],
     "training.ownership": [
-        Row("a directory that another run writes to", owned(finetune()),
-            "TMP/run is being written to by process 123 on host h since 2026-11-26 12:03; wait for it, stop it, or "
-            "choose another train.output_dir"),
         Row("an output under a file", finetune("--train.output_dir", "TMP/faq.jsonl/run"),
             "train.output_dir TMP/faq.jsonl/run cannot be written to: Not a directory; name another directory"),
     ],
@@ -224,39 +168,14 @@ ROWS: dict[str, list[Row]] = {
             'a picture needs matplotlib; run: pip install "piccolo_st[quickstart]"'),
     ],
     "training.resume": [
-        Row("weights alone", decide({"resumable": False}, {}),
-            "TMP/run/checkpoint-3 holds a model but no optimizer state (train.save_only_model), so training cannot "
-            "go on from it; start from its weights with model.name_or_path, in another train.output_dir"),
         Row("another run", decide({}, {"signature": {"seed": 2}}),
-            "TMP/run/checkpoint-3 is of another run: seed was 1 and is 2; undo the change to go on, or keep both "
-            "runs with another train.output_dir, or start anew here with --train.resume never (earlier checkpoints "
-            "are kept aside), or go on with the change with --train.accept_changes true"),
+            "TMP/run/checkpoint-3 is of another run: seed was 1 and is 2; undo the change to go on, or keep…"),
         Row("another engine", decide({}, {"engine": "DeepSpeed ZeRO-1"}),
-            "TMP/run/checkpoint-3 was written under plain and this run is DeepSpeed ZeRO-1, whose optimizer state "
-            "has another form; go on under plain, or start from the checkpoint's weights with model.name_or_path in "
-            "another train.output_dir"),
+            "TMP/run/checkpoint-3 was written under plain and this run…; go on under plain, or start…"),
         Row("another number of processes", decide({"engine": "FSDP"}, {"engine": "FSDP", "world_size": 2}),
-            "TMP/run/checkpoint-3 was written by 1 processes and there are 2; the optimizer state of FSDP is in one "
-            "part for each process, and can be cut anew only for torch; go on with 1 processes, or start from the "
-            "checkpoint's weights with model.name_or_path in another train.output_dir"),
-        Row("a part missing", call("training.resume:complete_for", found, lambda w: ["optimizer.pt"]),
-            "the checkpoint TMP/run/checkpoint-3 is not whole: optimizer.pt is missing"),
+            "TMP/run/checkpoint-3 was written by 1 processes and there are 2; the optimizer state of FSDP…"),
     ],
     "training.run": [
-        Row("no data", finetune("--data.mixture", "null"),
-            "TMP/run.yaml names no data; set data.mixture to a mixture file or write the mapping there"),
-        Row("a temperature of 0", finetune("--loss.temperature", "0"),
-            "section 'loss': loss of dataset 'faq': temperature must be a positive number, got 0.0"),
-        Row("an unknown direction", finetune("--loss.directions", "[query_to_nowhere]"),
-            "section 'loss': loss of dataset 'faq': directions must be different names of ('query_to_doc', "
-            "'query_to_query', 'doc_to_query', 'doc_to_doc'), got ('query_to_nowhere',)"),
-        Row("a dimension of 0", finetune("--model.dimension", "0"),
-            "section 'model': the dimension must be at least 1, got 0"),
-        Row("a mixing by weights without them", finetune("--data.mixing", "weights"),
-            "every dataset must have a weight where data.mixing is 'weights', got none for 'faq'; give it one"),
-        Row("a weight that nothing reads", faq("weight=2"),
-            "dataset 'faq' has the weight 2, which data.mixing 'proportional' does not read; set data.mixing to "
-            "'weights', or give the dataset `repeats`"),
         Row("a word for a temperature", faq("loss={temperature: low}"),
             "section 'loss': loss of dataset 'faq': temperature must be a positive number, got 'low'"),
     ],
@@ -266,18 +185,13 @@ ROWS: dict[str, list[Row]] = {
     ],
     "shipped": [
         Row("an unknown configuration", run("finetune", "quikstart"),
-            "the configuration must be the path of a YAML file or the name of a shipped one, got 'quikstart'; did you "
-            "mean quickstart? known are …"),
+            "the configuration must be the path of a YAML…got 'quikstart'; did you mean quickstart? known…"),
     ],
     "demo.command": [
         Row("gradio missing", run("demo", "MODEL", "--corpus", "TMP/corpus.txt", files=TEXTS, without=["gradio"]),
             'the page needs gradio; run: pip install "piccolo_st[demo]"'),
-        Row("three models", run("demo", "a", "b", "c"),
-            "the page must show one model or two different ones, got a, b, c"),
     ],
     "evaluation.command": [
-        Row("nothing to evaluate", run("evaluate"),
-            "name a model to evaluate, or two folders of results with --compare"),
         Row("a misspelt key", run("evaluate", "--config", "TMP/e.yaml", files={"e.yaml": "benchmrk: STS"}),
             "unknown key 'benchmrk' in TMP/e.yaml; did you mean benchmark?"),
         Row("a word for a dimension", run("evaluate", "MODEL", "--truncate_dim", "half"),
