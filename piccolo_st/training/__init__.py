@@ -1,19 +1,24 @@
 """Training: a run from its configuration to its checkpoint, and on from there.
 
-arguments.py   The dataclasses of a run's configuration, one for each section of its YAML; ``config.py`` reads ...
-checkpoint.py  Checkpoints that are complete or not there
-disk.py        What a checkpoint takes on the disk, and what to say when the disk did not take it
-estimate.py    What a run will need: memory of a GPU, bytes on the wire, steps and hours, from its ...
-fingerprint.py A run's fingerprint: everything that decides its rows and its numbers, as flat JSON that a ...
-guards.py      What stops a run before it wastes time or spoils weights
-metrics.py     What a run says about itself between two logs: loss of each dataset, tokens, padding, alignment ...
-ownership.py   One owner of an output directory: two runs in it would delete and overwrite each other's ...
-resumable.py   ResumableTrainer: SentenceTransformerTrainer whose runs survive being killed and go on exactly
-resume.py      Whether a run may go on from a checkpoint, and what a checkpoint must hold for that
-run.py         A training run from its configuration to its checkpoint: what recipes/pretrain.py and ...
-trainer.py     PiccoloTrainer: SentenceTransformerTrainer with Piccolo's collator, sampler, reading, guards ...
-unread.py      Settings that nothing reads beside the others that are set: each is told in one line before ...
-zero.py        DeepSpeed ZeRO checkpoints for another number of processes
+command.py      the commands finetune and pretrain
+arguments.py    a run's configuration: a dataclass for each section of its YAML
+unread.py       settings that nothing reads beside the others that are set
+run.py          TrainingRun: from a configuration to its model; the story from top to bottom
+assembly.py     the parts of a run: model, mined negatives, losses, evaluators, trainer
+summary.py      what a run tells the user before it starts and when it has ended
+estimate.py     what a run will need: memory of a GPU, bytes on the wire, steps and hours
+
+trainer.py      PiccoloTrainer: ST's trainer with Piccolo's collator, sampler, reading, guards, logs and saving
+guards.py       what stops a run before it wastes time or spoils weights
+metrics.py      what is logged: loss of each dataset, tokens, padding, alignment and uniformity
+
+resumable.py    ResumableTrainer: ST's trainer whose runs survive being killed and go on exactly
+fingerprint.py  everything that decides a run's rows and numbers, as flat JSON
+resume.py       whether a run may go on from a checkpoint, and what that must hold
+checkpoint.py   checkpoints that are complete or not there
+disk.py         what to say when the disk did not take a checkpoint
+zero.py         DeepSpeed ZeRO checkpoints for another number of processes
+ownership.py    one owner of an output directory
 """
 
 from __future__ import annotations

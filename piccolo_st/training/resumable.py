@@ -77,6 +77,11 @@ class ResumableTrainer(PortablePushes, SentenceTransformerTrainer):
         """The training sets by name; a single one is called ``train``."""
         return self.train_dataset if isinstance(self.train_dataset, Mapping) else {"train": self.train_dataset}
 
+    @property
+    def plan(self) -> BatchPlan:
+        """The plan of the batches, which a HomogeneousBatchSampler has."""
+        return self._plan if self._plan is not None else check_dataloader(self.get_train_dataloader()).plan
+
     def get_train_dataloader(self) -> DataLoader[Batch]:
         """The training batches of this rank; with a HomogeneousBatchSampler they are checked against its plan."""
         dataloader = super().get_train_dataloader()

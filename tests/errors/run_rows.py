@@ -175,7 +175,7 @@ ROWS: dict[str, list[Row]] = {
         Row("another number of processes", decide({"engine": "FSDP"}, {"engine": "FSDP", "world_size": 2}),
             "TMP/run/checkpoint-3 was written by 1 processes and there are 2; the optimizer state of FSDP…"),
     ],
-    "training.run": [
+    "training.assembly": [
         Row("a word for a temperature", faq("loss={temperature: low}"),
             "section 'loss': loss of dataset 'faq': temperature must be a positive number, got 'low'"),
     ],
