@@ -20,7 +20,7 @@ from piccolo_st.modeling import save_portable, set_prompts
 
 # Have none yet. Nothing is added here.
 WITHOUT = {
-    "HomogeneousBatchSampler", "PiccoloDataCollator", "PiccoloTrainer", "PiccoloTrainingArguments", "load_mixture",
+    "PiccoloTrainer", "PiccoloTrainingArguments",
 }  # fmt: skip
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -51,13 +51,25 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
     """ST's collator, with list columns, text ids and tasks by role.
 
     Args:
-        seed: of the sampling from lists.
-        num_negatives: texts taken from each list of negatives at a visit, at most; None takes all.
-        text_ids: whether ``{column}_text_id`` is made.
+        seed: of the sampling from lists. Default 0.
+        num_negatives: texts taken from each list of negatives at a visit, at most; None, the default, takes all.
+        text_ids: whether ``{column}_text_id`` is made. Default True.
 
     The other arguments are ST's; ``max_length`` may also be dataset name -> task -> tokens. A column that
     ``router_mapping`` does not name has the task "query" if its name says so (``instructions.column_task``), else
     "document".
+
+    Example:
+        >>> from sentence_transformers import SentenceTransformer
+        >>> from piccolo_st import PiccoloDataCollator
+        >>> model = SentenceTransformer("runs/quickstart/model")
+        >>> collator = PiccoloDataCollator(model.preprocess, num_negatives=2)
+        >>> batch = collator([
+        ...     {"query": "天气", "positive": "晴", "negative": ["猫", "狗", "鱼"]},
+        ...     {"query": "山", "positive": "川", "negative": ["雨"]},
+        ... ])
+        >>> batch["query_task"], batch["positive_task"], batch["negative_owner"].tolist()
+        ('query', 'document', [0, 0, 1])
     """
 
     seed: int = 0
@@ -69,7 +81,7 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
         if self.num_negatives is not None and self.num_negatives < 1:
             raise InputError(f"num_negatives must be None, for all, or at least 1, got {self.num_negatives}")
 
-    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def __call__(self, features: Sequence[Mapping[str, object]] | ColumnBatch) -> dict[str, Any]:
         """Collate one batch.
 
         Args:
@@ -101,7 +113,8 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
                     f"{where(bad)} must have a number as its {label!r}, got {values[bad]!r}; drop such rows, or turn "
                     "names of classes into numbers with Dataset.class_encode_column"
                 )
-            batch["label"] = torch.stack(list(values)) if isinstance(values[0], torch.Tensor) else torch.tensor(values)
+            tensors = [value for value in values if isinstance(value, torch.Tensor)]
+            batch["label"] = torch.stack(tensors) if tensors else torch.tensor(values)
         if not columns:
             raise InputError(
                 f"a batch needs a column of texts, got only {label or 'no column'} in {where(0)}; give the dataset one"
@@ -128,7 +141,7 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
                         f"{', '.join(self.valid_label_columns)}"
                     )
             if texts:
-                batch.update(self._features(column, position, texts, owners, routes, prompts, limits))
+                batch |= self._features(column, cast(Sequence[str], texts), owners, routes, prompts, limits)
         return batch
 
     def _warn_about_ids(self, columns: Sequence[str]) -> None:
@@ -143,18 +156,17 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
     def _features(
         self,
         column: str,
-        position: int,
         texts: Sequence[str],
         owners: NDArray[np.int64] | None,
         routes: dict[str, str],
-        prompts: Any,
+        prompts: str | dict[str, str] | None,
         limits: Mapping[str, int] | int | None,
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """Steps (4) and (5) for one column."""
         task = routes[column]
         limit = limits.get(task) if isinstance(limits, Mapping) else limits
-        tokens = self._tokenize(texts, self._get_prompt_for_column(prompts, column), task, limit)
-        features = {f"{column}_{key}": value for key, value in tokens.items()}
+        prompt = None if prompts is None else self._get_prompt_for_column(prompts, column)
+        features = {f"{column}_{key}": value for key, value in self._tokenize(texts, prompt, task, limit).items()}
         features[f"{column}_task"] = task
         if self.text_ids:
             features[f"{column}_text_id"] = torch.from_numpy(text_ids(texts))
@@ -164,9 +176,9 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
 
     def _resolve_max_length(self, dataset_name: str | None) -> Mapping[str, int] | int | None:
         """The limit of the batch's dataset, or of each of its tasks; where there is none, the model's holds."""
-        limits: Any = self.max_length
+        limits = cast("Mapping[str, Any] | int | None", self.max_length)  # ST knows no datasets here
         if isinstance(limits, Mapping) and any(isinstance(value, Mapping) for value in limits.values()):
-            return limits.get(dataset_name)
+            return limits.get(dataset_name or "")
         return limits
 
 
@@ -176,7 +188,7 @@ class _ListSampler:
     def __init__(
         self,
         collator: PiccoloDataCollator,
-        columns: Mapping[str, Sequence[Any]],
+        columns: Mapping[str, Sequence[object]],
         row_ids: NDArray[np.int64] | None,
         visit: int | None,
         where: Callable[[int], str],
@@ -184,8 +196,8 @@ class _ListSampler:
         self.collator, self.columns, self.row_ids, self.visit, self.where = collator, columns, row_ids, visit, where
 
     def texts_of(
-        self, column: str, position: int, cells: Sequence[Any]
-    ) -> tuple[Sequence[str], NDArray[np.int64] | None]:
+        self, column: str, position: int, cells: Sequence[object]
+    ) -> tuple[Sequence[object], NDArray[np.int64] | None]:
         """The texts of a column in row order and, for a column with any number of texts a row, the row of each."""
         one_each = position < _FIRST_NEGATIVE
         listed = isinstance(next((cell for cell in cells if cell is not None), None), (list, tuple))
@@ -223,13 +235,16 @@ class _ListSampler:
         return self.visit or 0
 
 
-def _present(cell: Any) -> Sequence[Any]:
+def _present(cell: object) -> Sequence[object]:
     """The texts of a cell that is a list of texts, one text or None, in which any may be missing."""
     cell = cell if isinstance(cell, (list, tuple)) else (cell,)
     return [text for text in cell if text is not None] if None in cell else cell
 
 
-def list_missing(data: Any, labels: Sequence[str] = DEFAULT_LABEL_COLUMNS) -> Any:
+Data = TypeVar("Data")
+
+
+def list_missing(data: Data, labels: Sequence[str] = DEFAULT_LABEL_COLUMNS) -> Data:
     """The same dataset, with lists of texts in those columns of negatives that miss a text (None) somewhere.
 
     sentence-transformers' trainer looks at a dataset for its model card before any collator does, and reads an empty
@@ -248,7 +263,7 @@ def list_missing(data: Any, labels: Sequence[str] = DEFAULT_LABEL_COLUMNS) -> An
     return _list_missing(data, labels, "")
 
 
-def _list_missing(data: Any, labels: Sequence[str], where: str) -> Any:
+def _list_missing(data: Data, labels: Sequence[str], where: str) -> Data:
     if not isinstance(data, Dataset):
         return data
     label = next((name for name in labels if name in data.column_names), None)
@@ -280,9 +295,9 @@ class _ListMissing:
     """What ``list_missing`` does to the rows of a batch, after a transform that was there before."""
 
     columns: tuple[str, ...]
-    before: Callable[[dict[str, Any]], dict[str, Any]] | None
+    before: Callable[[Mapping[str, Sequence[object]]], Mapping[str, Sequence[object]]] | None
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, batch: Mapping[str, Sequence[object]]) -> dict[str, Sequence[object]]:
         batch = dict(batch if self.before is None else self.before(batch))
         batch.update({name: [list(_present(cell)) for cell in batch[name]] for name in self.columns if name in batch})
         return batch
@@ -316,7 +331,7 @@ def sample_from_lists(
     return np.flatnonzero(turn < count)
 
 
-def _columns(features: Sequence[Mapping[str, Any]]) -> dict[str, Sequence[Any]]:
+def _columns(features: Sequence[Mapping[str, object]] | ColumnBatch) -> dict[str, Sequence[object]]:
     """Step (1)."""
     if isinstance(features, ColumnBatch):
         return dict(features.columns)

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -229,7 +229,7 @@ class BatchPlan:
             )
         return divmod(steps, self.steps())
 
-    def signature(self) -> dict[str, Any]:
+    def signature(self) -> dict[str, object]:
         """All that decides the rows of an optimizer step, as JSON: equal signatures give equal runs."""
         fields = ("names", "sizes", "seed", "drop_last", "mixing", "weights", "exponent", "repeats", "batch_multiples")
         signature = {name: getattr(self, name) for name in (*fields, "small_datasets")}

@@ -30,8 +30,8 @@ from piccolo_st.errors import InputError
 
 
 @dataclass(frozen=True)
-class ColumnBatch(Sequence[dict[str, Any]]):
-    """The rows of one batch, column by column; to a collator that wants rows, the list of them.
+class ColumnBatch:
+    """The rows of one batch, column by column; a collator that wants rows can count, index and iterate them.
 
     Attributes:
         columns: column name -> its values, one a row.
@@ -40,7 +40,7 @@ class ColumnBatch(Sequence[dict[str, Any]]):
         dataset_name: of the dataset, or None.
     """
 
-    columns: Mapping[str, Sequence[Any]]
+    columns: Mapping[str, Sequence[object]]
     row_ids: NDArray[np.int64]
     visit: int | None = None
     dataset_name: str | None = None
@@ -48,14 +48,14 @@ class ColumnBatch(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.row_ids)
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: int) -> dict[str, object]:
         return {name: values[index] for name, values in self.columns.items()}
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[dict[str, object]]:
         return (self[index] for index in range(len(self)))
 
 
-class HomogeneousDataset(ConcatDataset[Any]):
+class HomogeneousDataset(ConcatDataset[object]):
     """Datasets one after the other, from which a batch of one dataset is read at once.
 
     Args:
@@ -63,7 +63,7 @@ class HomogeneousDataset(ConcatDataset[Any]):
         names: their names, which each batch then carries.
     """
 
-    def __init__(self, datasets: Iterable[Dataset[Any]], names: Iterable[str] | None = None) -> None:
+    def __init__(self, datasets: Iterable[Dataset[object]], names: Iterable[str] | None = None) -> None:
         super().__init__(datasets)
         self.names = None if names is None else list(names)
         if self.names is not None and len(self.names) != len(self.datasets):
@@ -106,7 +106,7 @@ class ColumnReader:
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
-        self.table: Any = None  # gives the rows as an Arrow table
+        self.table: ArrowDataset | None = None  # gives the rows as an Arrow table
         if not isinstance(dataset, ArrowDataset) or not all(_is_plain(kind) for kind in dataset.features.values()):
             return
         format = dataset.format
@@ -115,7 +115,7 @@ class ColumnReader:
         if as_python and set(format["columns"]) == set(dataset.column_names):
             self.table = dataset.with_format("arrow")
 
-    def __call__(self, rows: NDArray[np.int64]) -> Mapping[str, Sequence[Any]]:
+    def __call__(self, rows: NDArray[np.int64]) -> Mapping[str, Sequence[object]]:
         """Column name -> the values at the rows."""
         if self.table is None:
             return self.dataset[rows]
@@ -124,13 +124,13 @@ class ColumnReader:
         return columns if self.transform is None else self.transform(columns)
 
 
-def _is_plain(kind: Any) -> bool:
+def _is_plain(kind: object) -> bool:
     """Whether a column's Python values are those of its Arrow array, with nothing to decode."""
     element = kind[0] if isinstance(kind, list) else getattr(kind, "feature", kind)  # lists have it in every version
     return isinstance(element, (Value, ClassLabel))
 
 
-def _values(array: pa.Array) -> list[Any]:
+def _values(array: pa.Array) -> list[object]:
     """The Python values of an array."""
     kind = array.type
     if array.null_count or not len(array):
@@ -146,7 +146,7 @@ def _values(array: pa.Array) -> list[Any]:
     return array.to_pylist()
 
 
-def _cut(whole: Any, lengths: NDArray[np.integer]) -> list[Any]:
+def _cut(whole: str | list[object], lengths: NDArray[np.integer]) -> list[object]:
     """A string or list in pieces of the given lengths."""
     ends = np.cumsum(lengths, dtype=np.int64).tolist()
     return [whole[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]

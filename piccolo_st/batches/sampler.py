@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 import torch
@@ -111,12 +111,12 @@ class BatchIndices(Sequence[int]):
     def __repr__(self) -> str:
         return f"BatchIndices(dataset={self.dataset}, visit={self.visit}, rows={self.rows.tolist()})"
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return BatchIndices.of, (self._find(), self.offset)
 
 
 class _EpochCarrier(RandomSampler):
-    """A place for the epoch that accelerate takes for a shuffle; see ``HomogeneousBatchSampler.sampler``."""
+    """What holds the epoch, and is a shuffle to accelerate; see ``HomogeneousBatchSampler.sampler``."""
 
     epoch = 0
 
@@ -151,12 +151,22 @@ class HomogeneousBatchSampler(MultiDatasetDefaultBatchSampler):
     Raises:
         InputError: the plan cannot be made, no batch size, an IterableDataset, or a batch sampler that does more than
             cut a shuffle into batches.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> from torch.utils.data import ConcatDataset
+        >>> from piccolo_st import HomogeneousBatchSampler
+        >>> questions = Dataset.from_dict({"query": ["q0", "q1", "q2", "q3"]})
+        >>> titles = Dataset.from_dict({"query": ["t0", "t1"]})
+        >>> sampler = HomogeneousBatchSampler(ConcatDataset([questions, titles]), batch_size=2)
+        >>> sorted(batch.dataset for batch in sampler)
+        [0, 0, 1]
     """
 
     def __init__(
         self,
-        dataset: ConcatDataset[Any] | Dataset[Any],
-        batch_samplers: Sequence[Any] | None = None,
+        dataset: ConcatDataset[object] | Dataset[object],
+        batch_samplers: Sequence[DefaultBatchSampler] | None = None,
         generator: torch.Generator | None = None,
         seed: int | None = 0,
         *,
@@ -181,13 +191,13 @@ class HomogeneousBatchSampler(MultiDatasetDefaultBatchSampler):
             batch_size=_common(batch_samplers, "batch_size") if batch_size is None else batch_size,
             world_size=get_world_size() if world_size is None else world_size,
             seed=seed or 0,
-            drop_last=_common(batch_samplers, "drop_last") if drop_last is None else drop_last,
+            drop_last=bool(_common(batch_samplers, "drop_last")) if drop_last is None else drop_last,
             **options,
         )
         self._report()
         self.offsets = [0, *concatenation.cumulative_sizes[:-1]]
         self._told = False
-        self._carrier: Any = _EpochCarrier(concatenation)
+        self._carrier = _EpochCarrier(concatenation)
         super().__init__(concatenation, batch_samplers=list(batch_samplers), generator=generator, seed=seed or 0)
         sizes = set(self.plan.device_rows.tolist())
         self.batch_size = sizes.pop() if len(sizes) == 1 else None  # type: ignore[assignment]
@@ -224,7 +234,7 @@ class HomogeneousBatchSampler(MultiDatasetDefaultBatchSampler):
         self.epoch = epoch
 
     @property
-    def sampler(self) -> Any:
+    def sampler(self) -> RandomSampler:
         """What accelerate brings the epoch to.
 
         When a multi-process run resumes inside an epoch, accelerate's SkipBatchSampler wraps its BatchSamplerShard, and
@@ -235,10 +245,10 @@ class HomogeneousBatchSampler(MultiDatasetDefaultBatchSampler):
         return self._carrier
 
     @sampler.setter
-    def sampler(self, sampler: Any) -> None:
+    def sampler(self, sampler: object) -> None:
         if isinstance(sampler, RandomSampler):  # anything else is torch's BatchSampler, storing its dataset
-            sampler.epoch = self._carrier.epoch  # type: ignore[attr-defined]
-            self._carrier = sampler
+            epoch, self._carrier = self.epoch, cast(_EpochCarrier, sampler)
+            self.epoch = epoch
 
     @property
     def epoch(self) -> int:
@@ -250,7 +260,7 @@ class HomogeneousBatchSampler(MultiDatasetDefaultBatchSampler):
         self._carrier.epoch = epoch
 
 
-def check_dataloader(dataloader: DataLoader[Any]) -> HomogeneousBatchSampler:
+def check_dataloader(dataloader: DataLoader[object]) -> HomogeneousBatchSampler:
     """The HomogeneousBatchSampler under a dataloader that accelerate has prepared, once it is sure to work there.
 
     Raises:
@@ -286,7 +296,7 @@ def check_dataloader(dataloader: DataLoader[Any]) -> HomogeneousBatchSampler:
     return sampler
 
 
-def _sized(dataset: Any) -> Any:
+def _sized(dataset: Dataset[object]) -> Dataset[object]:
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise InputError(
             f"HomogeneousBatchSampler reads rows by their number, which a {type(dataset).__name__} does not allow; "
@@ -295,7 +305,7 @@ def _sized(dataset: Any) -> Any:
     return dataset
 
 
-def _common(batch_samplers: Sequence[Any], field: str) -> Any:
+def _common(batch_samplers: Sequence[DefaultBatchSampler], field: Literal["batch_size", "drop_last"]) -> int:
     """A field that all batch samplers of the trainer share."""
     for batch_sampler in batch_samplers:
         if type(batch_sampler) not in (DefaultBatchSampler, HomogeneousBatchSampler):

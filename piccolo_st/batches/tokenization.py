@@ -48,7 +48,7 @@ class _Recipe:
     limit: int | None
     longest: int
     names: tuple[str, ...]
-    others: dict[str, Any]
+    others: dict[str, object]
 
 
 class FastPreprocess:
@@ -73,7 +73,7 @@ class FastPreprocess:
 
     def __call__(
         self, texts: Sequence[str], prompt: str | None = None, task: str | None = None, max_length: int | None = None
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """Tokenize a column.
 
         Args:

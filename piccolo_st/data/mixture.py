@@ -186,6 +186,16 @@ def load_mixture(config: Mapping[str, Any] | str | Path, *, cache_dir: str | Pat
 
     Raises:
         MixtureError: anything wrong with the file or the data, in one sentence with the place and the remedy.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from piccolo_st import load_mixture
+        >>> _ = Path("faq.csv").write_text("query,positive\\n天气,晴\\n山,川\\n猫,\\n", encoding="utf-8")
+        >>> mixture = load_mixture({"datasets": {"faq": {"source": "faq.csv", "task": "retrieval"}}}, cache_dir=".")
+        >>> mixture.train["faq"][0]
+        {'query': '天气', 'positive': '晴'}
+        >>> mixture.report.datasets["faq"].rejected
+        {'positive: empty': 1}
     """
     specs, root, policy = parse_mixture(config)
     cache = Path(cache_dir) if cache_dir is not None else default_cache()

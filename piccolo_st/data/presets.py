@@ -12,8 +12,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -116,7 +114,7 @@ def _classes(spec: DatasetSpec, table: pa.Table, preset: PresetSpec) -> tuple[pa
     # Another member of the class: 1 to size - 1 places further on, in a circle.
     shift = 1 + (generator.random(len(own)) * (size - 1)).astype(np.int64)
     positive = order[start + (rank[own] + shift) % size]
-    columns: dict[str, Any] = {"query": texts.take(pa.array(own)), "positive": texts.take(pa.array(positive))}
+    columns: dict[str, pa.Array] = {"query": texts.take(pa.array(own)), "positive": texts.take(pa.array(positive))}
     if count := preset.negatives:
         # Members of other classes: a place among all that are not of the class, which begins at `start`.
         place = (generator.random((len(own), count)) * (len(codes) - size)[:, None]).astype(np.int64)
