@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": ("evaluation.command.main", "score a model on C-MTEB or your own tasks; compare two models"),
     "release": ("releasing.command.main", "check a model, show what would change on the Hub, push it"),
     "card": ("releasing.command.card", "write the README.md of folders with a card.yaml"),
+    "configs": ("shipped.main", "list the shipped configurations, or say where one lies"),
     "demo": ("demo.command.main", "a page to see a model search"),
     "ablation": ("experiments.command.main", "measure what each part of a recipe is worth"),
 }

@@ -44,6 +44,7 @@ from piccolo_st.data.specs import DatasetSpec, HoldoutSpec, MixtureSpec, PresetS
 from piccolo_st.data.tasks import LABELLED_TASKS
 from piccolo_st.errors import ConfigError, MixtureError
 from piccolo_st.hashing import text_ids
+from piccolo_st.shipped import find
 
 __all__ = [
     "DatasetReport",
@@ -100,7 +101,7 @@ def parse_mixture(config: Mapping[str, Any] | str | Path) -> tuple[dict[str, Dat
     Raises:
         MixtureError: unreadable file or YAML, unknown key, wrong type, no datasets.
     """
-    mixture, folder, place = _read_mixture(config)
+    mixture, folder, place = _read_mixture(config, Path.cwd())
     if not mixture.datasets:
         raise MixtureError(f"{place} names no datasets; give `datasets` at least one")
     known = {field.name for field in dataclasses.fields(DatasetSpec)} - {"name"}
@@ -121,17 +122,20 @@ def parse_mixture(config: Mapping[str, Any] | str | Path) -> tuple[dict[str, Dat
 
 
 def _read_mixture(
-    config: Mapping[str, Any] | str | Path, through: tuple[Path, ...] = ()
+    config: Mapping[str, Any] | str | Path, folder: Path, through: tuple[Path, ...] = ()
 ) -> tuple[MixtureSpec, Path, str]:
-    """What a mixture says, after the file it begins with; its root; and its name for messages."""
-    place, folder = "the mixture", Path.cwd()
+    """What a mixture says, after the file it begins with; its root; and its name for messages.
+
+    ``folder`` is where its own relative path starts.
+    """
+    place = "the mixture"
     if not isinstance(config, Mapping):
-        path = Path(config)
-        place, folder = str(path), path.resolve().parent
-        if path.resolve() in through:
-            raise MixtureError(f"{place} begins with itself: {' -> '.join(map(str, through))}; remove one `file`")
-        through = (*through, path.resolve())
         try:
+            path = find(config, folder)
+            place, folder = str(path), path.resolve().parent
+            if path.resolve() in through:
+                raise MixtureError(f"{place} begins with itself: {' -> '.join(map(str, through))}; remove one `file`")
+            through = (*through, path.resolve())
             config = read_yaml(path)
         except ConfigError as error:
             raise MixtureError(str(error)) from None
@@ -139,7 +143,7 @@ def _read_mixture(
     root = folder / Path(mixture.root).expanduser() if mixture.root else folder
     if mixture.file is None:
         return mixture, root, place
-    base, base_root, base_place = _read_mixture(folder / Path(mixture.file).expanduser(), through)
+    base, base_root, base_place = _read_mixture(mixture.file, folder, through)
     datasets = dict(base.datasets)
     for name, settings in mixture.datasets.items():
         known = datasets.get(name)

@@ -53,7 +53,10 @@ def parser() -> OptionParser:
     options.add_argument("--tokens_per_batch", type=int, help="longest batch in tokens, padding included")
     options.add_argument("--overwrite", action="store_true", help="run every task again")
     options.add_argument(
-        "--reference", nargs="+", default=[], help="results to stand beside: .jsonl, card, folder, .yaml rows"
+        "--reference",
+        nargs="+",
+        default=[],
+        help="results to stand beside: .jsonl, card, folder; rows: .yaml, c-mteb-35",
     )
     options.add_argument("--compare", nargs=2, metavar=("A", "B"), help="folders of two models' results")
     options.add_argument("--resamples", type=int, default=1000, help="bootstrap draws of --compare")
@@ -118,7 +121,7 @@ def report(group: Sequence[Evaluation], references: Sequence[str], output: Path)
     benchmark = group[0].benchmark
     models = [each.model_scores for each in group]
     for path in references:
-        models += reference(Path(path), benchmark)
+        models += reference(find(path), benchmark)
     print(f"\n{score_table(models, benchmark)}")
     stem = f"{benchmark.name}--{group[0].identity.name.replace('/', '__')}--{group[0].identity.revision[:8]}"
     folder = output / "tables"

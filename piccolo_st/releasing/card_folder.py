@@ -53,6 +53,7 @@ from piccolo_st.releasing.card_sections import (
 )
 from piccolo_st.releasing.eval_results import eval_result_files, eval_results
 from piccolo_st.releasing.record import RunRecord
+from piccolo_st.shipped import find
 
 
 def card_from_folder(folder: str | Path) -> str:
@@ -75,7 +76,7 @@ def card_from_folder(folder: str | Path) -> str:
     values["benchmark"] = get_benchmark(values.get("benchmark", C_MTEB_35.name))
     values["instructions"] = resolve_instructions(values.get("instructions", "none"))
     if "comparison" in values:
-        rows = read_rows(folder / values["comparison"])
+        rows = read_rows(find(values["comparison"], folder))
         values["comparison"] = [row for row in rows if row.model != content.get("model_id")]
         values["reported"] = next((row for row in rows if row.model == content.get("model_id")), None)
     for name in ("results", "results.jsonl"):

@@ -24,6 +24,7 @@ from piccolo_st.demo.space import release_space
 from piccolo_st.evaluation import C_MTEB_35, Benchmark, get_benchmark, read_rows
 from piccolo_st.modeling import export_onnx
 from piccolo_st.releasing import ReleaseOptions, card_from_folder, prepare_card, release
+from piccolo_st.shipped import find
 
 
 def parser() -> OptionParser:
@@ -57,7 +58,7 @@ def parser() -> OptionParser:
     card.add_argument("--language", nargs="+", help="its languages, such as zh")
     card.add_argument("--results", type=Path, help="folder of result files, named after the model's content hash")
     card.add_argument("--benchmark", default=C_MTEB_35.name, help="definition of the results' averages, or .yaml")
-    card.add_argument("--compare", type=Path, help="YAML file of rows to compare with")
+    card.add_argument("--compare", help="YAML file of rows to compare with, or c-mteb-35")
     card.add_argument("--run-dir", type=Path, help="output directory of the run, for the training part")
     return options
 
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str]) -> None:
             options.repo_id,
             results=options.results,
             benchmark=definition(options.benchmark),
-            comparison=read_rows(options.compare) if options.compare else (),
+            comparison=read_rows(find(options.compare)) if options.compare else (),
             run_dir=options.run_dir,
             metadata=metadata,
         )

@@ -185,7 +185,7 @@ ROWS: dict[str, list[Row]] = {
     ],
     "shipped": [
         Row("an unknown configuration", run("finetune", "quikstart"),
-            "the configuration must be the path of a YAML…got 'quikstart'; did you mean quickstart? known…"),
+            "a file must be named by its path, or by its name…got 'quikstart'; did you mean quickstart? known are…"),
     ],
     "demo.command": [
         Row("gradio missing", run("demo", "MODEL", "--corpus", "TMP/corpus.txt", files=TEXTS, without=["gradio"]),

@@ -17,6 +17,7 @@ from piccolo_st.evaluation import command
 from piccolo_st.evaluation.benchmarks import C_MTEB_35, MTEB_CMN_V1
 from piccolo_st.evaluation.results import read_results, task_scores
 from piccolo_st.evaluation.scores import ModelScores, plot_evaluations, score_table
+from piccolo_st.shipped import shipped
 from tests.helpers.evaluation_data import write_local_tasks
 
 ROOT = Path(__file__).parents[2]
@@ -120,12 +121,12 @@ def test_the_table_puts_a_missing_score_as_a_dash_and_never_averages_over_it() -
 
 
 def test_references_are_results_or_rows_of_averages(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = command.reference(ROOT / "model_cards/c-mteb-35.yaml", C_MTEB_35)
+    rows = command.reference(shipped()["c-mteb-35"], C_MTEB_35)
     (large,) = command.reference(ROOT / "model_cards/piccolo-large-zh/results.jsonl", C_MTEB_35)
 
     assert [f"{row.averages.overall:.2f}" for row in rows] == ["64.11", "63.96", "63.66", "63.40", "62.80"]
     assert (large.model, large.averages) == ("piccolo-large-zh", rows[0].averages)
-    assert command.reference(ROOT / "model_cards/c-mteb-35.yaml", MTEB_CMN_V1) == []  # another definition
+    assert command.reference(shipped()["c-mteb-35"], MTEB_CMN_V1) == []  # another definition
     assert "c-mteb-35.yaml has nothing that is scored by the definition of MTEB(cmn, v1)" in capsys.readouterr().out
 
 

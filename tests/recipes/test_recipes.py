@@ -108,7 +108,7 @@ def test_help_names_every_command_and_loads_nothing(tmp_path: Path) -> None:
     seconds, *loaded = shown.pop().split()
     assert float(seconds) < 0.3 and loaded == ["False", "False"]
     assert {name for name in COMMANDS if any(line.split()[:1] == [name] for line in shown)} == set(COMMANDS)
-    assert [recipe.stem for recipe in RECIPES] == sorted(set(COMMANDS) - {"card"})
+    assert [recipe.stem for recipe in RECIPES] == sorted(set(COMMANDS) - {"card", "configs"})
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -136,14 +136,17 @@ def test_help_needs_no_package_of_an_extra(tmp_path: Path) -> None:
 
 
 def test_a_path_wins_over_the_name_of_a_shipped_configuration(
-    tmp_path: Path, finetune: Finetune, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, command: Finetune, finetune: Finetune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert find("quickstart") == shipped()["quickstart"] and find("nowhere.yaml") == Path("nowhere.yaml")
-    assert set(shipped("accelerate")) >= {"cpu", "cpu_zero1", "ddp", "zero1", "multinode_zero1"}
+    assert set(shipped()) >= {"zh-mini-mixture", "cpu_zero1", "c-mteb-35"}
     monkeypatch.chdir(tmp_path)
     Path("quickstart").write_text("mdoel: {}", encoding="utf-8")
     code, _, error = finetune("quickstart")
     assert code == 2 and "unknown section 'mdoel' in quickstart; did you mean model?" in error
+    code, where, _ = command("configs", "cpu_zero1")
+    assert code == 0 and Path(where.strip()).is_file()
+    assert all(f"\n{name} " in "\n" + command("configs")[1] for name in shipped())
     code, _, error = finetune("quikstart")
     assert code == 2 and "got 'quikstart'; did you mean quickstart? known are " in error and "zh-mini," in error
 
