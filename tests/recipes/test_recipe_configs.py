@@ -99,14 +99,14 @@ def test_all_but_the_weights_is_built(name: str, root: Path, encoder_dir: Path) 
     written = parse_run([str(path)], sections, path)
     run = TrainingRun(parse_run([str(path), *overrides(name, root, encoder_dir)], sections, path))
     transformer = run.model[0]
-    assert transformer.query_length == written["model"].query_length
-    assert transformer.document_length == written["model"].document_length
+    assert transformer.query_length == written.model.query_length
+    assert transformer.document_length == written.model.document_length
     assert "samples" in run.describe()
     losses = [one for loss in run.trainer.loss.values() for one in loss.modules() if isinstance(one, PiccoloLoss)]
-    assert {loss.temperature for loss in losses} == {written["loss"].temperature}
-    assert {loss.directions for loss in losses} == {tuple(written["loss"].directions)}
-    if written["model"].dimension:
-        assert run.model.get_embedding_dimension() == written["model"].dimension
+    assert {loss.temperature for loss in losses} == {written.loss.temperature}
+    assert {loss.directions for loss in losses} == {tuple(written.loss.directions)}
+    if written.model.dimension:
+        assert run.model.get_embedding_dimension() == written.model.dimension
         dims = {tuple(one.matryoshka_dims) for loss in run.trainer.loss.values() for one in loss.modules()
                 if hasattr(one, "matryoshka_dims")}  # fmt: skip
         assert dims == {(1792, 1536, 1280, 1024, 768, 512, 256)}
