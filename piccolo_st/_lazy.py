@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any
 
 from piccolo_st.errors import MissingPackage
 
 
 def lazily(
     room: str, files: Mapping[str, str], needs: Mapping[str, tuple[str, str, str]] | None = None
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
     """``__getattr__`` and ``__dir__`` of a room's ``__init__``.
 
     Args:
@@ -21,7 +20,7 @@ def lazily(
     """
     homes = {name: f"{room}.{file}" for file, names in files.items() for name in names.split()}
 
-    def get(name: str) -> Any:
+    def get(name: str) -> object:
         if name not in homes:
             raise AttributeError(f"module {room!r} has no attribute {name!r}; it has {', '.join(sorted(homes))}")
         try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from torch import Tensor
 from piccolo_st.distributed import agree, gather_rows, get_world_size
 from piccolo_st.losses.false_negatives import Exclusions
 from piccolo_st.losses.text_ids import column_text_ids, has_text_ids
-from piccolo_st.modeling import row_count
+from piccolo_st.modeling import Features, row_count
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Batch:
         return Exclusions(self.total, self.owner, self.queries, self.documents)
 
 
-def local_owners(columns: Sequence[Mapping[str, Any]]) -> Tensor:
+def local_owners(columns: Sequence[Features]) -> Tensor:
     """For each local hard negative, columns one after the other, the local row that owns it: int64, one dimension.
 
     A column with ``owner`` says it; in any other, row i belongs to row i.
@@ -56,12 +55,12 @@ def local_owners(columns: Sequence[Mapping[str, Any]]) -> Tensor:
     return torch.cat([torch.empty(0, dtype=torch.int64, device=device), *owners])
 
 
-def device_of(columns: Sequence[Mapping[str, Any]]) -> torch.device:
+def device_of(columns: Sequence[Features]) -> torch.device:
     """The device of the features."""
     return next(value.device for features in columns for value in features.values() if isinstance(value, Tensor))
 
 
-def find_fault(columns: Sequence[Mapping[str, Any]]) -> str | None:
+def find_fault(columns: Sequence[Features]) -> str | None:
     """Why these columns cannot be a contrastive batch, in one sentence; None if they can. Owners are checked later."""
     if len(columns) < 2:
         return f"a contrastive loss needs a query and a positive column, got {len(columns)} column(s)"
@@ -82,7 +81,7 @@ def find_fault(columns: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def agree_on_columns(
-    columns: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], *, across_ranks: bool = True
+    columns: Sequence[Features], facts: Mapping[str, object], *, across_ranks: bool = True
 ) -> list[int]:
     """Steps (1) and (2).
 
@@ -114,7 +113,7 @@ def agree_on_columns(
 
 
 def describe(
-    columns: Sequence[Mapping[str, Any]], *, compare_texts: bool, across_ranks: bool, facts: Mapping[str, Any]
+    columns: Sequence[Features], *, compare_texts: bool, across_ranks: bool, facts: Mapping[str, object]
 ) -> Batch:
     """Steps (1) to (3). Waits for the device once or, with several ranks, a few times.
 
@@ -146,7 +145,7 @@ def describe(
     )
 
 
-def _told_by(columns: Sequence[Mapping[str, Any]]) -> str:
+def _told_by(columns: Sequence[Features]) -> str:
     """What :func:`column_text_ids` would go by, the same word on every rank that goes by the same."""
     if all("text_id" in features for features in columns):
         return "text_id"

@@ -34,11 +34,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from piccolo_st.losses.false_negatives import Exclusions
 
@@ -249,23 +249,29 @@ def tile_ranges(
     return list(pairwise(start + (stop - start) * tile // count for tile in range(count + 1)))
 
 
+class Saved(FunctionCtx):
+    """What autograd carries from forward to backward."""
+
+    saved_tensors: tuple[Tensor, ...]
+
+
 class _Contrast(torch.autograd.Function):
     """Loss and gradients in one pass, as the module docstring says."""
 
     @staticmethod
-    def forward(ctx: Any, task: _Task, queries: Tensor, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
-        loss, masked, gradients = _loss_and_gradients(task, [queries, positives, negatives])
+    def forward(ctx: Saved, task: _Task, *vectors: Tensor) -> tuple[Tensor, Tensor]:
+        loss, masked, gradients = _loss_and_gradients(task, vectors)
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(masked)
         return loss, masked
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Saved, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         return (None, *(gradient * scale for gradient in ctx.saved_tensors))
 
 
-def _loss_and_gradients(task: _Task, vectors: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+def _loss_and_gradients(task: _Task, vectors: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The loss, how many candidates the margin masked, and the gradients, (N, D), (N, D) and (M, D)."""
     queries = vectors[0]
     layout = _layout(task.directions, len(queries), len(vectors[2]))

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from inspect import signature
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -87,7 +87,7 @@ class OwnNegativesLoss(nn.Module):
         total = (own - highest).exp().index_add(0, owner, (other - highest[owner]).exp())
         return (total.log() + highest - own).sum() * (len(rows) / sum(rows))
 
-    def get_config_dict(self) -> dict[str, Any]:
+    def get_config_dict(self) -> dict[str, object]:
         """The settings, for ST's model card."""
         return {"temperature": self.temperature, "chunk_tokens": self.chunk_tokens}
 
@@ -140,7 +140,7 @@ class ScoredPairsLoss(CoSENTLoss):
         *embeddings, labels = [one.rows for one in gathered]
         return self.compute_loss_from_embeddings(embeddings, labels)
 
-    def get_config_dict(self) -> dict[str, Any]:
+    def get_config_dict(self) -> dict[str, object]:
         """The settings, for ST's model card."""
         return {**super().get_config_dict(), "chunk_tokens": self.chunk_tokens}
 
@@ -158,9 +158,9 @@ class WeightedLoss(nn.Module):
         """The weighted loss."""
         return self.loss(sentence_features, labels) * self.weight
 
-    def get_config_dict(self) -> dict[str, Any]:
+    def get_config_dict(self) -> dict[str, object]:
         """The settings, for ST's model card."""
-        inner: dict[str, Any] = getattr(self.loss, "get_config_dict", dict)()
+        inner: dict[str, object] = getattr(self.loss, "get_config_dict", dict)()
         return {"loss": type(self.loss).__name__, "weight": self.weight, **inner}
 
     @property
@@ -171,10 +171,10 @@ class WeightedLoss(nn.Module):
 
 def build_losses(
     model: SentenceTransformer,
-    tasks: Mapping[str, str | tuple[str, Mapping[str, Any]]],
+    tasks: Mapping[str, str | tuple[str, Mapping[str, object]]],
     *,
     matryoshka_dims: Sequence[int] | None = None,
-    **retrieval: Any,
+    **retrieval: object,
 ) -> dict[str, nn.Module]:
     """One loss for each dataset, by its task.
 
@@ -218,23 +218,28 @@ def build_losses(
     return losses
 
 
+def _loss_kind(
+    task: str, labelled: bool, retrieval: Mapping[str, object]
+) -> tuple[type[nn.Module], Mapping[str, object]]:
+    """The loss of a task, and its options where a dataset does not set them."""
+    if task in SCORED_TASKS:
+        return ScoredPairsLoss, SCORED
+    if task not in LABELLED_TASKS:
+        return PiccoloLoss, {**retrieval, "weight": 1.0}
+    if not labelled:
+        return OwnNegativesLoss, OWN_NEGATIVES
+    shared = set(signature(SINCERELoss).parameters) & set(retrieval)
+    return SINCERELoss, {**{key: retrieval[key] for key in shared}, **LABELLED}
+
+
 def _task_loss(
-    model: SentenceTransformer, task: str, options: dict[str, Any], retrieval: Mapping[str, Any]
+    model: SentenceTransformer, task: str, options: dict[str, object], retrieval: Mapping[str, object]
 ) -> tuple[nn.Module, float]:
-    """The loss of a task, and its weight."""
-    kind: type[nn.Module]
-    defaults: Mapping[str, Any]
+    """The loss of a dataset, and its weight."""
     if task not in get_args(TaskType):
         raise ValueError(f"the task must be one of {', '.join(get_args(TaskType))}, got {task!r}")
-    if task in LABELLED_TASKS and options.pop("labelled", False):
-        shared = set(signature(SINCERELoss).parameters) & set(retrieval)
-        kind, defaults = SINCERELoss, {**{key: retrieval[key] for key in shared}, **LABELLED}
-    elif task in LABELLED_TASKS:
-        kind, defaults = OwnNegativesLoss, OWN_NEGATIVES
-    elif task in SCORED_TASKS:
-        kind, defaults = ScoredPairsLoss, SCORED
-    else:
-        kind, defaults = PiccoloLoss, {**retrieval, "weight": 1.0}
+    labelled = task in LABELLED_TASKS and bool(options.pop("labelled", False))
+    kind, defaults = _loss_kind(task, labelled, retrieval)
     known = ["weight", *list(signature(kind).parameters)[1:], *["labelled"] * (task in LABELLED_TASKS)]
     for key in options:
         if key not in known:

@@ -7,7 +7,6 @@ negatives and all four directions: its own pair then stands against itself.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,7 +22,7 @@ from piccolo_st.losses.sincere import SINCERELoss
 _NO_TEXTS = {*DEFAULT_LABEL_COLUMNS, "dataset_name"}
 
 
-def check_needs(name: str, loss: nn.Module, dataset: Any, rows: int, world_size: int) -> None:
+def check_needs(name: str, loss: nn.Module, dataset: object, rows: int, world_size: int) -> None:
     """Refuse a dataset that its loss could learn nothing from.
 
     Nothing is said of another's loss, of a stream, nor of a dataset whose transform makes columns.
@@ -125,7 +124,7 @@ def _labels_differ(dataset: Dataset) -> bool:
     column = [name for name in dataset.column_names if name in DEFAULT_LABEL_COLUMNS][:1]
     if not column:
         return True
-    found: set[Any] = set()
+    found: set[object] = set()
     for values in _parts(dataset, column):
         found.update(pc.unique(values).to_pylist())
         if len(found) > 1:

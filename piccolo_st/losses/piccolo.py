@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -179,11 +179,12 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
         refuse_early_reduction(self.model)
         rows = sort_rows(columns, model_reads_task(self.model))
         # The mixin hands what it calls the labels to calculate_loss as they are. Ours are the step.
-        step: Any = _Step(batch, rows)
+        step = cast(Tensor, _Step(batch, rows))
         return self.forward_cached([group.features for group in rows.groups], step)
 
-    def calculate_loss(self, reps: list[list[Tensor]], labels: Any = None, *, with_backward: bool = False) -> Tensor:
+    def calculate_loss(self, reps: list[list[Tensor]], labels: object = None, *, with_backward: bool = False) -> Tensor:
         """Called by the gradient cache with the embeddings of all mini-batches; ``labels`` is the :class:`_Step`."""
+        assert isinstance(labels, _Step)
         embeddings = labels.rows.split([part for group in reps for part in group])
         loss = self._loss(embeddings, labels.batch)
         if with_backward:
@@ -242,7 +243,7 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
             statistics["masked_by_margin"] = float(by_margin) / rows
         return statistics
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, object]:
         """What defines the loss's value."""
         return {
             "temperature": self.temperature,
@@ -252,7 +253,7 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
             "false_negative_margin": self.false_negative_margin,
         }
 
-    def get_config_dict(self) -> dict[str, Any]:
+    def get_config_dict(self) -> dict[str, object]:
         """The settings, for ST's model card."""
         return {
             **self._settings(),
@@ -280,7 +281,7 @@ def chunk_tokens_for(model: nn.Module, setting: int | str | None, columns: Seque
     return max(CPU_CHUNK_TOKENS, 2 * widest)
 
 
-def refuse_early_reduction(model: Any) -> None:
+def refuse_early_reduction(model: nn.Module) -> None:
     """Raise if gradients cannot be cached under this DeepSpeed engine.
 
     The gradient cache runs one backward pass for each mini-batch within one step. From stage 2 on, and in stage 1 with
@@ -291,7 +292,7 @@ def refuse_early_reduction(model: Any) -> None:
         ValueError: the engine is of stage 2 or 3, or overlaps communication.
     """
     stage = getattr(model, "zero_optimization_stage", lambda: 0)()
-    overlaps = stage == 1 and bool(model.zero_overlap_comm())
+    overlaps = stage == 1 and bool(getattr(model, "zero_overlap_comm", bool)())
     if stage >= 2 or overlaps:
         raise ValueError(
             "gradient caching (mini_batch_size, mini_batch_num_tokens) works up to DeepSpeed ZeRO stage 1 without "

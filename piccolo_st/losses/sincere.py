@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -28,7 +27,7 @@ from torch.autograd.function import once_differentiable
 
 from piccolo_st.distributed import gather_rows, get_world_size
 from piccolo_st.losses.batch import Batch, agree_on_columns
-from piccolo_st.losses.contrast import EXP_FLOOR, check_temperature, tile_ranges, unit
+from piccolo_st.losses.contrast import EXP_FLOOR, Saved, check_temperature, tile_ranges, unit
 from piccolo_st.losses.piccolo import PiccoloLoss
 from piccolo_st.modeling import Features, row_count
 
@@ -111,7 +110,7 @@ class SINCERELoss(PiccoloLoss):
             torch.cat(columns), labels.repeat(2), anchors, self.temperature, divisor=2 * batch.total / world
         )
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, object]:
         return {"temperature": self.temperature, "gather_across_devices": self.gather_across_devices}
 
     @property
@@ -169,7 +168,7 @@ def sincere_loss(
 class _Sincere(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, texts: Tensor, labels: Tensor, tiles: Sequence[slice], temperature: float, divisor: float
+        ctx: Saved, texts: Tensor, labels: Tensor, tiles: Sequence[slice], temperature: float, divisor: float
     ) -> Tensor:
         loss, gradient = texts.new_zeros(()), torch.zeros_like(texts)
         for tile in tiles:
@@ -193,7 +192,7 @@ class _Sincere(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Saved, scale: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient * scale, None, None, None, None
 

@@ -8,14 +8,11 @@ below 2^18 the same number with a probability of at most 2^-46.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from piccolo_st.hashing import GOLDEN, MULTIPLIERS
-from piccolo_st.modeling import row_borders
+from piccolo_st.modeling import Features, row_borders
 
 
 def _signed(number: int) -> int:
@@ -35,14 +32,14 @@ def _keys(places: Tensor) -> Tensor:
     return number ^ shift(number, 31)
 
 
-def has_text_ids(features: Mapping[str, Any]) -> bool:
+def has_text_ids(features: Features) -> bool:
     """Whether the texts of a column can be told apart: by what the collator wrote, or by their tokens."""
     ids = features.get("input_ids")
     known = "text_id" in features or row_borders(features) is not None
     return known or (isinstance(ids, Tensor) and ids.ndim == 2 and features.get("modality", "text") == "text")
 
 
-def column_text_ids(features: Mapping[str, Any]) -> Tensor:
+def column_text_ids(features: Features) -> Tensor:
     """One int64 for each text of a column: what the collator wrote as ``text_id``, else from the tokens.
 
     Args:

@@ -21,9 +21,9 @@ The caller's feature dicts are never changed: the model always gets new ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -39,12 +39,12 @@ Features = dict[str, Any]
 BOOKKEEPING = ("owner", "text_id")
 
 
-def without_bookkeeping(features: Mapping[str, Any]) -> Features:
+def without_bookkeeping(features: Features) -> Features:
     """A new dict with the keys that are meant for the model."""
     return {key: value for key, value in features.items() if key not in BOOKKEEPING}
 
 
-def row_borders(features: Mapping[str, Any]) -> Tensor | None:
+def row_borders(features: Features) -> Tensor | None:
     """Where each row of flattened features begins among their tokens, and the last one's end: (rows + 1,) int64.
 
     None where the features are not flattened.
@@ -57,7 +57,7 @@ def row_borders(features: Mapping[str, Any]) -> Tensor | None:
     return None
 
 
-def row_count(features: Mapping[str, Any]) -> int:
+def row_count(features: Features) -> int:
     """The number of inputs in one column's features, padded or flattened.
 
     Raises:
@@ -116,7 +116,7 @@ class RowGroup:
         for begin, end in token_chunks(self.lengths, chunk_tokens):
             chunk = {}
             for key, value in self.features.items():
-                if _is_per_row(key, value, total):
+                if _is_per_row(value, key, total):
                     by_token = value.ndim >= 2 and value.shape[1] == width
                     value = value[begin:end, : max(1, self.lengths[begin])] if by_token else value[begin:end]
                 chunk[key] = value
@@ -150,7 +150,7 @@ class SortedRows:
         return list(rows.index_select(0, self.position).split(self.sizes))
 
 
-def sort_rows(columns: Sequence[Mapping[str, Any]], reads_task: bool = False) -> SortedRows:
+def sort_rows(columns: Sequence[Features], reads_task: bool = False) -> SortedRows:
     """Steps (1) and (2). Waits for the device once, for the lengths.
 
     Args:
@@ -160,7 +160,7 @@ def sort_rows(columns: Sequence[Mapping[str, Any]], reads_task: bool = False) ->
     plain = [without_bookkeeping(features) for features in columns]
     sizes = tuple(row_count(features) for features in columns)
     lengths = _lengths(plain)
-    members: dict[Any, list[int]] = {}
+    members: dict[object, list[int]] = {}
     for index, (features, column_lengths) in enumerate(zip(plain, lengths, strict=True)):
         key = index if column_lengths is None else _signature(features, sizes[index], reads_task)
         members.setdefault(key, []).append(index)
@@ -249,11 +249,11 @@ def _check_rows(embeddings: int, rows: int, keys: Iterable[str]) -> None:
         )
 
 
-def _device(features: Mapping[str, Any]) -> torch.device:
+def _device(features: Features) -> torch.device:
     return next(value.device for value in features.values() if isinstance(value, Tensor))
 
 
-def _is_per_row(key: str, value: Any, rows: int) -> bool:
+def _is_per_row(value: object, key: str, rows: int) -> TypeGuard[Tensor]:
     """Whether a feature has one entry for each row. ``prompt_length`` never counts: ST reads it as one number."""
     return isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == rows and key != "prompt_length"
 
@@ -264,7 +264,7 @@ def _goes_by_row(features: Features) -> bool:
     if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] == 0 or row_borders(features) is not None:
         return False
     return features.get("modality", "text") == "text" and all(
-        _is_per_row(key, value, len(mask))
+        _is_per_row(value, key, len(mask))
         for key, value in features.items()
         if isinstance(value, Tensor) and value.ndim > 0 and key != "prompt_length"
     )
@@ -295,14 +295,14 @@ def _lengths(columns: Sequence[Features]) -> list[list[int] | None]:
     return lengths
 
 
-def _signature(features: Features, rows: int, reads_task: bool) -> Any:
+def _signature(features: Features, rows: int, reads_task: bool) -> object:
     """Equal for two columns exactly when one forward pass can take both."""
     width = features["attention_mask"].shape[1]
-    described: list[tuple[Any, ...]] = []
+    described: list[tuple[object, ...]] = []
     for key, value in sorted(features.items()):
         if key == "task" and not reads_task:
             continue
-        if not _is_per_row(key, value, rows):
+        if not _is_per_row(value, key, rows):
             described.append((key, repr(value.tolist() if isinstance(value, Tensor) else value)))
         elif value.ndim >= 2 and value.shape[1] == width:
             described.append((key, value.dtype, "tokens", tuple(value.shape[2:])))
@@ -317,7 +317,7 @@ def _merge(columns: Sequence[Features], sizes: Sequence[int], order: Sequence[in
     index = torch.tensor(order, dtype=torch.int64).to(_device(columns[0]))
     merged = {}
     for key, first in columns[0].items():
-        if not _is_per_row(key, first, sizes[0]):
+        if not _is_per_row(first, key, sizes[0]):
             merged[key] = first
             continue
         values = [features[key] for features in columns]
@@ -333,7 +333,7 @@ def _trim(features: Features, rows: int, lengths: Sequence[int]) -> Features:
     width, longest = features["attention_mask"].shape[1], max(1, *lengths)
     return {
         key: value[:, :longest]
-        if _is_per_row(key, value, rows) and value.ndim >= 2 and value.shape[1] == width
+        if _is_per_row(value, key, rows) and value.ndim >= 2 and value.shape[1] == width
         else value
         for key, value in features.items()
     }

@@ -19,12 +19,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from piccolo_st.errors import InputError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 # Bookkeeping of transformers' configurations: none of it changes an embedding that the weights do not change too.
 _CONFIG_BOOKKEEPING = frozenset(
@@ -66,15 +68,15 @@ def content_hash(model: SentenceTransformer) -> str:
     return digest.hexdigest()[:40]
 
 
-def _bytes(tensor: Any) -> memoryview:
+def _bytes(tensor: Tensor) -> memoryview:
     """The tensor's bytes, whatever its dtype (numpy knows no bfloat16)."""
     import torch
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
-def _configuration(model: SentenceTransformer) -> Iterator[Any]:
+def _configuration(model: SentenceTransformer) -> Iterator[object]:
     prompts = {name: text for name, text in sorted(model.prompts.items()) if text}
     yield [prompts, model.default_prompt_name, model.similarity_fn_name, model.truncate_dim]
     for path, module in model.named_modules():
@@ -87,11 +89,11 @@ def _configuration(model: SentenceTransformer) -> Iterator[Any]:
             yield tokenizer_state(tokenizer)
 
 
-def _transformer_configuration(config: Mapping[str, Any]) -> dict[str, Any]:
+def _transformer_configuration(config: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in config.items() if key not in _CONFIG_BOOKKEEPING}
 
 
-def tokenizer_state(tokenizer: Any) -> dict[str, Any]:
+def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
     """What the tokenizer does to a text; ``encode`` leaves its last padding and truncation in the backend."""
     limits = {"model_max_length": tokenizer.model_max_length, "padding_side": tokenizer.padding_side}
     backend = getattr(tokenizer, "backend_tokenizer", None)

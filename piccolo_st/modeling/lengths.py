@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import cast
 
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
+from transformers import PreTrainedTokenizerBase
 
 from piccolo_st.errors import InputError
 from piccolo_st.modeling.instructions import Instructions
@@ -64,7 +65,7 @@ def check_lengths(
             token of text, or the tokenizer cuts on the left, where the instruction is.
     """
     transformer = _transformer(model)
-    tokenizer: Any = transformer.tokenizer
+    tokenizer = cast(PreTrainedTokenizerBase, transformer.tokenizer)
     if tokenizer.truncation_side != "right":
         raise InputError(
             f"the tokenizer cuts on the {tokenizer.truncation_side}, which cuts the instruction first; set "

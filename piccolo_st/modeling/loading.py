@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from piccolo_st.errors import ConfigError, InputError, nearest, reason
 from piccolo_st.modeling.instructions import Instructions, InstructionSpec, resolve_instructions, set_prompts
@@ -16,6 +16,7 @@ from piccolo_st.modeling.positions import extend_positions, usable_positions
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Transformer
     from torch import nn
 
 Loaded = TypeVar("Loaded")
@@ -104,8 +105,7 @@ def load_encoder(
     # Without it, transformers 5 loads in the stored dtype, and half-precision weights take next to no small step.
     options = {"dtype": "auto" if dtype == "stored" else dtype}
     model = load_pretrained(_with_pooling, name_or_path, place, revision=revision, pooling=pooling, options=options)
-    first: Any = model[0]
-    if positions is not None and positions > (usable_positions(first.auto_model) or positions):
+    if positions is not None and positions > (usable_positions(cast("Transformer", model[0]).auto_model) or positions):
         extend_positions(model, positions)
     own = resolve_instructions(instructions)
     set_prompts(model, own)

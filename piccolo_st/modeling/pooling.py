@@ -17,7 +17,7 @@ The caller's tensors are never changed: gradient caching runs the same features 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import cast
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from piccolo_st.errors import InputError
+from piccolo_st.modeling.batching import Features
 from piccolo_st.modeling.instructions import Instructions, InstructionSpec, instruction_token_ids, resolve_instructions
 
 
@@ -110,7 +111,7 @@ class InstructionPooling(Pooling):
     def include_instruction(self, value: bool) -> None:
         self.include_prompt = value
 
-    def forward(self, features: dict[str, Tensor | Any], **kwargs: Any) -> dict[str, Tensor | Any]:
+    def forward(self, features: Features, **kwargs: object) -> Features:
         """Add "sentence_embedding" (rows, dimension) to ``features``.
 
         Args:
@@ -140,7 +141,7 @@ class InstructionPooling(Pooling):
         features["sentence_embedding"] = pooled
         return features
 
-    def _padded(self, features: dict[str, Any]) -> tuple[dict[str, Any], Tensor, None]:
+    def _padded(self, features: Features) -> tuple[Features, Tensor, None]:
         """Return the features with the instructions masked out, and each token's weight (rows, length) for step 3."""
         input_ids = features["input_ids"]
         rows, length = input_ids.shape
@@ -160,7 +161,7 @@ class InstructionPooling(Pooling):
         shortened.pop("prompt_length", None)
         return shortened, kept * (place + 1), None
 
-    def _flattened(self, features: dict[str, Any]) -> tuple[dict[str, Any], Tensor, Tensor]:
+    def _flattened(self, features: Features) -> tuple[Features, Tensor, Tensor]:
         """Return the features without the instructions, and each left token's weight and row, both (tokens,)."""
         borders = features["cu_seq_lens_q"].long()
         starts, ends = borders[:-1], borders[1:]
@@ -223,7 +224,7 @@ def set_instruction_pooling(
     if len(places) != 1:
         names = [type(module).__name__ for module in model]
         raise InputError(f"the model must have exactly one Pooling module, got {names}")
-    old: Any = model[places[0]]
+    old = cast(Pooling, model[places[0]])
     given = (
         resolve_instructions(instructions).prompts.values()
         if isinstance(instructions, str | Instructions | Mapping)

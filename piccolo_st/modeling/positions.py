@@ -15,7 +15,7 @@ Neither has seen a long text: train on some afterwards.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal, cast
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -67,7 +67,7 @@ def extend_positions(
         InputError: the encoder has no table of absolute positions, ``length`` is not above what it has or more than
             "hierarchical" can tell apart, or the method is unknown.
     """
-    encoder: Any = model[0].auto_model
+    encoder = cast(PreTrainedModel, model[0].auto_model)
     table, padding_rows = _position_table(encoder)
     if table is None:
         raise InputError(
@@ -95,7 +95,7 @@ def extend_positions(
     extended = nn.Embedding.from_pretrained(
         weight, freeze=not table.weight.requires_grad, padding_idx=table.padding_idx
     )
-    embeddings = encoder.embeddings
+    embeddings = cast(nn.Module, encoder.embeddings)
     embeddings.position_embeddings = extended
     # Two buffers that are as long as the table: 0, 1, 2, ... and zeros.
     for name, fresh in (

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from piccolo_st import cache
 from piccolo_st.config import build
@@ -61,7 +61,7 @@ class EncoderSettings:
             raise InputError(f"model.build.dropout must be at least 0 and below 1, got {self.dropout!r}")
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> EncoderSettings:
+    def from_mapping(cls, values: Mapping[str, object]) -> EncoderSettings:
         """Settings from a YAML mapping; an unknown key or a wrong type raises InputError."""
         return build(cls, values, "model.build")
 

@@ -21,11 +21,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from piccolo_st.modeling.batching import Features
 from piccolo_st.modeling.packed.dropout import draw_mask
 
 ATTENTION = "piccolo_packed"
@@ -84,7 +85,7 @@ class Blocks:
         features: what was packed.
     """
 
-    def __init__(self, lengths: Sequence[int], features: dict[str, Any] | None = None) -> None:
+    def __init__(self, lengths: Sequence[int], features: Features | None = None) -> None:
         self.features = {} if features is None else features
         self.lengths = list(lengths)
         size = torch.tensor(self.lengths)
@@ -155,6 +156,15 @@ def similar_lengths(lengths: Sequence[int]) -> list[list[int]]:
     return groups
 
 
+class _Saved(FunctionCtx):
+    saved_tensors: tuple[Tensor, ...]
+    blocks: Blocks
+    heads: int
+    scale: float
+    scale_up: float
+    dropout: float
+
+
 class _BlockAttention(torch.autograd.Function):
     """Softmax attention of each text to itself, block by block.
 
@@ -172,7 +182,7 @@ class _BlockAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, view: View, scale: float, dropout: float
+        ctx: _Saved, query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, view: View, scale: float, dropout: float
     ) -> Tensor:
         """(tokens, heads, width) each -> (tokens, heads, width)."""
         heads, width = query.shape[1:]
@@ -200,7 +210,7 @@ class _BlockAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Saved, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *rest = ctx.saved_tensors
         heads, width = ctx.heads, query.shape[1]
         there, back, padding = ctx.blocks.indices(heads)
@@ -235,7 +245,7 @@ def _view(scratch: Tensor, block: Block, heads: int) -> Tensor:
     return scratch[: block.rows * heads * block.length**2].view(block.rows * heads, block.length, block.length)
 
 
-def _by_block(blocks: Blocks, heads: int, *tensors: Tensor) -> Iterator[tuple[Any, ...]]:
+def _by_block(blocks: Blocks, heads: int, *tensors: Tensor) -> Iterator[Any]:
     """Each block with its part of each (padded tokens * heads, width) tensor, as (rows * heads, length, width)."""
     for block in blocks.blocks:
         size = block.rows * block.length * heads

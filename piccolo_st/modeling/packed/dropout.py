@@ -15,27 +15,31 @@ does what torch does. Nothing of it is saved with a model.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 _LEVELS = 1 << 16
+
+
+class _Saved(FunctionCtx):
+    saved_tensors: tuple[Tensor, ...]
+    scale: float
 
 
 class _MaskAndScale(torch.autograd.Function):
     """x * mask * scale, keeping one byte an element for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
+    def forward(ctx: _Saved, x: Tensor, mask: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(mask)
         ctx.scale = scale
         return masked(x, mask, scale)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: _Saved, gradient: Tensor) -> tuple[Tensor, None, None]:
         (mask,) = ctx.saved_tensors
         return masked(gradient, mask, ctx.scale), None, None
 

@@ -21,14 +21,17 @@ import logging
 import sys
 from functools import partial
 from itertools import starmap
-from typing import Any
+from typing import cast
 
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from piccolo_st.distributed import get_rank
+from piccolo_st.modeling.batching import Features
 from piccolo_st.modeling.packed.attention import ATTENTION, SHORT, Blocks
 from piccolo_st.modeling.positions import usable_positions
 
@@ -39,7 +42,7 @@ _READY = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # transformers makes no mask 
 _TRIED = 16_384  # tokens of the trial, at most
 
 
-def pack(features: dict[str, Any], first_position: int = 0, full: bool = False) -> dict[str, Any] | None:
+def pack(features: Features, first_position: int = 0, full: bool = False) -> Features | None:
     """Features of padded rows -> of one row of tokens, step (1).
 
     Args:
@@ -73,7 +76,7 @@ def pack(features: dict[str, Any], first_position: int = 0, full: bool = False) 
     return packed | {"blocks": Blocks(lengths.tolist(), features)}
 
 
-def unpack(features: dict[str, Any]) -> dict[str, Any]:
+def unpack(features: Features) -> Features:
     """What a Transformer made of packed features -> as if they had been padded, step (4); others stay as they are.
 
     It is written into the dict that was packed, as ST's Transformer does: ST's AdaptiveLayerLoss looks for it there.
@@ -84,7 +87,7 @@ def unpack(features: dict[str, Any]) -> dict[str, Any]:
     mask = blocks.features["attention_mask"]
     place = (mask.flatten() != 0).nonzero()[:, 0]  # of each token among the padded ones
 
-    def padded(value: Any) -> Any:
+    def padded(value: object) -> object:
         if isinstance(value, list | tuple):
             return type(value)(padded(one) for one in value)
         if not isinstance(value, Tensor) or value.shape[:2] != (1, len(place)):
@@ -126,7 +129,7 @@ def use_packing(model: SentenceTransformer) -> bool:
     return not reason
 
 
-def _unfit(encoder: Any) -> str:
+def _unfit(encoder: PreTrainedModel) -> str:
     """Why there is no use in trying; empty if there is."""
     chosen = getattr(encoder.config, "_attn_implementation", None)
     if chosen != "sdpa":
@@ -140,10 +143,10 @@ def _unfit(encoder: Any) -> str:
     return ""
 
 
-def _install(model: SentenceTransformer, transformer: Transformer, encoder: Any) -> str:
+def _install(model: SentenceTransformer, transformer: Transformer, encoder: PreTrainedModel) -> str:
     """Install the hooks and try them; why they are gone again, or nothing."""
     pack_arguments = partial(_pack_arguments, first_position=_first_position(encoder))
-    handles: list[Any] = []
+    handles: list[RemovableHandle] = []
     try:
         before = _trial(model, encoder)
         encoder.set_attn_implementation(ATTENTION)
@@ -163,12 +166,12 @@ def _install(model: SentenceTransformer, transformer: Transformer, encoder: Any)
 # The hooks are functions of the module, so that a model that packs can be pickled, as encode does for its processes.
 
 
-def _pack_arguments(module: nn.Module, args: tuple[Any, ...], first_position: int) -> tuple[Any, ...] | None:
+def _pack_arguments(module: nn.Module, args: tuple[Features, ...], first_position: int) -> tuple[Features, ...] | None:
     packed = pack(args[0], first_position, full=module.training)
     return None if packed is None else (packed, *args[1:])
 
 
-def _unpack_output(module: nn.Module, args: tuple[Any, ...], output: dict[str, Any]) -> dict[str, Any]:
+def _unpack_output(module: nn.Module, args: tuple[Features, ...], output: Features) -> Features:
     return unpack(output)
 
 
@@ -180,7 +183,7 @@ def _same(found: Tensor, expected: Tensor) -> bool:
     return float((found - expected).abs().max()) <= 2e-5 * float(expected.abs().max())
 
 
-def _trial_lengths(encoder: Any) -> list[int]:
+def _trial_lengths(encoder: PreTrainedModel) -> list[int]:
     """Tokens of the rows to try: one longer than any window, as far as there are positions, and all together longer.
 
     The windows are whatever may be one in the configuration or a layer, since a row that is too long does no harm.
@@ -194,9 +197,9 @@ def _trial_lengths(encoder: Any) -> list[int]:
 
 
 @torch.no_grad()
-def _trial(model: SentenceTransformer, encoder: Any) -> list[Tensor]:
+def _trial(model: SentenceTransformer, encoder: PreTrainedModel) -> list[Tensor]:
     """What the model makes of random tokens without dropout: of a few short texts, and of ``_trial_lengths``."""
-    vocabulary = encoder.get_input_embeddings().num_embeddings
+    vocabulary = cast(nn.Embedding, encoder.get_input_embeddings()).num_embeddings
     generator = torch.Generator().manual_seed(0)
     padding = getattr(model.tokenizer, "pad_token_id", None) or 0
     training = [module for module in model.modules() if module.training]

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
+
+JsonObject: TypeAlias = dict[str, Any]
+"""What a configuration file holds."""
+
 # Pooling mode -> its flag in a pooling config, in the order in which ST 3 to 5.3 join the parts of several modes.
 POOLING_FLAGS = {
     "cls": "pooling_mode_cls_token",

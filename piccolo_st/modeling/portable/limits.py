@@ -6,7 +6,6 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
@@ -19,7 +18,7 @@ from piccolo_st.modeling.portable.layout import POOLING_FLAGS
 logger = logging.getLogger(__name__)
 
 _TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
-_SETTINGS: dict[str, Any] = {
+_SETTINGS: dict[str, object] = {
     "transformer_task": "feature-extraction",
     "modality_config": _TEXT_ONLY,
     "module_output_name": "token_embeddings",
@@ -99,7 +98,7 @@ def check_savable(model: SentenceTransformer) -> None:
     for name, module in model.named_children():
         if type(module).__module__.startswith(("sentence_transformers.", "piccolo_st.")):
             continue
-        save: Any = getattr(module, "save", None)
+        save = getattr(module, "save", None)
         if not callable(save):
             found.append(
                 f"module {name!r} is a {type(module).__name__}, which has no save; give it one, as a subclass of "

@@ -9,15 +9,15 @@ pooling and tokenizer configs.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from safetensors import SafetensorError, safe_open
 
-from piccolo_st.modeling.portable.layout import POOLING_FLAGS
+from piccolo_st.modeling.portable.layout import POOLING_FLAGS, JsonObject
 
 # Encoders whose table of positions begins with rows for padding; see positions.py.
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")
@@ -72,32 +72,33 @@ class _Checkpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def json(self, name: str, otherwise: Any = None) -> Any:
+    def json(self, name: str) -> JsonObject:
         try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
+            found: JsonObject = json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return {} if otherwise is None else otherwise
+            return {}
+        return found
 
     @cached_property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> JsonObject:
         return self.json("config.json")
 
     @cached_property
-    def modules(self) -> list[dict[str, Any]]:
-        entries = self.json("modules.json", [])
+    def modules(self) -> list[JsonObject]:
+        entries: Iterable[object] = self.json("modules.json")  # a list, or nothing
         return [entry for entry in entries if isinstance(entry, dict) and {"type", "path"} <= set(entry)]
 
     @cached_property
-    def pooling(self) -> dict[str, Any]:
+    def pooling(self) -> JsonObject:
         folders = [module["path"] for module in self.modules if module["type"].endswith("Pooling")]
         return self.json(f"{folders[0]}/config.json") if folders else {}
 
     @cached_property
-    def lengths(self) -> dict[str, Any]:
+    def lengths(self) -> JsonObject:
         return self.json("sentence_bert_config.json")
 
     @cached_property
-    def prompts(self) -> dict[str, Any]:
+    def prompts(self) -> JsonObject:
         return self.json("config_sentence_transformers.json")
 
     @property

@@ -38,7 +38,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from piccolo_st.errors import InputError
 from piccolo_st.modeling.pooling import InstructionPooling
-from piccolo_st.modeling.portable.layout import POOLING_FLAGS
+from piccolo_st.modeling.portable.layout import POOLING_FLAGS, JsonObject
 from piccolo_st.modeling.portable.limits import pooling_modes, problems
 from piccolo_st.modeling.positions import usable_positions
 
@@ -130,10 +130,10 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _stock_pooling(model: SentenceTransformer) -> Iterator[dict[str, Any]]:
+def _stock_pooling(model: SentenceTransformer) -> Iterator[JsonObject]:
     """Inside, InstructionPooling is stock Pooling, which ST loads without further code; yields what that leaves out."""
     own = {place: module for place, module in enumerate(model) if isinstance(module, InstructionPooling)}
-    state: dict[str, Any] = {}
+    state: JsonObject = {}
     for place, module in own.items():
         state["pooling"] = module.get_config_dict()
         model[place] = Pooling(module.embedding_dimension, module.pooling_mode, include_prompt=module.include_prompt)
@@ -221,9 +221,9 @@ def _write_modules(model: SentenceTransformer, folder: Path) -> None:
     _write_json(folder / "modules.json", entries)
 
 
-def _pooling_config(module: Pooling) -> dict[str, Any]:
+def _pooling_config(module: Pooling) -> JsonObject:
     modes = pooling_modes(module)
-    config: dict[str, Any] = {"word_embedding_dimension": module.embedding_dimension}
+    config: JsonObject = {"word_embedding_dimension": module.embedding_dimension}
     # Older vLLM takes the first key that is true for the pooling type, so the flags come before include_prompt.
     config |= {flag: mode in modes for mode, flag in POOLING_FLAGS.items()}
     if len(modes) == 1:
@@ -231,14 +231,14 @@ def _pooling_config(module: Pooling) -> dict[str, Any]:
     return {**config, "include_prompt": module.include_prompt}
 
 
-def _forget_feature_names(config: dict[str, Any]) -> None:
+def _forget_feature_names(config: JsonObject) -> None:
     for name in ("module_input_name", "module_output_name"):
         config.pop(name, None)
 
 
-def _keep_state(model: SentenceTransformer, config: dict[str, Any]) -> None:
+def _keep_state(model: SentenceTransformer, config: JsonObject) -> None:
     """Note what only ``load_portable`` puts back."""
-    state: dict[str, Any] = {name: value for name in LENGTHS if (value := getattr(model[0], name)) is not None}
+    state: JsonObject = {name: value for name in LENGTHS if (value := getattr(model[0], name)) is not None}
     for module in model:
         if isinstance(module, InstructionPooling):
             state["pooling"] = module.get_config_dict()
@@ -247,7 +247,7 @@ def _keep_state(model: SentenceTransformer, config: dict[str, Any]) -> None:
     config["prompts"] = {name: text or "" for name, text in config["prompts"].items()}  # null stops a Rust reader
 
 
-def _in_words_of_transformers_4(config: dict[str, Any]) -> None:
+def _in_words_of_transformers_4(config: JsonObject) -> None:
     for name in ("backend", "is_local", "local_files_only"):  # where it was loaded from, not what it is
         config.pop(name, None)
     if config.get("tokenizer_class") == "TokenizersBackend":
@@ -281,11 +281,11 @@ def _move(fresh: Path, path: Path) -> None:
         item.replace(path / item.name)
 
 
-def _write_json(file: Path, content: Any) -> None:
+def _write_json(file: Path, content: object) -> None:
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _edit_json(file: Path, edit: Callable[[Any], Any]) -> None:
+def _edit_json(file: Path, edit: Callable[[JsonObject], object]) -> None:
     content = json.loads(file.read_text(encoding="utf-8"))
     edit(content)
     _write_json(file, content)
