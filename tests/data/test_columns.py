@@ -15,21 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from piccolo_st.data import chunks
-from piccolo_st.data.mixture import Mixture, load_mixture
 from piccolo_st.data.strict import parse_list, parse_number
 from piccolo_st.data.text_files import parse_json
 from piccolo_st.errors import MixtureError
-
-
-def _load(source: Path, task: str = "retrieval", **settings: Any) -> Mixture:
-    datasets = {"faq": {"source": str(source), "task": task, **settings}}
-    return load_mixture({"datasets": datasets}, cache_dir=source.parent / "cache")
+from tests.helpers.mixtures import jsonl, load
 
 
 def _jsonl(folder: Path, rows: list[dict[str, Any]]) -> Path:
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (folder / "rows.jsonl").write_text(text, encoding="utf-8")
-    return folder / "rows.jsonl"
+    return jsonl(folder / "rows.jsonl", rows)
 
 
 def _csv(folder: Path, rows: list[dict[str, Any]]) -> Path:
@@ -50,7 +43,7 @@ WRITERS = {"jsonl": _jsonl, "csv": _csv, "parquet": _parquet}
 
 @pytest.mark.parametrize("name", ["neg", "negs", "hard_neg", "hard_negs", "hard_negative", "hard_negatives"])
 def test_negatives_are_found_by_their_usual_names(name: str, tmp_path: Path) -> None:
-    mixture = _load(_jsonl(tmp_path, [{"query": "问", "positive": "答", name: ["错", "误"]}]))
+    mixture = load(_jsonl(tmp_path, [{"query": "问", "positive": "答", name: ["错", "误"]}]))
     assert list(mixture.train["faq"]) == [{"query": "问", "positive": "答", "negative": ["错", "误"]}]
     assert mixture.report.datasets["faq"].unused_columns == ()
 
@@ -58,7 +51,7 @@ def test_negatives_are_found_by_their_usual_names(name: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("stem", ["negative_", "neg_", "neg", "hard_neg_", "hard_negative_"])
 def test_numbered_negatives_are_taken_in_the_order_of_their_numbers(stem: str, tmp_path: Path) -> None:
     row = {"query": "问", "positive": "答", f"{stem}10": "丙", f"{stem}2": "乙", f"{stem}1": "甲"}
-    mixture = _load(_jsonl(tmp_path, [row]))
+    mixture = load(_jsonl(tmp_path, [row]))
     expected = {"query": "问", "positive": "答", "negative_1": "甲", "negative_2": "乙", "negative_3": "丙"}
     assert list(mixture.train["faq"]) == [expected]
 
@@ -77,23 +70,23 @@ def test_numbered_negatives_are_taken_in_the_order_of_their_numbers(stem: str, t
 )
 def test_an_unused_column_that_looks_like_a_role_is_asked_about(column: str, remedy: str, tmp_path: Path) -> None:
     source = _jsonl(tmp_path, [{"query": "问", "positive": "答", column: "1", "source": "x"}])
-    (line,) = (line for line in str(_load(source).report).splitlines() if "warning" in line)
+    (line,) = (line for line in str(load(source).report).splitlines() if "warning" in line)
     assert f"warning: faq: its column {column!r} looks like a" in line and f"`{remedy}`" in line
-    assert f"faq: columns not used: {column}, source" in str(_load(source).report)
+    assert f"faq: columns not used: {column}, source" in str(load(source).report)
 
 
 def test_what_a_warning_says_to_set_can_be_set(tmp_path: Path) -> None:
     rows = [{"query": f"问{i}", "positive": f"答{i}", "negative_passages": ["错"], "label": i % 2} for i in range(4)]
     source = _jsonl(tmp_path, rows)
-    assert _load(source, columns={"negative": "negative_passages"}).train["faq"]["negative"] == [["错"]] * 4
+    assert load(source, columns={"negative": "negative_passages"}).train["faq"]["negative"] == [["错"]] * 4
     columns = {"sentence1": "query", "sentence2": "positive", "label": "label"}
-    mixture = _load(source, columns=columns, preset={"name": "scored_pairs"})
+    mixture = load(source, columns=columns, preset={"name": "scored_pairs"})
     assert mixture.train["faq"]["query"] == ["问1", "问3"]
 
 
 @pytest.mark.parametrize("column", ["id", "position", "query_id", "pos_ids", "pos_scores", "neg_scores", "purpose"])
 def test_other_unused_columns_are_listed_without_a_warning(column: str, tmp_path: Path) -> None:
-    text = str(_load(_jsonl(tmp_path, [{"query": "问", "positive": "答", column: "1"}])).report)
+    text = str(load(_jsonl(tmp_path, [{"query": "问", "positive": "答", column: "1"}])).report)
     assert "warning" not in text and f"columns not used: {column}" in text
 
 
@@ -110,11 +103,11 @@ LISTS = {
 def test_lists_written_as_text_are_read_as_lists(form: str, file: str, tmp_path: Path) -> None:
     lists = [[f"错{i}", "it's", 'a "b"'][: 1 + i % 3] for i in range(6)] + [[]]
     written = [{"query": f"问{i}", "positive": f"答{i}", "neg": LISTS[form](one)} for i, one in enumerate(lists)]
-    mixture = _load(WRITERS[file](tmp_path, written))
+    mixture = load(WRITERS[file](tmp_path, written))
     assert mixture.train["faq"]["negative"] == lists
     assert "faq: lists written as text, read as lists: neg" in str(mixture.report)
     positives = [{"query": f"问{i}", "positive": LISTS[form]([f"甲{i}", f"乙{i}"])} for i in range(3)]
-    mixture = _load(WRITERS[file](tmp_path, positives))
+    mixture = load(WRITERS[file](tmp_path, positives))
     assert mixture.train["faq"]["positive"] == ["甲0", "乙0", "甲1", "乙1", "甲2", "乙2"]
     assert mixture.report.datasets["faq"].added == 3
 
@@ -127,11 +120,11 @@ def test_a_list_written_as_text_among_other_text_is_a_fault(
 ) -> None:
     monkeypatch.setattr(chunks, "CHUNK_ROWS", chunk_rows)
     rows = [{"query": f"问{i}", "positive": f"答{i}", "neg": "[笑] [1]" if i else '["错", "误"]'} for i in range(5)]
-    mixture = _load(WRITERS[file](tmp_path, rows[::-1] if turned else rows))
+    mixture = load(WRITERS[file](tmp_path, rows[::-1] if turned else rows))
     assert mixture.report.datasets["faq"].rejected == {"negative: a list written as text": 1}
     assert mixture.train["faq"]["negative"] == ["[笑] [1]"] * 4
     with pytest.raises(MixtureError, match=r"4 of the 5 rows .* \(4 negative: a list written as text\)"):
-        _load(WRITERS[file](tmp_path, [{**row, "neg": '["错"]' if i else "错"} for i, row in enumerate(rows)]))
+        load(WRITERS[file](tmp_path, [{**row, "neg": '["错"]' if i else "错"} for i, row in enumerate(rows)]))
 
 
 _CELLS = st.one_of(st.sampled_from(["甲", "乙", "", '["丙", "丁"]', "['戊']", "[]", "[己]"]), st.none(),
@@ -151,7 +144,7 @@ def test_what_a_column_is_does_not_depend_on_the_order_of_the_rows(
     for given_rows, size in ((rows, 1000), (rows, chunk_rows), (order.sample(rows, len(rows)), chunk_rows)):
         chunks.CHUNK_ROWS = size
         try:
-            mixture = _load(_jsonl(tmp_path_factory.mktemp("order"), given_rows), max_rejected=1)
+            mixture = load(_jsonl(tmp_path_factory.mktemp("order"), given_rows), max_rejected=1)
         finally:
             chunks.CHUNK_ROWS = before
         report = mixture.report.datasets["faq"]
@@ -164,20 +157,19 @@ def test_what_a_column_is_does_not_depend_on_the_order_of_the_rows(
 def test_a_column_that_begins_after_the_first_rows_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "CHUNK_ROWS", 2)
     rows: list[dict[str, Any]] = [{"query": f"问{i}", "positive": f"答{i}"} for i in range(5)]
-    mixture = _load(_jsonl(tmp_path, [*rows, {"query": "问", "positive": "答", "negative": ["错"]}]))
+    mixture = load(_jsonl(tmp_path, [*rows, {"query": "问", "positive": "答", "negative": ["错"]}]))
     assert mixture.train["faq"]["negative"] == [[], [], [], [], [], ["错"]]
 
 
 def test_parquet_negatives_with_nulls_keep_their_rows(tmp_path: Path) -> None:
     rows = [{"query": f"问{i}", "positive": f"答{i}", "negative": None if i % 2 else "错"} for i in range(4)]
-    mixture = _load(_parquet(tmp_path, rows))
-    assert mixture.train["faq"]["negative"] == [["错"], [], ["错"], []]
+    assert load(_parquet(tmp_path, rows)).train["faq"]["negative"] == [["错"], [], ["错"], []]
 
 
 @pytest.mark.parametrize("score", ["0_1", "１", "0.５", "1_000", "", "one", "0x1"])
 def test_only_ascii_digits_make_a_score(score: str, tmp_path: Path) -> None:
     rows = [{"sentence1": f"甲{i}", "sentence2": f"乙{i}", "score": "1" if i else score} for i in range(3)]
-    mixture = _load(_jsonl(tmp_path, rows), "sts")
+    mixture = load(_jsonl(tmp_path, rows), "sts")
     assert mixture.report.datasets["faq"].rejected == {"label: not a number": 1}
     assert mixture.train["faq"]["label"] == [1.0, 1.0]
     assert [parse_number(text) for text in ("1", " 0.5 ", "-1e-3", "+2.")] == [1.0, 0.5, -0.001, 2.0]
@@ -197,7 +189,7 @@ def test_a_key_twice_is_a_fault(array: bool, row: str, tmp_path: Path) -> None:
     good = ['{"query": "a", "positive": "b: \\"c\\": d"}', '{"query" : "a", "positive": "b", "meta": {"query": 1}}']
     text = f"[{good[0]},\n{row},\n{good[1]}]" if array else "\n".join([good[0], row, good[1]])
     (tmp_path / ("rows.json" if array else "rows.jsonl")).write_text(text, encoding="utf-8")
-    mixture = _load(tmp_path / ("rows.json" if array else "rows.jsonl"))
+    mixture = load(tmp_path / ("rows.json" if array else "rows.jsonl"))
     report = mixture.report.datasets["faq"]
     assert report.rejected == {"a key twice": 1} and report.kept == 2
     assert json.loads(report.rejects_path.read_text(encoding="utf-8"))["row"] == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,13 @@ from hypothesis import strategies as st
 from piccolo_st.data.mixture import Mixture, load_mixture
 from piccolo_st.errors import MixtureError
 from piccolo_st.hashing import text_key
+from tests.helpers.mixtures import jsonl
 
 
 def _load(folder: Path, rows: list[dict[str, Any]], holdout: dict[str, int], **others: list[dict[str, Any]]) -> Mixture:
     datasets: dict[str, Any] = {"words": {"source": "words.jsonl", "task": "retrieval", "holdout": holdout}}
     for name, own in {"words": rows, **others}.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own), encoding="utf-8")
+        jsonl(folder / f"{name}.jsonl", own)
         datasets.setdefault(name, {"source": f"{name}.jsonl", "task": "retrieval"})
     return load_mixture({"root": str(folder), "datasets": datasets}, cache_dir=folder / "cache")
 
@@ -81,6 +81,8 @@ def test_shared_answers_are_relevant_to_both_and_trained_on_by_none(tmp_path: Pa
     answers = {holdout.corpus[d] for found in holdout.relevant.values() for d in found}
     assert not answers & set(mixture.train["words"]["positive"])
     assert len(mixture.train["words"]) == 40 - 4 * len(answers)
+    lost = {"of a held-out query": 6, "with a positive of a held-out query": 4 * len(answers) - 6}
+    assert mixture.report.datasets["words"].held_out == lost
     assert len(holdout.corpus) == 10
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,13 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piccolo_st.data.mixture import Mixture, load_mixture
+from piccolo_st.data import Mixture
 from piccolo_st.errors import MixtureError
+from tests.helpers.mixtures import jsonl, load
 
 
-def _load(folder: Path, rows: list[dict[str, Any]], **settings: Any) -> Mixture:
-    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    config = {"root": str(folder), "datasets": {"a": {"source": "a.jsonl", "task": "retrieval", **settings}}}
-    return load_mixture(config, cache_dir=folder / "cache")
+def _load(folder: Path, rows: list[dict[str, Any]], task: str = "retrieval", **settings: Any) -> Mixture:
+    return load(jsonl(folder / "rows.jsonl", rows), task, **settings)
 
 
 NLI = [
@@ -35,27 +33,27 @@ NLI = [
 
 def test_nli_becomes_triplets_by_premise(tmp_path: Path) -> None:
     mixture = _load(tmp_path, NLI, preset={"name": "nli"})
-    assert list(mixture.train["a"]) == [
+    assert list(mixture.train["faq"]) == [
         {"query": "甲", "positive": "甲真", "negative": ["甲假", "甲也真"]},
         {"query": "甲", "positive": "甲也真", "negative": ["甲假"]},  # never its own positive, never one twice
         {"query": "丙", "positive": "丙真", "negative": []},
     ]
-    assert sum(mixture.report.datasets["a"].left_out.values()) == 5
+    assert sum(mixture.report.datasets["faq"].left_out.values()) == 5
 
 
 def test_neutral_hypotheses_are_negatives_only_when_asked(tmp_path: Path) -> None:
     mixture = _load(tmp_path, NLI, preset={"name": "nli", "neutral_as_negative": True})
-    assert mixture.train["a"]["negative"][1] == ["甲假", "甲或"]
+    assert mixture.train["faq"]["negative"][1] == ["甲假", "甲或"]
 
 
 def test_nli_takes_numbers_as_the_hub_has_them(tmp_path: Path) -> None:
     names = {"entailment": 0, "neutral": 1, "contradiction": 2}
     rows = [{**row, "label": names[row["label"].lower()]} for row in NLI]
-    assert _load(tmp_path, rows, preset={"name": "nli"}).train["a"][0]["negative"] == ["甲假", "甲也真"]
+    assert _load(tmp_path, rows, preset={"name": "nli"}).train["faq"][0]["negative"] == ["甲假", "甲也真"]
 
 
 def test_nli_without_entailments_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(MixtureError, match=r"the preset 'nli' of dataset 'a' must leave .*, got none of 1"):
+    with pytest.raises(MixtureError, match=r"the preset 'nli' of dataset 'faq' must leave .*, got none of 1"):
         _load(tmp_path, NLI[1:2], preset={"name": "nli"})
 
 
@@ -66,8 +64,8 @@ def test_scored_pairs_at_or_above_the_threshold_are_positives(
     rows = [{"sentence1": f"甲{i}", "sentence2": f"乙{i}", "score": i} for i in range(6)]
     rows.append({"sentence1": "同", "sentence2": "同", "score": 5})
     mixture = _load(tmp_path, rows, preset={"name": "scored_pairs", "threshold": threshold}, score_range=[0, 5])
-    assert list(mixture.train["a"]) == [{"query": f"甲{i}", "positive": f"乙{i}"} for i in kept]
-    assert mixture.report.datasets["a"].left_out == {
+    assert list(mixture.train["faq"]) == [{"query": f"甲{i}", "positive": f"乙{i}"} for i in kept]
+    assert mixture.report.datasets["faq"].left_out == {
         "score below the threshold": 6 - len(kept), "positive equal to the query": 1,
     }  # fmt: skip
 
@@ -95,7 +93,7 @@ def test_labelled_texts_meet_their_own_class_and_others(
     mixture = _load(
         folder, rows, task="classification", preset={"name": "classes", "negatives": negatives, "seed": seed}
     )
-    dataset = mixture.train["a"]
+    dataset = mixture.train["faq"]
     assert dataset["query"] == [row["text"] for row in rows if sizes["甲乙丙丁".index(row["label"])] > 1]
     for row in dataset:
         assert _class_of(row["positive"]) == _class_of(row["query"])
@@ -110,27 +108,27 @@ def test_labelled_texts_meet_their_own_class_and_others(
         named = {(_class_of(row["query"]), row["label"]) for row in dataset}
         assert all(type(label) is int for _, label in named)
         assert len(named) == len({name for name, _ in named}) == len({label for _, label in named})
-    report = mixture.report.datasets["a"]
+    report = mixture.report.datasets["faq"]
     assert report.rows == report.kept + sum(report.left_out.values())
 
 
 def test_the_classes_of_pairs_made_elsewhere_are_told_apart(tmp_path: Path) -> None:
     rows = [{"query": f"问{i}", "positive": f"答{i}", "topic": "ab"[i % 2]} for i in range(6)]
     columns = {"query": "query", "positive": "positive", "label": "topic"}
-    labels = _load(tmp_path, rows, task="classification", columns=columns).train["a"]["label"]
+    labels = _load(tmp_path, rows, task="classification", columns=columns).train["faq"]["label"]
     assert labels[::2] == [labels[0]] * 3 and labels[1::2] == [labels[1]] * 3 and labels[0] != labels[1]
     unnamed = [{**row, "label": "x"} for row in rows]
     columns.pop("label")
     (tmp_path / "other").mkdir()
     assert (
         "label"
-        not in _load(tmp_path / "other", unnamed, task="classification", columns=columns).train["a"].column_names
+        not in _load(tmp_path / "other", unnamed, task="classification", columns=columns).train["faq"].column_names
     )
 
 
 def test_companions_and_negatives_are_drawn_evenly(tmp_path: Path) -> None:
     rows = [{"text": f"{name}{i:03d}", "label": name} for name in "甲乙丙" for i in range(100)]
-    dataset = _load(tmp_path, rows, task="classification").train["a"]
+    dataset = _load(tmp_path, rows, task="classification").train["faq"]
     classes = [_class_of(text) for row in dataset for text in row["negative"]]
     assert len(classes) > 1150  # 4 drawn for each of 300, the same one twice counted once
     assert 300 < classes.count("甲") < 500  # 400 expected
@@ -141,7 +139,7 @@ def test_the_draw_is_the_same_for_a_seed_and_another_for_another(tmp_path: Path)
     rows = [{"text": f"{name}{i}", "label": name} for name in "甲乙" for i in range(20)]
 
     def drawn(seed: int) -> Dataset:
-        return _load(tmp_path, rows, task="classification", preset={"name": "classes", "seed": seed}).train["a"]
+        return _load(tmp_path, rows, task="classification", preset={"name": "classes", "seed": seed}).train["faq"]
 
     assert list(drawn(1)) == list(drawn(1))
     assert list(drawn(1)) != list(drawn(2))
@@ -150,19 +148,19 @@ def test_the_draw_is_the_same_for_a_seed_and_another_for_another(tmp_path: Path)
 def test_a_text_under_two_labels_is_never_its_own_negative(tmp_path: Path) -> None:
     rows = [{"text": f"{name}{i}", "label": name} for name in "甲乙" for i in range(3)]
     rows += [{"text": "两可", "label": "甲"}, {"text": "两可", "label": "乙"}]
-    dataset = _load(tmp_path, rows, task="classification", preset={"name": "classes", "negatives": 20}).train["a"]
+    dataset = _load(tmp_path, rows, task="classification", preset={"name": "classes", "negatives": 20}).train["faq"]
     for row in dataset:
         assert not {row["query"], row["positive"]} & set(row["negative"])
 
 
 def test_rows_that_are_all_faulty_are_told_before_what_the_preset_misses(tmp_path: Path) -> None:
-    with pytest.raises(MixtureError, match=r"3 of the 3 rows of dataset 'a' are faulty \(3 text: empty\)"):
+    with pytest.raises(MixtureError, match=r"3 of the 3 rows of dataset 'faq' are faulty \(3 text: empty\)"):
         _load(tmp_path, [{"text": "", "label": "甲"}] * 3, task="clustering")
 
 
 def test_one_class_alone_is_an_error(tmp_path: Path) -> None:
     rows = [{"text": f"文{i}", "label": "甲"} for i in range(3)]
-    with pytest.raises(MixtureError, match=r"the preset 'classes' of dataset 'a' needs .* labels, got '甲' in"):
+    with pytest.raises(MixtureError, match=r"the preset 'classes' of dataset 'faq' needs .* labels, got '甲' in"):
         _load(tmp_path, rows, task="clustering")
 
 
@@ -170,5 +168,5 @@ def test_triplets_made_elsewhere_serve_classification_as_they_are(tmp_path: Path
     rows = [{"text": "甲", "text_pos": "甲二", "text_neg": ["乙"], "type": "cls_contrast"}]
     columns = {"query": "text", "positive": "text_pos", "negative": "text_neg"}
     mixture = _load(tmp_path, rows, task="classification", columns=columns)
-    assert list(mixture.train["a"]) == [{"query": "甲", "positive": "甲二", "negative": ["乙"]}]
-    assert mixture.specs["a"].preset is None
+    assert list(mixture.train["faq"]) == [{"query": "甲", "positive": "甲二", "negative": ["乙"]}]
+    assert mixture.specs["faq"].preset is None

@@ -10,16 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piccolo_st.data.mixture import Mixture, load_mixture
 from piccolo_st.data.report import DatasetReport
 from piccolo_st.errors import MixtureError
-
-
-def _load(folder: Path, rows: list[dict[str, Any]], task: str = "retrieval", **settings: Any) -> Mixture:
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (folder / "rows.jsonl").write_text(text, encoding="utf-8")
-    datasets = {"faq": {"source": "rows.jsonl", "task": task, **settings}}
-    return load_mixture({"root": str(folder), "datasets": datasets}, cache_dir=folder / "cache")
+from tests.helpers.mixtures import jsonl, load
 
 
 def _lost(report: DatasetReport) -> int:
@@ -46,7 +39,7 @@ def test_rows_read_and_added_are_rows_used_and_lost(
     settings: dict[str, Any] = {"positives": positives, "max_rejected": 1, "max_rows": limit}
     if queries and positives != "list":
         settings["holdout"] = {"queries": queries, "min_corpus": 1}
-    mixture = _load(tmp_path_factory.mktemp("pairs"), rows, **settings)
+    mixture = load(jsonl(tmp_path_factory.mktemp("pairs") / "rows.jsonl", rows), **settings)
     report = mixture.report.datasets["faq"]
     assert report.rows == min(len(rows), limit or len(rows))
     assert report.kept == len(mixture.train["faq"])
@@ -56,33 +49,34 @@ def test_rows_read_and_added_are_rows_used_and_lost(
     assert json.loads(json.dumps(report.as_dict()))["kept"] == report.kept
 
 
-@given(rows=st.lists(_SCORED, max_size=30), preset=st.booleans())
-def test_scored_rows_add_up(rows: list[dict], preset: bool, tmp_path_factory: pytest.TempPathFactory) -> None:
-    rows = [{"sentence1": "好", "sentence2": "行", "label": 1}, *rows]
-    settings: dict[str, Any] = {"preset": {"name": "scored_pairs"}, "task": "retrieval"} if preset else {"task": "sts"}
-    mixture = _load(tmp_path_factory.mktemp("scored"), rows, max_rejected=1, **settings)
-    report = mixture.report.datasets["faq"]
-    assert report.rows == len(rows) and report.kept == len(mixture.train["faq"])
-    assert report.rows + report.added == report.kept + _lost(report)
-
-
-@given(rows=st.lists(_LABELLED, max_size=30), negatives=st.sampled_from([0, 2]))
-def test_labelled_rows_add_up(rows: list[dict], negatives: int, tmp_path_factory: pytest.TempPathFactory) -> None:
-    rows = [{"text": text, "label": label} for text, label in (("好", "x"), ("行", "x"), ("坏", "y"))] + rows
-    preset = {"name": "classes", "negatives": negatives}
-    mixture = _load(tmp_path_factory.mktemp("classes"), rows, "classification", max_rejected=1, preset=preset)
-    report = mixture.report.datasets["faq"]
-    assert report.rows == len(rows) and report.kept == len(mixture.train["faq"])
-    assert report.rows + report.added == report.kept + _lost(report)
+@given(
+    scored=st.lists(_SCORED, max_size=30),
+    labelled=st.lists(_LABELLED, max_size=30),
+    preset=st.booleans(),
+    negatives=st.sampled_from([0, 2]),
+)
+def test_scored_and_labelled_rows_add_up(
+    scored: list[dict], labelled: list[dict], preset: bool, negatives: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    scored = [{"sentence1": "好", "sentence2": "行", "label": 1}, *scored]
+    labelled = [{"text": text, "label": label} for text, label in (("好", "x"), ("行", "x"), ("坏", "y"))] + labelled
+    for rows, task, settings in (
+        (scored, "retrieval" if preset else "sts", {"preset": {"name": "scored_pairs"}} if preset else {}),
+        (labelled, "classification", {"preset": {"name": "classes", "negatives": negatives}}),
+    ):
+        mixture = load(jsonl(tmp_path_factory.mktemp("rows") / "rows.jsonl", rows), task, max_rejected=1, **settings)
+        report = mixture.report.datasets["faq"]
+        assert report.rows == len(rows) and report.kept == len(mixture.train["faq"])
+        assert report.rows + report.added == report.kept + _lost(report)
 
 
 def test_what_is_not_zero_has_a_line_and_the_rest_has_none(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"query": f"问{i}", "positive": f"答{i}"} for i in range(20)]
-    text = str(_load(tmp_path, rows).report)
+    text = str(load(jsonl(tmp_path / "rows.jsonl", rows)).report)
     assert len(text.splitlines()) == 3  # the header, a rule, the dataset
     assert text.splitlines()[2].split() == ["faq", "retrieval", "20", "0", "0", "0", "20"]
     rows[4:6] = [{"query": "问", "positive": None}, {"query": "问", "positive": ["甲", "乙", "甲", "问"]}]
-    report = _load(tmp_path, rows, holdout={"queries": 3, "min_corpus": 5}).report
+    report = load(jsonl(tmp_path / "rows.jsonl", rows), holdout={"queries": 3, "min_corpus": 5}).report
     said = str(report).splitlines()
     assert said[2].split() == ["faq", "retrieval", "20", "1", "0", "4", "16"]
     assert [line.strip() for line in said[3:]] == [
@@ -97,18 +91,9 @@ def test_what_is_not_zero_has_a_line_and_the_rest_has_none(tmp_path: Path) -> No
 
 def test_a_large_share_of_rejects_is_a_warning(tmp_path: Path) -> None:
     rows = [{"query": f"问{i}", "positive": None if i < 135 else f"答{i}"} for i in range(300)]
-    said = str(_load(tmp_path, rows).report)
+    said = str(load(jsonl(tmp_path / "rows.jsonl", rows)).report)
     assert "warning: faq: 45% of its 300 rows are rejected" in said
-    assert "warning" not in str(_load(tmp_path, rows[120:]).report)  # 15 of 180, less than a tenth
-
-
-def test_rows_that_share_a_held_out_answer_are_told_apart_from_those_of_its_query(tmp_path: Path) -> None:
-    rows = [{"query": f"问{i}", "positive": f"答{i // 4}"} for i in range(40)]
-    report = _load(tmp_path, rows, holdout={"queries": 3, "min_corpus": 10}).report
-    found = report.datasets["faq"].held_out
-    assert found["of a held-out query"] == 3
-    assert found["with a positive of a held-out query"] == 4 * 3 - 3
-    assert "faq: 9 rows held out: with a positive of a held-out query" in str(report)
+    assert "warning" not in str(load(jsonl(tmp_path / "rows.jsonl", rows[120:])).report)  # 15 of 180, less than a tenth
 
 
 @pytest.mark.parametrize(
@@ -119,11 +104,11 @@ def test_scores_on_another_scale_name_it(task: str, scores: list[int], span: str
     given = scores * 20
     rows = [{"sentence1": f"甲{i}", "sentence2": f"乙{i}", "score": score} for i, score in enumerate(given)]
     remedy = f"score_range: [{low}, {high}]"
-    said = str(_load(tmp_path, rows, task, max_rejected=1).report)
+    said = str(load(jsonl(tmp_path / "rows.jsonl", rows), task, max_rejected=1).report)
     assert f"warning: faq: its scores run from {span} and score_range is [0, 1]" in said
     assert f"set `{remedy}`" in said
-    text = str(_load(tmp_path, rows, task, score_range=[int(low), int(high)]).report)
+    text = str(load(jsonl(tmp_path / "rows.jsonl", rows), task, score_range=[int(low), int(high)]).report)
     assert "warning" not in text and "rejected:" not in text
     if task == "sts":
         with pytest.raises(MixtureError, match=r"60 of the 100 rows .*max_rejected=0.5.*set `score_range: \[0, 4\]`"):
-            _load(tmp_path, rows, task)
+            load(jsonl(tmp_path / "rows.jsonl", rows), task)

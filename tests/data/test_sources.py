@@ -23,76 +23,45 @@ from piccolo_st.data.chunks import Item, Record, Reject
 from piccolo_st.data.mixture import load_mixture
 from piccolo_st.data.specs import DatasetSpec
 from piccolo_st.errors import MissingPackage, MixtureError
+from tests.helpers.mixtures import jsonl, load
 
 ROWS = [{"query": f"问题{i}", "positive": f"回答{i}，好"} for i in range(7)]
 
 
-def _lines(rows: list[dict]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+TABLE = pa.Table.from_pylist(ROWS)
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+LARGE = pa.schema([("query", pa.large_string()), ("positive", pa.large_string())])
 
 
-def _jsonl(path: Path) -> Path:
-    path.write_text(_lines(ROWS), encoding="utf-8")
-    return path
+def _text(content: str | bytes) -> Callable[[Path], Path]:
+    def write(path: Path) -> Path:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
 
 
-def _bom(path: Path) -> Path:
-    path.write_text(_lines(ROWS), encoding="utf-8-sig")
-    return path
+def _separated(separator: str, quote: str) -> Callable[[Path], Path]:
+    rows = [["query", "positive"], *([f"{quote}{text}{quote}" for text in row.values()] for row in ROWS)]
+    return _text("".join(separator.join(cells) + "\n" for cells in rows))
 
 
-def _gzip(path: Path) -> Path:
-    path.write_bytes(gzip.compress(_lines(ROWS).encode()))
-    return path
+def _parquet(table: pa.Table = TABLE) -> Callable[[Path], Path]:
+    def write(path: Path) -> Path:
+        pq.write_table(table, path)
+        return path
 
-
-def _bz2(path: Path) -> Path:
-    path.write_bytes(bz2.compress(_lines(ROWS).encode()))
-    return path
-
-
-def _json(path: Path) -> Path:
-    path.write_text(json.dumps(ROWS, ensure_ascii=False), encoding="utf-8")
-    return path
-
-
-def _csv(path: Path) -> Path:
-    quoted = "".join(f'"{row["query"]}","{row["positive"]}"\n' for row in ROWS)
-    path.write_text("query,positive\n" + quoted, encoding="utf-8")
-    return path
-
-
-def _tsv(path: Path) -> Path:
-    path.write_text("query\tpositive\n" + "".join(f"{r['query']}\t{r['positive']}\n" for r in ROWS), encoding="utf-8")
-    return path
-
-
-def _parquet(path: Path) -> Path:
-    pq.write_table(pa.Table.from_pylist(ROWS), path)
-    return path
-
-
-def _dictionary_parquet(path: Path) -> Path:
-    table = pa.Table.from_pylist(ROWS)
-    pq.write_table(table.set_column(0, "query", table["query"].dictionary_encode()), path)
-    return path
-
-
-def _large_string_parquet(path: Path) -> Path:
-    schema = pa.schema([("query", pa.large_string()), ("positive", pa.large_string())])
-    pq.write_table(pa.Table.from_pylist(ROWS, schema=schema), path)
-    return path
+    return write
 
 
 def _stream(path: Path) -> Path:
-    table = pa.Table.from_pylist(ROWS)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=3)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, TABLE.schema) as writer:
+        writer.write_table(TABLE, max_chunksize=3)
     return path
 
 
 def _feather(path: Path) -> Path:
-    pyarrow.feather.write_feather(pa.Table.from_pylist(ROWS), str(path), compression="uncompressed")
+    pyarrow.feather.write_feather(TABLE, str(path), compression="uncompressed")
     return path
 
 
@@ -108,8 +77,8 @@ def _saved_splits(path: Path) -> Path:
 
 def _shards(path: Path) -> Path:
     path.mkdir()
-    pq.write_table(pa.Table.from_pylist(ROWS[:3]), path / "a.parquet")
-    pq.write_table(pa.Table.from_pylist(ROWS[3:]), path / "b.parquet")
+    pq.write_table(TABLE.slice(0, 3), path / "a.parquet")
+    pq.write_table(TABLE.slice(3), path / "b.parquet")
     return path
 
 
@@ -121,46 +90,27 @@ def _beir(path: Path) -> Path:
     path.mkdir()
     corpus = [{"_id": f"d{i}", "title": "", "text": row["positive"]} for i, row in enumerate(ROWS)]
     queries = [{"_id": f"q{i}", "text": row["query"]} for i, row in enumerate(ROWS)]
-    (path / "corpus.jsonl").write_text(_lines(corpus), encoding="utf-8")
-    (path / "queries.jsonl").write_text(_lines(queries), encoding="utf-8")
+    jsonl(path / "corpus.jsonl", corpus)
+    jsonl(path / "queries.jsonl", queries)
     (path / "qrels").mkdir()
     judged = "".join(f"q{i}\td{i}\t1\n" for i in range(len(ROWS)))
     (path / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged, encoding="utf-8")
     return path
 
 
-def _flagembedding(path: Path) -> Path:
-    rows = [
-        {
-            "query": r["query"],
-            "pos": [r["positive"]],
-            "neg": ["别的"],
-            "pos_scores": [0.9],
-            "neg_scores": [0.1],
-            "prompt": "p",
-        }
-        for r in ROWS
-    ]
-    path.write_text(_lines(rows), encoding="utf-8")
-    return path
-
-
-def _uniem(path: Path) -> Path:
-    path.write_text(_lines([{"text": r["query"], "text_pos": r["positive"], "type": "retri_contrast"} for r in ROWS]))
-    return path
-
-
 FORMATS: dict[str, tuple[str, Callable[[Path], Path]]] = {
-    "jsonl": ("rows.jsonl", _jsonl),
-    "jsonl with a byte order mark": ("rows.jsonl", _bom),
-    "gzip": ("rows.jsonl.gz", _gzip),
-    "bzip2": ("rows.jsonl.bz2", _bz2),
-    "json": ("rows.json", _json),
-    "csv": ("rows.csv", _csv),
-    "tsv": ("rows.tsv", _tsv),
-    "parquet": ("rows.parquet", _parquet),
-    "parquet with a dictionary": ("rows.parquet", _dictionary_parquet),
-    "parquet with large strings": ("rows.parquet", _large_string_parquet),
+    "jsonl": ("rows.jsonl", _text(LINES)),
+    "jsonl with a byte order mark": ("rows.jsonl", _text(LINES.encode("utf-8-sig"))),
+    "gzip": ("rows.jsonl.gz", _text(gzip.compress(LINES.encode()))),
+    "bzip2": ("rows.jsonl.bz2", _text(bz2.compress(LINES.encode()))),
+    "json": ("rows.json", _text(json.dumps(ROWS, ensure_ascii=False))),
+    "csv": ("rows.csv", _separated(",", '"')),
+    "tsv": ("rows.tsv", _separated("\t", "")),
+    "parquet": ("rows.parquet", _parquet()),
+    "parquet with a dictionary": (
+        "rows.parquet", _parquet(TABLE.set_column(0, "query", TABLE["query"].dictionary_encode())),
+    ),
+    "parquet with large strings": ("rows.parquet", _parquet(TABLE.cast(LARGE))),
     "arrow stream": ("rows.arrow", _stream),
     "feather": ("rows.feather", _feather),
     "saved dataset": ("saved", _saved),
@@ -168,26 +118,17 @@ FORMATS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "folder of shards": ("shards", _shards),
     "glob": ("shards", _globbed),
     "beir": ("beir", _beir),
-    "flagembedding": ("rows.jsonl", _flagembedding),
-    "uniem": ("rows.jsonl", _uniem),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_gives_the_same_rows(name: str, tmp_path: Path) -> None:
     file, write = FORMATS[name]
-    source = write(tmp_path / file)
-    mixture = load_mixture(
-        {"datasets": {"a": {"source": str(source), "task": "retrieval"}}}, cache_dir=tmp_path / "cache"
-    )
-    dataset = mixture.train["a"]
+    mixture = load(write(tmp_path / file))
+    dataset = mixture.train["faq"]
     assert dataset.column_names[:2] == ["query", "positive"]
     assert [{"query": row["query"], "positive": row["positive"]} for row in dataset] == ROWS
-    if name == "flagembedding":
-        assert dataset["negative"] == [["别的"]] * len(ROWS)
-        assert mixture.report.datasets["a"].unused_columns == ("pos_scores", "neg_scores", "prompt")
-        assert "a: columns not used: pos_scores, neg_scores, prompt" in str(mixture.report)
-    report = mixture.report.datasets["a"]
+    report = mixture.report.datasets["faq"]
     assert (report.rows, report.kept, report.rejected) == (len(ROWS), len(ROWS), {})
 
 
@@ -231,14 +172,12 @@ PEERS: dict[str, tuple[str, dict[str, Any], dict[str, Any], tuple[str, ...]]] = 
 @pytest.mark.parametrize("name", PEERS)
 def test_the_formats_of_peers_are_read_as_they_are(name: str, source: str, tmp_path: Path) -> None:
     task, row, expected, unused = PEERS[name]
-    (tmp_path / "rows.jsonl").write_text(_lines([row]), encoding="utf-8")
+    jsonl(tmp_path / "rows.jsonl", [row])
     Dataset.from_list([row]).save_to_disk(tmp_path / "saved")
     columns = {"query": "text"} if task == "classification" else {}
-    settings = {"source": source, "task": task, "columns": columns}
-    config = {"root": str(tmp_path), "policy": "error", "datasets": {"a": settings}}
-    mixture = load_mixture(config, cache_dir=tmp_path / "cache")
-    assert list(mixture.train["a"]) == [expected]
-    assert mixture.report.datasets["a"].unused_columns == unused
+    mixture = load(tmp_path / source, task, columns=columns, policy="error")
+    assert list(mixture.train["faq"]) == [expected]
+    assert mixture.report.datasets["faq"].unused_columns == unused
 
 
 def test_rows_are_read_in_chunks_without_losing_their_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +185,7 @@ def test_rows_are_read_in_chunks_without_losing_their_numbers(tmp_path: Path, mo
     for name in ("jsonl", "json", "csv", "parquet", "arrow stream"):
         file, write = FORMATS[name]
         path = write(tmp_path / file)
-        spec = DatasetSpec("a", str(path), "retrieval")
+        spec = DatasetSpec("faq", str(path), "retrieval")
         chunks = list(sources.read_chunks(spec, sources.locate(spec, tmp_path)))
         assert len(chunks) == 3
         header = 1 if name == "csv" else 0
@@ -297,25 +236,24 @@ def test_beir_reports_judgements_of_unknown_ids_and_takes_zero_scores_as_negativ
         file.write("q0\td5\t0\nq9\td1\t1\nq1\td99\t1\nq1\td2\tmany\n")
     with open(folder / "corpus.jsonl", "a", encoding="utf-8") as file:
         file.write('{"_id": "d0", "text": "again"}\n{"text": "no id"}\n')
-    config = {"datasets": {"a": {"source": str(folder), "task": "retrieval"}}}
-    mixture = load_mixture(config, cache_dir=tmp_path / "cache")
-    assert mixture.train["a"][0]["negative"] == [ROWS[5]["positive"]]
-    assert mixture.train["a"][1]["negative"] == []
-    assert mixture.report.datasets["a"].rejected == {
+    mixture = load(folder)
+    assert mixture.train["faq"][0]["negative"] == [ROWS[5]["positive"]]
+    assert mixture.train["faq"][1]["negative"] == []
+    assert mixture.report.datasets["faq"].rejected == {
         "judges an unknown id": 2, "an _id twice": 1, "no _id or text": 1, "score: not a number": 1,
     }  # fmt: skip
 
 
 def test_beir_for_evaluation_becomes_a_holdout(tmp_path: Path) -> None:
     folder = _beir(tmp_path / "beir")
-    train = _jsonl(tmp_path / "rows.jsonl")
+    train = jsonl(tmp_path / "rows.jsonl", ROWS)
     datasets = {
         "dev": {"source": str(folder), "task": "retrieval", "use": "evaluate"},
-        "a": {"source": str(train), "task": "retrieval"},
+        "faq": {"source": str(train), "task": "retrieval"},
     }
     mixture = load_mixture({"datasets": datasets}, cache_dir=tmp_path / "cache")
     holdout = mixture.holdouts["dev"]
-    assert list(mixture.train) == ["a"]
+    assert list(mixture.train) == ["faq"]
     assert holdout.queries == {f"q{i}": row["query"] for i, row in enumerate(ROWS)}
     assert holdout.corpus == {f"d{i}": row["positive"] for i, row in enumerate(ROWS)}
     assert holdout.relevant == {f"q{i}": {f"d{i}"} for i in range(len(ROWS))}
@@ -324,40 +262,39 @@ def test_beir_for_evaluation_becomes_a_holdout(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.parquet", b"PAR1 cut off", r"a\.parquet of dataset 'a' cannot be read as parquet: .*; check that"),
+        ("a.parquet", b"PAR1 cut off", r"a\.parquet of dataset 'faq' cannot be read as parquet: .*; check that"),
         ("a.jsonl.gz", gzip.compress(b'{"query": "x"}\n' * 999)[:40], r"a\.jsonl\.gz of .* cannot be read as jsonl"),
-        ("a.arrow", b"no arrow", r"a\.arrow of dataset 'a' cannot be read as arrow"),
+        ("a.arrow", b"no arrow", r"a\.arrow of dataset 'faq' cannot be read as arrow"),
         ("a.json", b'{"query": "x"}', r"a\.json .* it must hold a list of objects, got dict"),
-        ("a.json", b"[1,", r"a\.json of dataset 'a' cannot be read as json"),
+        ("a.json", b"[1,", r"a\.json of dataset 'faq' cannot be read as json"),
         ("a.csv", b"query,query\n1,2\n", r"a\.csv .* header names a column twice"),
-        ("a.jsonl", b"", r"dataset 'a' is empty: .*a\.jsonl has no rows"),
-        ("a.csv", b"", r"dataset 'a' is empty"),
-        ("a.bin", b"x", r"no format is known for a\.bin of dataset 'a'; name one with `format`"),
+        ("a.jsonl", b"", r"dataset 'faq' is empty: .*a\.jsonl has no rows"),
+        ("a.csv", b"", r"dataset 'faq' is empty"),
+        ("a.bin", b"x", r"no format is known for a\.bin of dataset 'faq'; name one with `format`"),
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_read_says_why(name: str, content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
-    config = {"datasets": {"a": {"source": str(tmp_path / name), "task": "retrieval"}}}
     with pytest.raises(MixtureError, match=message):
-        load_mixture(config, cache_dir=tmp_path / "cache")
+        load(tmp_path / name)
     left = [path.name for path in (tmp_path / "cache").glob("*.partial")]
     assert not left, "a failed read leaves nothing half written"
 
 
 def test_a_missing_file_is_named_with_the_root(tmp_path: Path) -> None:
-    spec = DatasetSpec("a", "no/such.jsonl", "retrieval")
+    spec = DatasetSpec("faq", "no/such.jsonl", "retrieval")
     with pytest.raises(
-        MixtureError, match=r"source of dataset 'a' does not exist: .*no/such\.jsonl; relative sources start"
+        MixtureError, match=r"source of dataset 'faq' does not exist: .*no/such\.jsonl; relative sources start"
     ):
         sources.locate(spec, tmp_path)
 
 
 def test_a_bare_owner_and_name_is_a_hub_dataset_with_its_revision(tmp_path: Path) -> None:
-    spec = DatasetSpec("a", "owner/name", "retrieval", revision="abc", split="dev")
+    spec = DatasetSpec("faq", "owner/name", "retrieval", revision="abc", split="dev")
     location = sources.locate(spec, tmp_path)
     assert location.format == "hub"
     assert location.version == "owner/name@abc//dev"
-    other = sources.locate(DatasetSpec("a", "owner/name", "retrieval", revision="abd", split="dev"), tmp_path)
+    other = sources.locate(DatasetSpec("faq", "owner/name", "retrieval", revision="abd", split="dev"), tmp_path)
     assert other.version != location.version
 
 
@@ -374,11 +311,11 @@ def test_hub_datasets_are_loaded_by_revision_and_fail_in_one_sentence(
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     settings = {"source": "owner/name", "task": "retrieval", "revision": "abc", "subset": "zh"}
-    mixture = load_mixture({"datasets": {"a": settings}}, cache_dir=tmp_path)
+    mixture = load_mixture({"datasets": {"faq": settings}}, cache_dir=tmp_path)
     assert asked == [(("owner/name", "zh"), {"split": "train", "revision": "abc"})]
-    assert mixture.train["a"][3] == ROWS[3]
-    with pytest.raises(MixtureError, match=r"Hub dataset 'owner/gone' of dataset 'a' cannot be loaded \(revision None"):
-        load_mixture({"datasets": {"a": {"source": "owner/gone", "task": "retrieval"}}}, cache_dir=tmp_path)
+    assert mixture.train["faq"][3] == ROWS[3]
+    with pytest.raises(MixtureError, match=r"Hub dataset 'owner/gone' of .* cannot be loaded \(revision None"):
+        load_mixture({"datasets": {"faq": {"source": "owner/gone", "task": "retrieval"}}}, cache_dir=tmp_path)
 
 
 @pytest.fixture

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piccolo_st.data import chunks
-from piccolo_st.data.mixture import Mixture, load_mixture
+from piccolo_st.data import Mixture, chunks
 from piccolo_st.errors import MixtureError
+from tests.helpers.mixtures import load
 
 GOOD = {"query": "今天的天气", "positive": "今天是晴天", "negative": ["明天有雨"]}
 
@@ -88,74 +88,61 @@ SCORE_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 def _load(tmp_path: Path, lines: list[bytes], **settings: Any) -> tuple[Mixture, list[dict[str, Any]]]:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n".join(lines) + b"\n")
-    given = {"source": str(path), "task": "retrieval", "max_rejected": 1.0, **settings}
-    mixture = load_mixture({"datasets": {"a": given}}, cache_dir=tmp_path / "cache")
-    rejects = mixture.report.datasets["a"].rejects_path.read_text(encoding="utf-8").splitlines()
+    mixture = load(path, **{"max_rejected": 1.0, **settings})
+    rejects = mixture.report.datasets["faq"].rejects_path.read_text(encoding="utf-8").splitlines()
     return mixture, [json.loads(line) for line in rejects]
 
 
-def test_there_are_planted_faults_of_many_kinds() -> None:
-    assert len(RETRIEVAL_FAULTS) + len(ITEM_FAULTS) + len(SCORE_FAULTS) >= 40
-
-
-@pytest.mark.parametrize("name", RETRIEVAL_FAULTS)
-def test_a_faulty_row_is_found_and_no_other(name: str, tmp_path: Path) -> None:
-    line, reason = RETRIEVAL_FAULTS[name]
-    mixture, rejects = _load(tmp_path, [_line(), _line(), line, _line()], min_characters=2, max_characters=500)
-    assert [(reject["row"], reject["reason"], reject["action"]) for reject in rejects] == [(3, reason, "row rejected")]
-    assert rejects[0]["file"].endswith("rows.jsonl")
-    assert rejects[0]["excerpt"]
-    assert list(mixture.train["a"]) == [GOOD] * 3
-
-
-def test_all_faults_at_once_are_all_found(tmp_path: Path) -> None:
+def test_faulty_rows_are_all_found_and_no_other(tmp_path: Path) -> None:
     lines = [_line()]
     for line, _ in RETRIEVAL_FAULTS.values():
         lines += [line, _line()]
     mixture, rejects = _load(tmp_path, lines, min_characters=2, max_characters=500)
-    expected = [(2 + 2 * number, reason) for number, (_, reason) in enumerate(RETRIEVAL_FAULTS.values())]
-    assert sorted((reject["row"], reject["reason"]) for reject in rejects) == expected
-    report = mixture.report.datasets["a"]
-    assert report.kept == len(mixture.train["a"]) == 1 + len(RETRIEVAL_FAULTS)
+    found = sorted((reject["row"], reject["reason"], reject["action"]) for reject in rejects)
+    reasons = [reason for _, reason in RETRIEVAL_FAULTS.values()]
+    assert found == [(2 + 2 * number, reason, "row rejected") for number, reason in enumerate(reasons)]
+    assert all(reject["file"].endswith("rows.jsonl") and reject["excerpt"] for reject in rejects)
+    assert list(mixture.train["faq"]) == [GOOD] * (1 + len(RETRIEVAL_FAULTS))
+    report = mixture.report.datasets["faq"]
     assert report.rows == report.kept + sum(report.rejected.values()) == len(lines)
 
 
-@pytest.mark.parametrize("name", ITEM_FAULTS)
-def test_a_faulty_item_goes_and_its_row_stays(name: str, tmp_path: Path) -> None:
-    negatives, reason = ITEM_FAULTS[name]
-    mixture, rejects = _load(tmp_path, [_line(), _line(negative=negatives)])
-    assert [(r["row"], r["reason"], r["action"]) for r in rejects] == [(2, reason, "item removed")]
-    assert list(mixture.train["a"]) == [GOOD] * 2
-    assert mixture.report.datasets["a"].removed == {reason: 1}
+def test_faulty_items_go_and_their_rows_stay(tmp_path: Path) -> None:
+    mixture, rejects = _load(tmp_path, [_line(negative=negatives) for negatives, _ in ITEM_FAULTS.values()])
+    expected = [(row, reason) for row, (_, reason) in enumerate(ITEM_FAULTS.values(), start=1)]
+    assert [(r["row"], r["reason"]) for r in rejects if r["action"] == "item removed"] == expected
+    assert len(rejects) == len(expected)
+    assert list(mixture.train["faq"]) == [GOOD] * len(ITEM_FAULTS)
+    assert mixture.report.datasets["faq"].removed == Counter(reason for _, reason in ITEM_FAULTS.values())
 
 
 def test_a_row_without_negatives_stays_where_others_have_some(tmp_path: Path) -> None:
     mixture, rejects = _load(tmp_path, [_line(), _line(negative=...), _line(negative=None), _line(negative=[])])
     assert not rejects
-    assert mixture.train["a"]["negative"] == [["明天有雨"], [], [], []]
+    assert mixture.train["faq"]["negative"] == [["明天有雨"], [], [], []]
     mixture, rejects = _load(tmp_path, [_line(negative="雨"), _line(negative=...), _line(negative=None)])
     assert not rejects
-    assert mixture.train["a"]["negative"] == [["雨"], [], []]
+    assert mixture.train["faq"]["negative"] == [["雨"], [], []]
 
 
 def test_a_row_goes_when_no_positive_is_left(tmp_path: Path) -> None:
     lines = [_line(positive=["今天是晴天", "今天的天气"]), _line(positive=["今天的天气", ""]), _line(positive=[])]
     mixture, rejects = _load(tmp_path, lines)
-    assert mixture.train["a"]["positive"] == ["今天是晴天"]
+    assert mixture.train["faq"]["positive"] == ["今天是晴天"]
     reasons = [(r["row"], r["reason"]) for r in rejects if r["action"] == "row rejected"]
     emptied = "positive: no text is left in the list (equal to the query)"
     assert reasons == [(2, emptied), (3, "positive: an empty list")]
 
 
-@pytest.mark.parametrize("name", SCORE_FAULTS)
-def test_a_faulty_score_is_found(name: str, tmp_path: Path) -> None:
-    changes, reason = SCORE_FAULTS[name]
+def test_faulty_scores_are_found(tmp_path: Path) -> None:
     good = {"sentence1": "天气好", "sentence2": "晴天", "label": 4}
-    bad = {key: value for key, value in {**good, **changes}.items() if value is not ...}
-    lines = [json.dumps(row).encode() for row in (good, bad, good)]
-    mixture, rejects = _load(tmp_path, lines, task="sts", score_range=[0, 5])
-    assert [(r["row"], r["reason"]) for r in rejects] == [(2, reason)]
-    assert np.allclose(mixture.train["a"]["label"], [0.8, 0.8])
+    rows = [{k: v for k, v in {**good, **changes}.items() if v is not ...} for changes, _ in SCORE_FAULTS.values()]
+    mixture, rejects = _load(
+        tmp_path, [json.dumps(row).encode() for row in (good, *rows)], task="sts", score_range=[0, 5]
+    )
+    expected = [(row, reason) for row, (_, reason) in enumerate(SCORE_FAULTS.values(), start=2)]
+    assert [(r["row"], r["reason"]) for r in rejects] == expected
+    assert mixture.train["faq"]["label"] == [pytest.approx(0.8)]
 
 
 def test_a_pair_is_alike_or_not(tmp_path: Path) -> None:
@@ -168,7 +155,7 @@ def test_a_label_must_be_known_and_of_a_fitting_type(tmp_path: Path) -> None:
     rows = [{"text": f"文本{i}", "label": label} for i, label in enumerate(["好", "坏", "奇", 1, 1.5, None, True, ""])]
     lines = [json.dumps(row).encode() for row in rows]
     mixture, rejects = _load(tmp_path, lines, task="classification", use="evaluate", labels=["好", "坏", 1])
-    assert list(mixture.evaluation["a"]) == [
+    assert list(mixture.evaluation["faq"]) == [
         {"text": "文本0", "label": "好"}, {"text": "文本1", "label": "坏"}, {"text": "文本3", "label": "1"},
     ]  # fmt: skip
     assert [(r["row"], r["reason"]) for r in rejects] == [
@@ -187,14 +174,14 @@ def test_a_label_must_be_known_and_of_a_fitting_type(tmp_path: Path) -> None:
 def test_the_only_negative_of_a_row_cannot_go_alone(columns: dict[str, str], reason: str, tmp_path: Path) -> None:
     mixture, rejects = _load(tmp_path, [_line(negative="明天有雨"), _line(**columns)])
     assert [(r["row"], r["reason"]) for r in rejects] == [(2, reason)]
-    assert mixture.train["a"]["negative"] == ["明天有雨"]
+    assert mixture.train["faq"]["negative"] == ["明天有雨"]
 
 
 def test_texts_lose_the_whitespace_around_them_and_nothing_else(tmp_path: Path) -> None:
     mixture, rejects = _load(tmp_path, [_line(query=" \t今天 的\n天气\u3000\r\n", negative=["  雨 "])])
     assert not rejects
-    assert mixture.train["a"][0]["query"] == "今天 的\n天气"
-    assert mixture.train["a"][0]["negative"] == ["雨"]
+    assert mixture.train["faq"][0]["query"] == "今天 的\n天气"
+    assert mixture.train["faq"][0]["negative"] == ["雨"]
 
 
 @pytest.mark.parametrize(
@@ -204,7 +191,7 @@ def test_texts_lose_the_whitespace_around_them_and_nothing_else(tmp_path: Path) 
 def test_uncommon_text_is_not_taken_for_broken(text: str, tmp_path: Path) -> None:
     mixture, rejects = _load(tmp_path, [_line(query=text)])
     assert not rejects
-    assert mixture.train["a"][0]["query"] == text
+    assert mixture.train["faq"][0]["query"] == text
 
 
 def test_columnar_sources_report_rows_by_number_over_row_groups(tmp_path: Path) -> None:
@@ -212,9 +199,8 @@ def test_columnar_sources_report_rows_by_number_over_row_groups(tmp_path: Path) 
     queries[3], queries[8] = "", None
     table = pa.table({"query": queries, "positive": [f"回答{i}" for i in range(10)]})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=4)
-    given = {"source": str(tmp_path / "a.parquet"), "task": "retrieval"}
-    mixture = load_mixture({"datasets": {"a": given}}, cache_dir=tmp_path / "cache")
-    rejects = [json.loads(line) for line in mixture.report.datasets["a"].rejects_path.read_text().splitlines()]
+    mixture = load(tmp_path / "a.parquet")
+    rejects = [json.loads(line) for line in mixture.report.datasets["faq"].rejects_path.read_text().splitlines()]
     assert [(r["row"], r["reason"]) for r in rejects] == [(4, "query: empty"), (9, "query: null")]
 
 
@@ -223,9 +209,9 @@ def test_columnar_sources_report_rows_by_number_over_row_groups(tmp_path: Path) 
     [
         (
             pa.array([1, 2]),
-            r"column 'query' of .*a\.parquet must hold text to be the query of dataset 'a', got the type int64",
+            r"column 'query' of .*a\.parquet must hold text to be the query of dataset 'faq', got the type int64",
         ),
-        (pa.array([["a"], ["b"]]), r"must hold text to be the query of dataset 'a', got the type list<.*>"),
+        (pa.array([["faq"], ["b"]]), r"must hold text to be the query of dataset 'faq', got the type list<.*>"),
     ],
 )
 def test_a_columnar_source_of_the_wrong_type_is_an_error_of_the_dataset(
@@ -233,9 +219,7 @@ def test_a_columnar_source_of_the_wrong_type_is_an_error_of_the_dataset(
 ) -> None:
     pq.write_table(pa.table({"query": column, "positive": ["x", "y"]}), tmp_path / "a.parquet")
     with pytest.raises(MixtureError, match=message):
-        load_mixture(
-            {"datasets": {"a": {"source": str(tmp_path / "a.parquet"), "task": "retrieval"}}}, cache_dir=tmp_path / "c"
-        )
+        load(tmp_path / "a.parquet")
 
 
 def test_the_policy_error_names_the_first_fault(tmp_path: Path) -> None:
@@ -247,15 +231,13 @@ def test_the_policy_error_names_the_first_fault(tmp_path: Path) -> None:
 
 
 def test_too_many_faulty_rows_mean_a_misread_dataset(tmp_path: Path) -> None:
-    message = (
-        r"2 of the 3 rows of dataset 'a' are faulty \(2 query: empty\), more than max_rejected=0\.5; look at .*rejects"
-    )
+    message = r"2 of the 3 rows .* are faulty \(2 query: empty\), more than max_rejected=0\.5; look at .*rejects"
     with pytest.raises(MixtureError, match=message):
         _load(tmp_path, [_line(), _line(query=""), _line(query="")], max_rejected=0.5)
 
 
 def test_a_dataset_with_nothing_left_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(MixtureError, match=r"dataset 'a' has no row left of 1: 1 query: empty"):
+    with pytest.raises(MixtureError, match=r"dataset 'faq' has no row left of 1: 1 query: empty"):
         _load(tmp_path, [_line(query="")])
 
 
@@ -275,7 +257,7 @@ def test_counts_add_up_and_no_good_row_is_lost(rows: list[dict], tmp_path_factor
     rows = [{"query": "好", "positive": "行", "negative": ["雨"]}, *rows]  # so that the columns are always there
     tmp_path = tmp_path_factory.mktemp("property")
     mixture, rejects = _load(tmp_path, [json.dumps(row).encode() for row in rows])
-    report = mixture.report.datasets["a"]
+    report = mixture.report.datasets["faq"]
     assert report.rows == len(rows)
     assert report.kept + sum(report.rejected.values()) - report.added == len(rows)
     gone = {reject["row"] for reject in rejects if reject["action"] == "row rejected"}
@@ -293,7 +275,7 @@ def test_counts_add_up_and_no_good_row_is_lost(rows: list[dict], tmp_path_factor
             wanted = []
         assert (number in gone) == (not wanted), (row, wanted)
     expected = [(row["query"].strip(), p) for row in rows for p in positives(row)]
-    assert list(zip(mixture.train["a"]["query"], mixture.train["a"]["positive"], strict=True)) == expected
+    assert list(zip(mixture.train["faq"]["query"], mixture.train["faq"]["positive"], strict=True)) == expected
 
 
 @given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=6), faulty=st.sets(st.integers(0, 29)))
@@ -310,6 +292,6 @@ def test_the_result_does_not_depend_on_how_rows_fall_into_chunks(
             mixture, rejects = _load(tmp_path_factory.mktemp("chunks"), good + lines)
         finally:
             chunks.CHUNK_ROWS = before
-        found.append((list(mixture.train["a"]), [(r["row"], r["reason"]) for r in rejects]))
+        found.append((list(mixture.train["faq"]), [(r["row"], r["reason"]) for r in rejects]))
     assert found[0][0] == found[1][0] == found[2][0]
     assert sorted(found[0][1]) == sorted(found[1][1]) == sorted(found[2][1])
