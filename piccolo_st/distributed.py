@@ -26,7 +26,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -35,7 +35,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from sentence_transformers.util import get_rank, get_world_size
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
@@ -126,7 +126,7 @@ def _raise_disagreement(facts: Mapping[str, str], remedy: str) -> None:
 
 def agree(
     what: str,
-    facts: Mapping[str, Any],
+    facts: Mapping[str, object],
     device: torch.device,
     counts: Sequence[int] = (),
     remedy: str = _SAME_STEP,
@@ -263,16 +263,18 @@ class _GatherRows(torch.autograd.Function):
 
 
 @contextmanager
-def last_forward_syncs(model: Any, last: bool) -> Iterator[None]:
+def last_forward_syncs(model: nn.Module, last: bool) -> Iterator[None]:
     """Around each of several forwards that share one backward: only the last one talks to the other ranks.
 
     DistributedDataParallel broadcasts buffers and prepares its gradient buckets in every synchronising forward. With
     the ranks running different numbers of forwards these collectives would no longer match. With all but the last
     forward inside ``no_sync``, each rank broadcasts once, at its first forward, and reduces once, in the backward.
     """
-    model = getattr(model, "_orig_mod", model)  # below torch.compile
-    deferred = isinstance(model, DistributedDataParallel) and not last
-    with model.no_sync() if deferred else nullcontext():
+    wrapped = getattr(model, "_orig_mod", model)  # below torch.compile
+    if isinstance(wrapped, DistributedDataParallel) and not last:
+        with wrapped.no_sync():
+            yield
+    else:
         yield
 
 

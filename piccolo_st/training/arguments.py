@@ -166,6 +166,11 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
     """SentenceTransformerTrainingArguments with the defaults of Piccolo fine-tuning; only what changes is listed.
 
     The per-device batch size stands in the data section, because it decides which negatives a row meets.
+
+    Example:
+        >>> args = PiccoloTrainingArguments("runs/mine", num_train_epochs=3)
+        >>> args.learning_rate, args.resume, args.save_total_limit
+        (2e-05, 'auto', 2)
     """
 
     # Fields of the parent that a configuration does not set, with what it sets instead.

@@ -20,19 +20,22 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TypeAlias, TypedDict, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from transformers import TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 from piccolo_st.distributed import get_rank, get_world_size
 from piccolo_st.errors import InputError, reason
+from piccolo_st.training.metrics import Batch
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +66,10 @@ class TrainingStopped(SystemExit):
 
 
 def check_supported(
-    args: Any, zero_stage: int | None, cached_losses: list[str], dtypes: Collection[torch.dtype] = ()
+    args: TrainingArguments,
+    zero_stage: int | None,
+    cached_losses: list[str],
+    dtypes: Collection[torch.dtype] = (),
 ) -> None:
     """Refuse what is known to fail, and warn of weights in half precision, whose small steps are lost.
 
@@ -89,7 +95,8 @@ def check_supported(
             "train.save_on_each_node writes parts of a checkpoint to different disks, where nobody can tell whether it "
             "is complete; unset it and set train.output_dir to a directory that all nodes share"
         )
-    reentrant = args.activation_checkpointing and (args.activation_checkpointing_kwargs or {}).get("use_reentrant")
+    settings = args.activation_checkpointing_kwargs
+    reentrant = args.activation_checkpointing and isinstance(settings, dict) and settings.get("use_reentrant")
     if zero_stage == 2 and (cached_losses or reentrant):
         cause = f"gradient caching (of {', '.join(cached_losses)})" if cached_losses else "reentrant checkpointing"
         remedy = (
@@ -101,7 +108,7 @@ def check_supported(
         )
 
 
-def _check_weights(args: Any, zero_stage: int | None, dtypes: Collection[torch.dtype]) -> None:
+def _check_weights(args: TrainingArguments, zero_stage: int | None, dtypes: Collection[torch.dtype]) -> None:
     half = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes if dtype in (torch.float16, torch.bfloat16))
     if not half or zero_stage or (zero_stage == 0 and (args.fp16 or args.bf16)):  # DeepSpeed keeps float32 masters
         return
@@ -123,13 +130,14 @@ def _check_weights(args: Any, zero_stage: int | None, dtypes: Collection[torch.d
         )
 
 
-def check_stream(args: Any) -> None:
+def check_stream(args: TrainingArguments) -> None:
     """Refuse a streamed dataset that one process would read for all; say what going on with one means.
 
     Raises:
         InputError: several processes, and accelerate would cut the batches of the first for them.
     """
-    if args.world_size > 1 and args.accelerator_config.dispatch_batches is not False:
+    config = cast(AcceleratorConfig, args.accelerator_config)
+    if args.world_size > 1 and config.dispatch_batches is not False:
         raise InputError(
             f"a streamed train_dataset under {args.world_size} processes needs accelerator_config="
             '{"dispatch_batches": False}, so that each process reads and collates its own rows; accelerate would cut '
@@ -156,19 +164,17 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: str | None = None
         self._at = 0.0
-        self._before: dict[int, Any] = {}
+        self._restore = ExitStack()
 
     def __enter__(self) -> StopSignals:
         self.received = None
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
+                self._restore.callback(signal.signal, number, signal.signal(number, self._note))
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
+    def __exit__(self, *error: object) -> None:
+        self._restore.close()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         # A launcher repeats the signal that the terminal or the scheduler has sent to everyone already.
@@ -199,8 +205,23 @@ class MicroStep:
 
     dataset: str | None
     rows: list[int] | None
-    inputs: dict[str, Any]
+    inputs: Batch
     loss: Tensor
+
+
+class _Report(TypedDict):
+    """What a rank says of a micro-step of a step that is not finite."""
+
+    rank: int
+    dataset: str | None
+    loss: str | None
+    """In words; None where it is finite."""
+    rows: list[int] | None
+    suspects: list[int]
+
+
+Texts: TypeAlias = Callable[[str | None, int], Mapping[str, object]]
+"""(dataset, number of a row) -> the row itself."""
 
 
 @dataclass
@@ -232,7 +253,14 @@ class NonFiniteGuard:
         """Remember a micro-step until its optimizer step is judged."""
         self._steps.append(micro_step)
 
-    def judge(self, step: int, norm: float | Tensor, loss_scale: float | None, suspects: Any, texts: Any) -> bool:
+    def judge(
+        self,
+        step: int,
+        norm: float | Tensor,
+        loss_scale: float | None,
+        suspects: Callable[[MicroStep], list[int]],
+        texts: Texts,
+    ) -> bool:
         """Judge an optimizer step; on every rank, with the same result.
 
         Args:
@@ -240,7 +268,7 @@ class NonFiniteGuard:
             norm: of the gradient of all ranks. Reading it waits for the device.
             loss_scale: of fp16, or None.
             suspects: a MicroStep -> positions of its rows that are to blame, or none.
-            texts: (dataset, row) -> the row itself.
+            texts: the rows that are written down.
 
         Returns:
             Whether the step is sound.
@@ -261,7 +289,7 @@ class NonFiniteGuard:
         self.skipped += 1
         blamed = blamed or report
         if any(one["suspects"] for one in blamed):
-            blamed = [{**one, "rows": one["suspects"]} for one in blamed if one["suspects"]]
+            blamed = [cast(_Report, {**one, "rows": one["suspects"]}) for one in blamed if one["suspects"]]
         self._write(step, blamed, texts)
         message = f"the {_words(blamed)} at step {step}; the rows are in {self.file}"
         if self._streak >= self.limit:
@@ -279,14 +307,14 @@ class NonFiniteGuard:
         self.skipped = self.overflows = 0
         return {name: value for name, value in found.items() if value}
 
-    def _write(self, step: int, blamed: list[dict[str, Any]], texts: Any) -> None:
+    def _write(self, step: int, blamed: list[_Report], texts: Texts) -> None:
         if get_rank() != 0:
             return
         lines = []
         for one in blamed:
-            for row in one["rows"] or [None]:
-                line = {"step": step, "rank": one["rank"], "dataset": one["dataset"], "row": row, "loss": one["loss"]}
-                lines.append({**line, "content": None if row is None else texts(one["dataset"], row)})
+            line = {"step": step, "rank": one["rank"], "dataset": one["dataset"], "row": None, "loss": one["loss"]}
+            found = [{**line, "row": row, "content": texts(one["dataset"], row)} for row in one["rows"] or []]
+            lines += found or [{**line, "content": None}]
         try:
             with self.file.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
@@ -294,7 +322,7 @@ class NonFiniteGuard:
             logger.warning("%s cannot be written: %s", self.file, error)
 
 
-def _describe(step: MicroStep, suspects: Any) -> dict[str, Any]:
+def _describe(step: MicroStep, suspects: Callable[[MicroStep], list[int]]) -> _Report:
     loss = float(step.loss)
     positions = suspects(step)
     rows = step.rows
@@ -307,15 +335,15 @@ def _describe(step: MicroStep, suspects: Any) -> dict[str, Any]:
     }
 
 
-def _from_every_rank(mine: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _from_every_rank(mine: list[_Report]) -> list[_Report]:
     if get_world_size() == 1:
         return mine
-    everyone: list[Any] = [None] * get_world_size()
+    everyone: list[list[_Report]] = [[]] * get_world_size()
     dist.all_gather_object(everyone, mine)
     return [one for part in everyone for one in part]
 
 
-def _words(blamed: list[dict[str, Any]]) -> str:
+def _words(blamed: list[_Report]) -> str:
     what = f"loss {blamed[0]['loss']}" if blamed[0]["loss"] is not None else "gradient, which is not finite,"
     places: dict[str, list[int]] = {}
     for one in blamed:

@@ -65,6 +65,19 @@ class PiccoloTrainer(ResumableTrainer):
 
     It takes the arguments of SentenceTransformerTrainer. ``args.multi_dataset_batch_sampler`` should be
     HomogeneousBatchSampler (or a partial of it); any other sampler of ST works and loses reading at once.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> from piccolo_st import PiccoloLoss
+        >>> model = SentenceTransformer("runs/quickstart/model")
+        >>> rows = {"query": ["春天", "猫吃什么", "水", "红花"], "positive": ["春天来了", "猫吃鱼", "水中有鱼", "花红"]}
+        >>> args = PiccoloTrainingArguments("runs/mine", max_steps=2, per_device_train_batch_size=4, disable_tqdm=True)
+        >>> trainer = PiccoloTrainer(model, args, train_dataset=Dataset.from_dict(rows), loss=PiccoloLoss(model))
+        >>> trainer.train().global_step
+        {'train_runtime': ...}
+        2
+        >>> trainer.train().global_step  # the run has ended, so its model is loaded
+        2
     """
 
     training_args_class: Any = PiccoloTrainingArguments

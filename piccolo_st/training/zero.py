@@ -20,11 +20,14 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from piccolo_st.distributed import fail_together, get_rank, on_first_rank
 from piccolo_st.training import checkpoint
 from piccolo_st.training.checkpoint import Checkpoint, CheckpointError
+
+if TYPE_CHECKING:
+    from accelerate.utils import DeepSpeedPlugin
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +35,7 @@ logger = logging.getLogger(__name__)
 CONVERTIBLE = ("DeepSpeed ZeRO-1", "DeepSpeed ZeRO-2")
 
 
-def deepspeed_classes() -> list[Any]:
+def deepspeed_classes() -> list[type]:
     """The classes that stand in DeepSpeed's own checkpoints."""
     from deepspeed.runtime.fp16 import loss_scaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -97,7 +100,7 @@ def _convert(found: Checkpoint, output_dir: Path) -> str:
 
 
 @contextmanager
-def load_universal(plugin: Any) -> Iterator[None]:
+def load_universal(plugin: DeepSpeedPlugin) -> Iterator[None]:
     """Step (2): inside, an engine that is built from a DeepSpeedPlugin loads universal checkpoints."""
     config = plugin.deepspeed_config
     before = config.get("checkpoint")
