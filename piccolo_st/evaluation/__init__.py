@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from piccolo_st.evaluation.benchmarks import average_scores as average_scores
     from piccolo_st.evaluation.benchmarks import get_benchmark as get_benchmark
     from piccolo_st.evaluation.bootstrap import compare_models as compare_models
-    from piccolo_st.evaluation.curves import comparison as comparison
+    from piccolo_st.evaluation.curves import before_and_after as before_and_after
     from piccolo_st.evaluation.curves import evaluations as evaluations
     from piccolo_st.evaluation.curves import plot_curves as plot_curves
     from piccolo_st.evaluation.in_training import RetrievalEvaluator as RetrievalEvaluator
@@ -54,7 +54,7 @@ __getattr__, __dir__ = lazily(
     {
         "benchmarks": "Averages Benchmark C_MTEB_35 average_scores get_benchmark",
         "bootstrap": "compare_models",
-        "curves": "comparison evaluations plot_curves",
+        "curves": "before_and_after evaluations plot_curves",
         "in_training": "RetrievalEvaluator held_out_evaluators",
         "loading": "load_model",
         "local_tasks": "load_local_tasks",

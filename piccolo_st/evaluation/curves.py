@@ -33,7 +33,7 @@ def evaluations(history: Sequence[Mapping[str, float]]) -> list[dict[str, float]
     return found
 
 
-def comparison(history: Sequence[Mapping[str, float]]) -> str:
+def before_and_after(history: Sequence[Mapping[str, float]]) -> str:
     """The table of the first evaluation against the last one, in percent; empty text when there are not two."""
     points = evaluations(history)
     if len(points) < 2:

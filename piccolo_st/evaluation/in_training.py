@@ -67,10 +67,12 @@ class RetrievalEvaluator(InformationRetrievalEvaluator):
             )
         super().__init__(dict(queries), dict(corpus), documents, batch_size=batch_size, name=name, **kwargs)
 
-    def __call__(self, model: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def __call__(
+        self, model: Any, output_path: str | None = None, epoch: int = -1, steps: int = -1
+    ) -> dict[str, float]:
         """Search, and return the metrics."""
         with other_lengths(model, *self.lengths):
-            return super().__call__(model, *args, **kwargs)
+            return super().__call__(model, output_path, epoch, steps)
 
     def prefix_name_to_metrics(self, metrics: dict[str, float], name: str) -> dict[str, float]:
         """The metrics by their short names, with the name of the set in front."""

@@ -90,7 +90,7 @@ class LocalTask:
             self.dataset = self.read()
             self.data_loaded = True
 
-    def read(self) -> Any:
+    def read(self) -> object:
         """The data in the form that mteb's class of the type takes.
 
         Raises:

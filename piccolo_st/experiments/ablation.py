@@ -176,20 +176,20 @@ class Ablation:
                     shown = "  ".join(f"{task} {score:.2f}" for task, score in scores.items())
                     say(f"{name}, seed {seed}: {shown}")
 
-    def result(self, name: str, seed: int) -> dict[str, Any] | None:
-        """The result of a variant with a seed, or None if there is none for this configuration."""
+    def result(self, name: str, seed: int) -> dict[str, float] | None:
+        """The scores of a variant with a seed, or None if there are none for this configuration."""
         path = self._folder(name, seed) / "result.json"
         if not path.is_file():
             return None
         found = json.loads(path.read_text(encoding="utf-8"))
-        return found if found["configuration"] == self._key(self.resolved[name], seed) else None
+        return found["scores"] if found["configuration"] == self._key(self.resolved[name], seed) else None
 
     def scores(self) -> dict[str, list[dict[str, float]]]:
         """Variant -> the scores of each finished seed, percent, with their mean under ``MEAN``."""
         found: dict[str, list[dict[str, float]]] = {}
         for name in self.variants:
             results = [self.result(name, seed) for seed in self.settings.seeds]
-            if done := [result["scores"] for result in results if result is not None]:
+            if done := [scores for scores in results if scores is not None]:
                 found[name] = [{**scores, MEAN: statistics.fmean(scores.values())} for scores in done]
         return found
 

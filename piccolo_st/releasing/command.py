@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from piccolo_st.config import OptionParser
@@ -36,10 +37,12 @@ def parser() -> OptionParser:
     options.add_argument("repo_id", help="where it goes: org/name")
     options.add_argument("--push", action="store_true", help="release; otherwise show what would happen")
     options.add_argument(
-        "--public", action="store_true", help="make the repository public once the release is verified"
+        "--public", dest="private", action="store_false", help="make the repository public once the release is verified"
     )
     options.add_argument("--revision", default="main", help="branch to release to")
-    options.add_argument("--pull-request", action="store_true", help="open a pull request instead of committing")
+    options.add_argument(
+        "--pull-request", dest="create_pr", action="store_true", help="open a pull request instead of committing"
+    )
     options.add_argument("--tag", help="tag for the commit, such as v1.0")
     options.add_argument("--message", help="title of the commit")
     options.add_argument("--parent", help="refuse unless the branch is still at this commit")
@@ -89,26 +92,15 @@ def main(arguments: Sequence[str]) -> None:
     if options.onnx:
         export_onnx(options.model_dir)
     texts = thin_out(read_corpus(options.corpus), options.limit) if options.space is not None else []
-    whole = ReleaseOptions(
-        push=options.push,
-        private=not options.public,
-        revision=options.revision,
-        create_pr=options.pull_request,
-        tag=options.tag,
-        message=options.message,
-        parent=options.parent,
-        include=options.include,
-        exclude=options.exclude,
-        delete=options.delete,
-        foreign_results=options.foreign_results,
-    )
+    given = vars(options)  # options of a release have the names of its fields
+    whole = ReleaseOptions(**{one.name: given[one.name] for one in fields(ReleaseOptions) if one.name in given})
     release(options.model_dir, options.repo_id, whole)
     if options.space is not None:
         print()
         release_space(
             options.repo_id,
             texts,
-            ReleaseOptions(push=options.push, private=not options.public),
+            ReleaseOptions(push=options.push, private=options.private),
             space_id=options.space or None,
             model_revision=options.tag or options.revision,
         )

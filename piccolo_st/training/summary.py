@@ -9,7 +9,7 @@ from datasets import DatasetDict
 
 from piccolo_st.data import Mixture, RetrievalHoldout
 from piccolo_st.distributed import missing_processes
-from piccolo_st.evaluation import comparison
+from piccolo_st.evaluation import before_and_after
 from piccolo_st.losses.needs import negatives_from
 from piccolo_st.modeling import packs, weights_in_words
 from piccolo_st.training.arguments import FinetuneConfig
@@ -57,7 +57,7 @@ def summarize(config: FinetuneConfig, mixture: Mixture, trainer: PiccoloTrainer)
     """The table before and after, where everything is, and the lines that search with the model."""
     state, output = trainer.state, Path(str(config.train.output_dir))
     folder, curves = output / "model", output / "curves.png"
-    lines = [comparison(state.log_history)]
+    lines = [before_and_after(state.log_history)]
     if trainer.out_of_time and state.global_step < state.max_steps:
         limit = f"train.max_seconds={config.train.max_seconds:g}"
         more = "the same command without it (or PICCOLO_ST_MAX_SECONDS) goes on from there"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from piccolo_st.evaluation.curves import comparison, evaluations, plot_curves
+from piccolo_st.evaluation.curves import before_and_after, evaluations, plot_curves
 from piccolo_st.tables import picture, table
 
 HISTORY = [
@@ -41,9 +41,9 @@ def test_several_sets_are_averaged() -> None:
 
 
 def test_the_comparison_takes_the_first_and_the_last() -> None:
-    lines = comparison(HISTORY).splitlines()
+    lines = before_and_after(HISTORY).splitlines()
     assert lines[2].split() == ["nDCG@10", "10.00", "50.00", "40.00"]
-    assert comparison(HISTORY[:2]) == ""
+    assert before_and_after(HISTORY[:2]) == ""
 
 
 def test_curves_are_drawn(tmp_path: Path) -> None:

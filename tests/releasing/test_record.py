@@ -249,6 +249,15 @@ def test_a_run_is_released_as_the_readme_says(server: HubServer, folder: Path, i
     recipe(server, folder, "finetune", "run.yaml", "--model.instructions", instructions,
            "--model.name_or_path", encoder, "--train.save_strategy", "no")  # fmt: skip
     card = ["--fill-card", "--license", "mit", "--language", "zh", "--run-dir", str(folder / "run")]
+    if instructions == "piccolo":  # with what evaluating it gave
+        pytest.importorskip("mteb")
+        rows = [("今天天气晴", "今天天气好", 0.9), ("猫", "狗", 0.4), ("山川", "河海", 0.5), ("红", "绿白", 0.1)]
+        lines = "".join(",".join(map(str, row)) + "\n" for row in [("sentence1", "sentence2", "score"), *rows])
+        (folder / "pairs.csv").write_text(lines, encoding="utf-8")
+        (folder / "tasks.yaml").write_text("tasks:\n  - {name: Pairs, type: STS, data: pairs.csv}\n")
+        recipe(server, folder, "evaluate", "run/model", "--benchmark", "tasks.yaml")
+        (result,) = (folder / "results").rglob("Pairs.json")
+        card += ["--results", str(result.parent), "--benchmark", "tasks.yaml"]
     shown = recipe(server, folder, "release", "run/model", REPO, *card)
     assert "Dry run: nothing was sent" in shown and "FAIL" not in shown and not server.repos
     assert "Dry run: nothing was sent" in recipe(server, folder, "release", "run/model", REPO)
@@ -260,6 +269,10 @@ def test_a_run_is_released_as_the_readme_says(server: HubServer, folder: Path, i
     for fact in ("learning rate | 2e-05", "temperature | 0.01", "seed | 42", "batch | 16 x 1 = 16", "precision | fp32"):
         assert f"| {fact} |" in text
     assert ("encode_query" in text) == (instructions == "piccolo") == ("查询：" in text)
+    if instructions == "piccolo":
+        score = json.loads(result.read_text())["scores"]["test"][0]["cosine_spearman"]
+        assert f"| Pairs | STS | default | test | cos_sim_spearman | {100 * score:.2f} |" in text
+        assert "![curves](curves.png)" in text and "model-index:" in text
     snippets = [part.split("```")[0] for part in text.split("```python\n")[1:]]
     for snippet in snippets:
         environment = server.environment(folder / "other", TOKEN)
