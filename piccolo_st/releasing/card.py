@@ -107,27 +107,23 @@ class PiccoloModelCardData(SentenceTransformerModelCardData):
             data["model-index"] = ours
         evaluation = evaluation_section(self.own_scores(), self.benchmark, self.comparison, self.content_hash)
         data["evaluation"] = block("evaluation", evaluation)
-        usage = usage_section(self.model_id or PLACEHOLDER_ID, self.prompts_of_model())
+        instructions = self.instructions if self.model is None else prompts_of(self.model)
+        usage = usage_section(self.model_id or PLACEHOLDER_ID, instructions)
         data["usage"] = block("usage", usage)
         data["training"] = block("training", training_section(self.stages, self.pictures))
         data["inherited"] = self._inherited(data)
         self._cached_dict = data
         return data
 
-    def prompts_of_model(self) -> Instructions:
-        """The instructions that the attached model has as prompts, or else the declared ones."""
-        return self.instructions if self.model is None else prompts_of(self.model)
-
     def own_scores(self) -> ModelScores:
         """This model in the table of averages, computed from the results where there are any."""
         if self.reported is not None and not self.results:
             return self.reported
-        known = self.get_model_specific_metadata()
-        facts = ModelFacts(
-            size_gb=self.declared.get("size_gb") or _size_gb(self.model),
-            dimension=known.get("output_dimensionality"),
-            max_tokens=known.get("model_max_length"),
-        )
+        if self.model is not None:
+            facts = model_facts(self.model)
+        else:
+            names = {"size_gb": "size_gb", "dimension": "output_dimensionality", "max_tokens": "model_max_length"}
+            facts = cast(ModelFacts, {fact: self.declared.get(name) for fact, name in names.items()})
         found = task_scores(self.results, self.benchmark)
         return ModelScores.of(self.model_id or str(self.model_name), found, self.benchmark, facts)
 
@@ -153,10 +149,12 @@ def prompts_of(model: SentenceTransformer) -> Instructions:
     return Instructions(prompts.get("query") or "", prompts.get("document") or prompts.get("passage") or "")
 
 
-def _size_gb(model: SentenceTransformer | None) -> float | None:
-    if model is None:
-        return None
-    return float(f"{sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9:.2g}")
+def model_facts(model: SentenceTransformer) -> ModelFacts:
+    """What a card's table says of a model beside its scores; the size to two digits."""
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 1e9
+    return ModelFacts(
+        size_gb=float(f"{size:.2g}"), dimension=model.get_embedding_dimension(), max_tokens=model.max_seq_length
+    )
 
 
 def render_card(data: PiccoloModelCardData) -> str:

@@ -26,7 +26,6 @@ from piccolo_st.errors import InputError, nearest, reason
 from piccolo_st.evaluation import (
     C_MTEB_35,
     Benchmark,
-    ModelFacts,
     ModelScores,
     TaskResult,
     get_benchmark,
@@ -39,6 +38,7 @@ from piccolo_st.releasing.card import (
     PLACEHOLDER_ID,
     PiccoloModelCardData,
     dataset_facts,
+    model_facts,
     prompts_of,
     render_card,
     stage_facts,
@@ -191,12 +191,8 @@ def prepare_card(
         add_training(folder, run_dir)
     if results is None:
         return
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9
-    facts = ModelFacts(
-        size_gb=float(f"{size:.2g}"), dimension=model.get_embedding_dimension(), max_tokens=model.max_seq_length
-    )
     measured = read_results(results, benchmark)
-    own = ModelScores.of(model_id, task_scores(measured, benchmark), benchmark, facts)
+    own = ModelScores.of(model_id, task_scores(measured, benchmark), benchmark, model_facts(model))
     others = [row for row in comparison if row.model != model_id]
     add_results(folder, measured, own, benchmark, evaluated=evaluated, comparison=others)
 
