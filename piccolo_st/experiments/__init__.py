@@ -1,7 +1,7 @@
 """What each part of the recipe is worth, beside sentence-transformers alone.
 
-ablation.py  What each part of the recipe is worth: the same encoder, data, steps and samples, one part more ...
-stock.py     What a run is held against: the same rows and encoder trained by sentence-transformers alone
+ablation.py  variants of one run, several seeds, one table and one picture
+stock.py     the same rows and encoder trained by sentence-transformers alone
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """Releases on the Hugging Face Hub: the card and its results, the checks, the difference, one commit.
 
-card.py           PiccoloModelCardData: sentence-transformers' model card with results, Chinese text and the ...
-card_folder.py    Cards of folders: written from data files, or renewed with the results of an evaluation
-card_sections.py  The parts of a model card that sentence-transformers' own card does not have, as Markdown in ...
-checks.py         What a model directory has to satisfy before it is published, one :class:`Check` each
-diff.py           What a release would change on the Hub: every file against the remote, and the state that ...
-eval_results.py   Results as the Hub takes them: a README's model-index and the files .eval_results/Task.yaml
-publish.py        release(): checks a model directory, shows what would change, and on request publishes it in ...
-push.py           What a trainer pushes while it trains, by the rules of a release: portable, only a model's ...
-record.py         What a run was: every setting and what was measured or counted, in two files of its directory
-training_card.py  What a trainer puts into the card of its model: all that sentence-transformers does, but no ...
+record.py         what a run was: every setting, and what was measured or counted
+card.py           PiccoloModelCardData: sentence-transformers' card with results, Chinese text and the facts of the run
+card_sections.py  its parts in Markdown, and how one of them is renewed in an edited card
+card_folder.py    cards written from data files, or prepared for a release
+training_card.py  what a trainer puts into the card: no row of the data
+eval_results.py   results as the Hub takes them: a README's model-index and the files .eval_results/Task.yaml
+checks.py         what a model directory has to satisfy
+diff.py           what a release would change on the Hub
+publish.py        release(): check, show, and on request publish in one commit
+push.py           what a trainer pushes while it trains
 """
 
 from __future__ import annotations
