@@ -13,10 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from piccolo_st.demo import Searcher
+from piccolo_st.demo.command import main
 from piccolo_st.demo.corpus import read_corpus, thin_out
 from piccolo_st.demo.draw import MAP_POINTS, corpus_map, table
 from piccolo_st.demo.page import render
 from piccolo_st.demo.search import EmbeddedCorpus, Variant
+from piccolo_st.errors import InputError
 from piccolo_st.modeling import set_prompts
 
 TEXTS = ["今天天气晴", "猫和狗", "山川河海", "红黄蓝绿", "春夏秋冬", "数据的结果", "电力和水"]
@@ -147,6 +149,16 @@ def test_the_default_corpus_is_the_quickstarts_definitions() -> None:
     texts = read_corpus()
     assert len(texts) > 30_000 and len(set(texts)) == len(texts)
     assert any("月光" in text for text in thin_out(texts, 5000))
+
+
+def test_what_cannot_be_searched(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.txt does not exist; give a text file or a BEIR folder"):
+        read_corpus(tmp_path / "nowhere.txt")
+    with pytest.raises(InputError, match=r"limit of texts to search must be at least 1, got 0"):
+        thin_out(TEXTS, 0)
+    for models in (["a", "b", "c"], ["a", "a"]):
+        with pytest.raises(InputError, match=rf"the page must show one model or two .* got {', '.join(models)}"):
+            main(models)
 
 
 def test_thinning_out_takes_from_everywhere() -> None:

@@ -163,10 +163,14 @@ def test_a_task_of_one_model_only_is_named(evaluations: tuple[Evaluation, Evalua
     assert "not compared, because one of the two has no examples of it: OwnSts" in compared.table()
 
 
-def test_a_folder_is_found_through_its_only_revision(evaluations: tuple[Evaluation, Evaluation]) -> None:
+def test_a_folder_is_found_through_its_only_revision(
+    evaluations: tuple[Evaluation, Evaluation], tmp_path: Path
+) -> None:
     good, _ = evaluations
 
     assert result_folder(good.folder.parent) == good.folder == result_folder(good.folder)
+    with pytest.raises(InputError, match=r"holds no result files; give the folder of one revision"):
+        result_folder(tmp_path / "nothing")
     other = good.folder.parent / ("f" * 40)
     other.mkdir()
     (other / "OwnSts.json").write_bytes((good.folder / "OwnSts.json").read_bytes())

@@ -87,6 +87,9 @@ def test_a_yaml_file_holds_the_options_and_the_command_line_wins(tmp_path: Path)
         [256, 512],
     )
     command.parse(["model", "--config", str(ROOT / "recipes/configs/evaluate.yaml")])  # as it is shipped
+    for arguments in ([], ["model", "--compare", "a", "b"]):
+        with pytest.raises(InputError, match=r"name a model to evaluate, or two folders of results with --compare"):
+            command.parse(arguments)
 
 
 def test_tasks_without_a_result_end_in_an_error_that_names_them(

@@ -131,22 +131,46 @@ def test_the_revision_follows_the_data_and_the_declaration(tmp_path: Path) -> No
     assert revision(plain) != first
 
 
+ROW = {"sentence1": "天", "sentence2": "地", "score": 1.0, "label": 0, "text": "天"}
+
+
 @pytest.mark.parametrize(
-    ("entry", "message"),
+    ("entry", "rows", "message"),
     [
-        ("name: Own, type: Retreival, data: x", r"type of task 1 of .*own.yaml must be one of .*, got 'Retreival'"),
-        ("name: Own, type: STS, dta: x", r"unknown key 'dta' in task 1 of .*; did you mean data\?"),
-        ("name: a b, type: STS, data: rows.jsonl", r"the name of a task of .* must be letters, .*, got 'a b'$"),
-        ("name: Own, type: Reranking, data: rows.jsonl", r"column 'query' of task 'Own': there is no such column"),
-        ("name: Own, type: STS, data: missing.jsonl", r"the source of dataset 'Own' does not exist: .*missing.jsonl"),
+        ("type: Retreival", [ROW], r"type of task 1 of .*own.yaml must be one of .*, got 'Retreival'"),
+        ("type: STS, dta: x", [ROW], r"unknown key 'dta' in task 1 of .*; did you mean data\?"),
+        ("type: STS", [ROW, {**ROW, "score": float("nan")}], r"row 2.*a score must be a finite number"),
+        ("type: STS", [ROW, ROW], r"the scores of task 'Own' must differ, got 1.0"),
+        ("type: PairClassification", [ROW, {**ROW, "label": 2}], r"row 2, column 'label'.*must be 0 or 1,.*got '2'"),
+        ("type: Clustering", [ROW, {**ROW, "label": None}], r"row 2, column 'label'.*a label must not be empty"),
+        ("type: Clustering", [ROW, ROW], r"task 'Own' needs at least two labels, got"),
+        ("type: Classification", [ROW], r"task 'Own' of type Classification needs `train`"),
+        ("type: Retrieval", [ROW], r"task 'Own' needs a BEIR folder"),
+        ("type: Reranking", [ROW], r"column 'query' of task 'Own': there is no such column"),
     ],
 )
-def test_a_declaration_that_is_wrong(tmp_path: Path, entry: str, message: str) -> None:
-    """Every other message: tests/errors/model_rows.py."""
-    write_jsonl(tmp_path / "rows.jsonl", TWO_LABELS)
+def test_what_cannot_be_used_is_an_error_with_its_place(
+    tmp_path: Path, entry: str, rows: list[dict[str, object]], message: str
+) -> None:
+    """Other messages: tests/errors/model_rows.py."""
+    write_jsonl(tmp_path / "rows.jsonl", rows)
 
     with pytest.raises(InputError, match=message):
+        load(tmp_path, f"name: Own, data: rows.jsonl, {entry}")
+
+
+def test_a_name_twice_half_a_score_and_a_file_without_tasks(tmp_path: Path) -> None:
+    path = write_search(tmp_path / "search") / "qrels.tsv"
+    path.write_text(path.read_text("utf-8") + "q0\td1\t0.5\n", "utf-8")
+    entry = "name: Own, type: Retrieval, data: search"
+
+    with pytest.raises(InputError, match=r"a score must be whole, got 0.5"):
         load(tmp_path, entry)
+    with pytest.raises(InputError, match=r"the name of a task of .* occur once .*, got 'Own' twice"):
+        load_local_tasks(declare(tmp_path, entry, entry))
+    (tmp_path / "own.yaml").write_text("name: Own\n", "utf-8")
+    with pytest.raises(InputError, match=r"must hold one key, `tasks`"):
+        load_local_tasks(tmp_path / "own.yaml")
 
 
 def test_the_example_file_of_the_recipes_is_valid_as_it_stands(tmp_path: Path) -> None:

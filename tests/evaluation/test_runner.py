@@ -293,6 +293,13 @@ def test_what_is_remembered_of_queries_is_not_taken_for_documents(model: Sentenc
     assert not np.allclose(query, document, atol=1e-3) and np.array_equal(query, again)
 
 
+def test_a_row_that_is_no_text_is_named(model: SentenceTransformer) -> None:
+    encoder = BenchmarkEncoder(model, Identity("a/b", "0" * 40, "0" * 40))
+
+    with pytest.raises(InputError, match=r"STSB, split 'test': row 1 must be a text, got None"):
+        encode_column(encoder, "STSB", ["天", None])  # type: ignore[list-item]
+
+
 def test_truncations_are_scored_from_one_encoding(model: SentenceTransformer, tasks: Path, tmp_path: Path) -> None:
     encoded = Encoded(model)
     whole, _ = run(model, tasks, tmp_path / "whole")

@@ -189,6 +189,7 @@ def test_the_stock_run_is_sentence_transformers_own(
     ("change", "message"),
     [
         ({"stock": {"stok": True}}, r"unknown key 'stok' in variant 'stock' of .*; did you mean stock\?"),
+        ({}, r"has no variants; give `variants` at least one"),
         ({"a": {"concatenated": True}}, r"`concatenated` of variant 'a' of .* needs a stock run, got `stock: false`"),
     ],
 )

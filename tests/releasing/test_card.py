@@ -16,6 +16,7 @@ import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
+from piccolo_st.errors import InputError
 from piccolo_st.evaluation import ModelFacts, ModelScores, read_results, task_scores
 from piccolo_st.evaluation.benchmarks import C_MTEB_35, MTEB_CMN_V1, Averages
 from piccolo_st.modeling.instructions import set_prompts
@@ -104,6 +105,21 @@ def test_check_sees_a_stale_card(tmp_path: Path, command: Command) -> None:
 def _copy(source: Path, target: Path) -> Path:
     (target / "card.yaml").write_text((source / "card.yaml").read_text(encoding="utf-8").replace("../", f"{CARDS}/"))
     return target
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("licence: mit", r"unknown key 'licence' in .*card\.yaml; did you mean license"),
+        ("- mit", r"card\.yaml must hold a mapping of card fields, got list"),
+        ("comparison: rows.yaml", r"unknown key 'size' in .*rows\.yaml, row 1; did you mean size_gb"),
+    ],
+)
+def test_data_files_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "card.yaml").write_text(text)
+    (tmp_path / "rows.yaml").write_text("- {model: x, size: 3}")
+    with pytest.raises(InputError, match=message):
+        card_from_folder(tmp_path)
 
 
 def test_eval_result_files_are_the_hubs() -> None:

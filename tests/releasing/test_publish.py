@@ -85,6 +85,11 @@ def test_what_tools_leave_behind_is_left_out(model_dir: Path) -> None:
     assert {"README.md", "model.safetensors", "1_Pooling/config.json", "tokenizer.json"} <= set(files)
 
 
+def test_an_empty_directory(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is empty; save the model there first"):
+        release_files(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("line", "found"),
     [
@@ -338,6 +343,8 @@ def test_branches_and_pull_requests(hub: HubServer, model_dir: Path) -> None:
     hub.fail("refs", status=500, skip=1)
     with pytest.raises(ReleaseError, match=r"looking for a pull request of this release failed: the Hub failed"):
         release(model_dir, REPO, push=True, create_pr=True, say=quiet)
+    with pytest.raises(ReleaseError, match=r"a pull request gets no tag"):
+        release(model_dir, REPO, create_pr=True, tag="v1", say=quiet)
 
 
 def someone_else(hub: HubServer) -> None:
