@@ -1,6 +1,4 @@
-"""Results: one entry per task, subset and split, metrics in percent; whatever they are read from, one form.
-
-Three sources, one form (:class:`TaskResult`):
+"""Results: one :class:`TaskResult` per task, subset and split, metrics in percent, whatever they are read from:
 
 1. mteb's result files, one JSON per task, as evaluating writes them: metrics are renamed as the cards of 2023 name
    them (``cosine_spearman`` -> ``cos_sim_spearman``), multiplied by 100 and limited to those a card shows;

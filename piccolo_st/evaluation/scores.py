@@ -1,7 +1,4 @@
-"""Models side by side: their scores and averages as a table and as a picture, and what an evaluation comes to.
-
-Nothing here imports mteb.
-"""
+"""Models side by side: scores and averages as a table and a picture, and what an evaluation comes to; without mteb."""
 
 from __future__ import annotations
 
