@@ -91,21 +91,19 @@ def evaluate(
 ) -> list[Evaluation]:
     """Evaluate a model with mteb's own tasks and keep the results in mteb's layout.
 
-    Results are at ``output/results/<org>__<name>/<revision>/<Task>.json``, where name and revision are those of
-    :func:`piccolo_st.modeling.fingerprint.identify`; truncations and dtypes are experiments below the revision.
+    Results are at ``output/results/<org>__<name>/<revision>/<Task>.json``, by the identity of the model (see
+    :mod:`piccolo_st.modeling.fingerprint`); truncations and dtypes are experiments below the revision.
 
     Args:
         model: a model, a directory, or a repository on the Hub.
-        benchmark: names of benchmarks, tasks, task types or files of local tasks; see
-            :mod:`piccolo_st.evaluation.tasks`.
+        benchmark: names of benchmarks, tasks, task types or files of local tasks; see ``tasks.py``.
         output: folder of all results.
         name: ``org/name`` to store the results under; made from ``model`` by default.
         revision: branch, tag or commit of a repository.
         truncate_dim: score these numbers of leading dimensions, each, from one encoding; by default all dimensions.
         dtype: evaluate in "float16" or "bfloat16", whatever the weights are stored in.
         device: where to load a directory or repository to.
-        instructions: in place of the model's own prompts, anything that
-            :func:`piccolo_st.modeling.instructions.resolve_instructions` takes.
+        instructions: in place of the model's own prompts: a preset's name or ``{"query": ..., "document": ...}``.
         tokens_per_batch: longest batch in tokens, padding included.
         overwrite: run every task again.
         on_task: called after each task and truncation, on the main process.
@@ -115,32 +113,25 @@ def evaluate(
         One :class:`Evaluation` for every group of tasks and truncation, groups first, on every rank.
 
     Raises:
-        InputError: an unknown name, a local task with a row that cannot be used, a truncation outside the embedding, a
-            text or an embedding that cannot be used, or no way to reach the Hub. What was finished before is kept.
+        InputError: a name, row, truncation, text or embedding that cannot be used, or no Hub; what is finished stays.
 
     Example:
-        >>> pairs = "sentence1,sentence2,score\\n天气,今天有雨,2\\n天气,水果,0\\n猫,动物,1\\n"
+        >>> pairs = "sentence1,sentence2,score\\n天气,今天有雨,2\\n天气,水果,0\\n"
         >>> _ = Path("pairs.csv").write_text(pairs, encoding="utf-8")
         >>> _ = Path("mine.yaml").write_text("tasks: [{name: Pairs, type: STS, data: pairs.csv}]")
-        >>> [evaluation] = evaluate("runs/quickstart/model", "mine.yaml")
-        >>> sorted(evaluation.scores), evaluation.averages.missing
-        (['Pairs'], ())
+        >>> list(evaluate("runs/quickstart/model", "mine.yaml")[0].scores)
+        ['Pairs']
     """
     groups = select(benchmark)
-    for task in (task for group in groups for task in group.tasks):
-        if isinstance(task, LocalTask):
-            task.read()  # a row that cannot be used is an error now, and not hours later behind other tasks
+    tasks = [task for group in groups for task in group.tasks]
+    for local in (task for task in tasks if isinstance(task, LocalTask)):
+        local.read()  # a row that cannot be used is an error now, and not hours later behind other tasks
     loaded = load_model(model, name=name, revision=revision, device=device, dtype=dtype, instructions=instructions)
     truncations = _truncations(loaded, truncate_dim)
-    remember = len(truncations) > 1 or any(len(task.eval_splits) > 1 for group in groups for task in group.tasks)
     encoder = BenchmarkEncoder(
-        loaded.model,
-        loaded.identity,
-        settings=loaded.settings,
-        tokens_per_batch=tokens_per_batch,
-        remember=remember,
-        progress=progress,
+        loaded.model, loaded.identity, loaded.settings, tokens_per_batch=tokens_per_batch, progress=progress
     )
+    encoder.remember = len(truncations) > 1 or any(len(task.eval_splits) > 1 for task in tasks)
     run = _Run(encoder, ResultCache(Path(output)), overwrite, on_task or (lambda outcome: None))
     return [evaluation for group in groups for evaluation in run.group(group, loaded.identity, truncations)]
 
