@@ -91,8 +91,7 @@ def evaluate(
 ) -> list[Evaluation]:
     """Evaluate a model with mteb's own tasks and keep the results in mteb's layout.
 
-    Results are at ``output/results/<org>__<name>/<revision>/<Task>.json``, by the identity of the model (see
-    :mod:`piccolo_st.modeling.fingerprint`); truncations and dtypes are experiments below the revision.
+    They are ``output/results/<org>__<name>/<revision>/<Task>.json``; truncations and dtypes are experiments below it.
 
     Args:
         model: a model, a directory, or a repository on the Hub.
