@@ -1,15 +1,18 @@
 """Better data before a run: check, deduplicate, filter, mine, as steps that resume on any machine.
 
-check.py       The step ``check``: every row read and validated, and what the datasets hold, as a table and a ...
-dedup.py       The step ``dedup``: exact and near duplicates within and across datasets, and texts of the ...
-duplicates.py  Which rows say nothing new or too much: duplicates, and texts of evaluation sets
-filter.py      The step ``filter``: length, language and repetition, and the consistency of query and positive
-job.py         What the preparation steps share: the mixture they read, its rows in parts, and the mixture ...
-mine.py        The step ``mine``: hard negatives for the retrieval datasets of a mixture, shard by shard
-quality.py     Which rows are worth training on: by their length, their language, repetition, and consistency
-shingles.py    Texts as sets of character n-grams, and how much two such sets overlap: exactly, and by MinHash
-stages.py      Work cut into stages of independent tasks that leave files: done once each, resumed where it ...
-steps.py       Preparing a mixture before training: check, dedup, filter, mine; each resumes, and each feeds ...
+A step is check, dedup, filter or mine; its stages run one after the other, the tasks of a stage in any order.
+
+steps.py        A step over a mixture, from its claim on a folder to its report
+step_check.py   The step ``check``: every row read and validated, and what the datasets hold
+step_dedup.py   The step ``dedup``: exact and near duplicates, and texts of the evaluation sets
+step_filter.py  The step ``filter``: length, language and repetition, and the consistency of query and positive
+step_mine.py    The step ``mine``: hard negatives for retrieval datasets, shard by shard
+job.py          What the steps share: the mixture they read, its rows in parts, and the mixture they leave
+stages.py       Stages of independent tasks that leave files, done once each, here or by datatrove
+duplicates.py   Which rows are duplicates of others, or hold texts of evaluation sets
+quality.py      Which rows are worth training on, by length, language, repetition and consistency
+shingles.py     Texts as sets of character n-grams, and how much two such sets overlap
+command.py      ``python -m piccolo_st prepare``
 """
 
 from __future__ import annotations

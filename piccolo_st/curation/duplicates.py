@@ -1,4 +1,4 @@
-"""Which rows say nothing new or too much: duplicates, and texts of evaluation sets.
+"""Which rows are duplicates of others, or hold texts of evaluation sets.
 
 Functions of tables and arrays, with no files and no state:
 

@@ -20,7 +20,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -65,13 +64,13 @@ class Job:
     folder: Path
 
     @classmethod
-    def of(cls, config: Mapping[str, Any] | str | Path, cache: str | Path | None, folder: Path) -> Job:
+    def of(cls, config: Mapping[str, object] | str | Path, cache: str | Path | None, folder: Path) -> Job:
         """From a mixture as ``load_mixture`` takes it."""
         text = json.dumps(config) if isinstance(config, Mapping) else str(Path(config).resolve())
         return cls(text, str(cache) if cache is not None else None, folder)
 
     @property
-    def given(self) -> dict[str, Any] | str:
+    def given(self) -> dict[str, object] | str:
         """The mixture as it was given."""
         return json.loads(self.config) if self.config.startswith("{") else self.config
 
@@ -125,10 +124,12 @@ def _evaluation_texts(job: Job) -> dict[str, pa.Array]:
     return texts
 
 
-def write_part(folder: Path, part: Part, table: pa.Table) -> None:
-    """One Parquet file, complete or not there."""
+def write_part(folder: Path, part: Part, table: pa.Table, counted: Iterable[str] = ()) -> None:
+    """The rows of a part that stay, as one Parquet file, and its counts: rows, kept, and each kind ``counted``."""
     path = folder / part.dataset / f"part-{part.number:05d}.parquet"
     write_whole(path, lambda aside: pq.write_table(table, aside, row_group_size=50_000))
+    counts = {"rows": part.stop - part.start, "kept": table.num_rows, **Counter(counted)}
+    write_whole(folder / "counts" / f"{part.name}.json", json.dumps(counts, ensure_ascii=False))
 
 
 def write_rejects(folder: Path, part: Part, table: pa.Table, rows: np.ndarray, reasons: list[str]) -> None:
@@ -143,29 +144,14 @@ def write_rejects(folder: Path, part: Part, table: pa.Table, rows: np.ndarray, r
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def write_counts(folder: Path, part: Part, kept: int, reasons: Iterable[str]) -> None:
-    """What became of a part's rows, for the report."""
-    path = folder / "counts" / f"{part.name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    counts = {"rows": part.stop - part.start, "kept": kept, **Counter(reasons)}
-    path.write_text(json.dumps(counts, ensure_ascii=False), encoding="utf-8")
-
-
-def read_counts(folder: Path, parts: Iterable[Part]) -> dict[str, dict[str, int]]:
-    """The counts of all parts by dataset."""
-    totals: dict[str, dict[str, int]] = {}
-    for part in parts:
-        into = totals.setdefault(part.dataset, {})
-        counts = json.loads((folder / "counts" / f"{part.name}.json").read_text(encoding="utf-8"))
-        for key, number in counts.items():
-            into[key] = into.get(key, 0) + number
-    return totals
-
-
-def finish(job: Job, step: str, counts: Mapping[str, Mapping[str, Any]]) -> None:
+def finish(job: Job, step: str, parts: Iterable[Part]) -> None:
     """Write the held-out sets, mixture.yaml and, when all else is there, report.json; remove what stages left."""
+    counts: dict[str, Counter[str]] = {}
+    for part in parts:
+        path = job.folder / "counts" / f"{part.name}.json"
+        counts.setdefault(part.dataset, Counter()).update(json.loads(path.read_text(encoding="utf-8")))
     given, root, _ = parse_mixture(job.given)
-    datasets: dict[str, Any] = {}
+    datasets: dict[str, object] = {}
     for name, spec in given.items():
         if spec.use == "evaluate":
             datasets[name] = _evaluation_entry(spec, root)
@@ -187,7 +173,7 @@ def finish(job: Job, step: str, counts: Mapping[str, Mapping[str, Any]]) -> None
     shutil.rmtree(job.folder / "work", ignore_errors=True)
 
 
-def _settings(spec: DatasetSpec, without: Iterable[str]) -> dict[str, Any]:
+def _settings(spec: DatasetSpec, without: Iterable[str]) -> dict[str, object]:
     """The settings that are not the defaults, as plain values."""
     plain = dataclasses.asdict(spec)
     defaults = {f.name: f.default for f in dataclasses.fields(DatasetSpec)}
@@ -195,16 +181,16 @@ def _settings(spec: DatasetSpec, without: Iterable[str]) -> dict[str, Any]:
     return json.loads(json.dumps(kept))  # tuples become lists
 
 
-def _training_entry(columns: Iterable[str], spec: DatasetSpec) -> dict[str, Any]:
-    roles = {name: name for name in columns if name.partition("_")[0] != "negative"}
+def _training_entry(columns: Iterable[str], spec: DatasetSpec) -> dict[str, object]:
+    roles: dict[str, object] = {name: name for name in columns if name.partition("_")[0] != "negative"}
     negatives = [name for name in columns if name.partition("_")[0] == "negative"]
     if negatives:
-        roles["negative"] = negatives[0] if len(negatives) == 1 else negatives  # type: ignore[assignment]
+        roles["negative"] = negatives[0] if len(negatives) == 1 else negatives
     positives = {"positives": "list"} if spec.positives == "list" else {}
     return {"source": f"{spec.name}/*.parquet", **_settings(spec, _READING), "columns": roles, **positives}
 
 
-def _evaluation_entry(spec: DatasetSpec, root: Path) -> dict[str, Any]:
+def _evaluation_entry(spec: DatasetSpec, root: Path) -> dict[str, object]:
     location = locate(spec, root)
     source = spec.source if location.format in ("hub", "jionlp") else str((root / spec.source).resolve())
     return {"source": source, **_settings(spec, ("name", "source"))}

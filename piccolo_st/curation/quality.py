@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -110,7 +109,7 @@ def heuristic_faults(spec: DatasetSpec, table: pa.Table, settings: FilterSetting
         long = (
             settings.max_document_characters if column and spec.task == "retrieval" else settings.max_query_characters
         )
-        rules: tuple[tuple[str, float | None, Callable[[Any, Any], Any]], ...] = (
+        rules: tuple[tuple[str, float | None, Callable[[float, TextStatistics], np.ndarray]], ...] = (
             ("too short", settings.min_characters, lambda limit, s: s.length < limit),
             ("too long", long, lambda limit, s: s.length > limit),
             ("too little Chinese", settings.min_han, lambda limit, s: s.han < limit),
@@ -167,7 +166,7 @@ def consistent(query: np.ndarray, positive: np.ndarray, pool: np.ndarray, top_k:
         raise MissingPackage("the consistency filter", "faiss", "data") from error
     if top_k > len(pool):
         return np.ones(len(query), dtype=bool)
-    index: Any = faiss.IndexFlatIP(pool.shape[1])
+    index: faiss.Index = faiss.IndexFlatIP(pool.shape[1])
     if getattr(faiss, "get_num_gpus", lambda: 0)():
         index = faiss.index_cpu_to_all_gpus(index)
     index.add(np.ascontiguousarray(pool, dtype=np.float32))

@@ -56,7 +56,7 @@ class ExecutorSettings:
     )
 
 
-def claim(folder: Path, identity: str, what: Mapping[str, Any]) -> None:
+def claim(folder: Path, identity: str, what: Mapping[str, object]) -> None:
     """Make ``folder`` the home of this input and these settings, or find that it is.
 
     Raises:
@@ -151,6 +151,6 @@ class _Task:
     stage: Stage
     folder: Path
 
-    def __call__(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Any:
+    def __call__(self, data: object = None, rank: int = 0, world_size: int = 1) -> object:
         run_task(self.stage, self.folder, rank)
         return data

@@ -12,27 +12,37 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from piccolo_st.cache import content_digest, default_cache, digest
 from piccolo_st.config import Configuration
-from piccolo_st.curation.check import Checking, CheckSettings
-from piccolo_st.curation.dedup import Deduplication
 from piccolo_st.curation.duplicates import DedupSettings
-from piccolo_st.curation.filter import Filtering
 from piccolo_st.curation.job import Job
-from piccolo_st.curation.mine import MineSettings, NegativeMining
 from piccolo_st.curation.quality import FilterSettings
-from piccolo_st.curation.stages import ExecutorSettings, claim, run_stages
+from piccolo_st.curation.stages import ExecutorSettings, Stage, claim, run_stages
+from piccolo_st.curation.step_check import CheckSettings, CheckStep
+from piccolo_st.curation.step_dedup import DedupStep
+from piccolo_st.curation.step_filter import FilterStep
+from piccolo_st.curation.step_mine import MineSettings, MineStep
 from piccolo_st.data import build, locate, parse_mixture
 from piccolo_st.errors import MixtureError
 from piccolo_st.tables import table
 
-STEPS: dict[str, tuple[type, type]] = {
-    "check": (Checking, CheckSettings),
-    "dedup": (Deduplication, DedupSettings),
-    "filter": (Filtering, FilterSettings),
-    "mine": (NegativeMining, MineSettings),
+Settings = CheckSettings | DedupSettings | FilterSettings | MineSettings
+
+
+class Step(Protocol):
+    """One step over one mixture."""
+
+    def stages(self) -> list[Stage]:
+        """What to run, in order."""
+
+
+STEPS: dict[str, Callable[[Job, Any], Step]] = {
+    "check": CheckStep,
+    "dedup": DedupStep,
+    "filter": FilterStep,
+    "mine": MineStep,
 }
 
 
@@ -66,7 +76,7 @@ class PrepareConfig(Configuration):
 def run_step(
     step: str,
     data: PrepareData,
-    settings: Any,
+    settings: Settings,
     executor: ExecutorSettings | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
@@ -91,8 +101,7 @@ def run_step(
     job = Job.of(data.mixture, data.cache, folder.resolve())
     made_of = {"step": step, "settings": dataclasses.asdict(settings), "mixture": job.given}
     claim(folder, digest([made_of["settings"], _inputs(job), _model_files(job, settings)]), made_of)
-    work = STEPS[step][0](job, settings)
-    finished = run_stages(work.stages(), folder, executor, say)
+    finished = run_stages(STEPS[step](job, settings).stages(), folder, executor, say)
     if not finished:
         say(f"submitted; the output will be in {folder}, complete when {folder / 'report.json'} is there")
     elif step == "check":
@@ -116,7 +125,7 @@ def _inputs(job: Job) -> list[str]:
     return [policy, *rows, *(digest(dataclasses.asdict(spec)) for spec in specs.values())]
 
 
-def _model_files(job: Job, settings: Any) -> list[str]:
+def _model_files(job: Job, settings: Settings) -> list[str]:
     """What local models hold: the next round's checkpoint may lie where the last one did."""
     cache = Path(job.cache) if job.cache is not None else default_cache()
     folders = [Path(getattr(settings, name, None) or "") for name in ("model", "tokenizer", "reranker")]

@@ -38,7 +38,7 @@ NAMES = ["load, cold", "load, warm", "read 1,000 batches of 1,024", "check", "de
 SIZES = [int(size) for size in os.environ.get("PICCOLO_ROWS", "100000,1000000").split(",")]
 
 MEASURED = """
-import json, re, sys, threading, time
+import json, re, sys, threading, time, typing
 peak = 0
 def watch():
     global peak
@@ -48,7 +48,7 @@ def watch():
         time.sleep(0.05)
 step, source, tests, output, cache = sys.argv[1:]
 from piccolo_st.data.mixture import load_mixture
-from piccolo_st.curation.steps import STEPS, PrepareData, run_step
+from piccolo_st.curation.steps import PrepareConfig, PrepareData, run_step
 threading.Thread(target=watch, daemon=True).start()
 config = {"datasets": {
     "pairs": {"source": source, "task": "retrieval"},
@@ -66,7 +66,8 @@ elif step == "read":
     start, begin = time.perf_counter(), time.process_time()  # without torch's import
     rows = sum(len(train.__getitems__(batch)) for batch in itertools.islice(sampler, 1000))
 else:
-    run_step(step, PrepareData(config, output, cache), STEPS[step][1](), say=lambda line: None)
+    settings = typing.get_type_hints(PrepareConfig)[step]()
+    run_step(step, PrepareData(config, output, cache), settings, say=lambda line: None)
 print(json.dumps([time.perf_counter() - start, time.process_time() - begin, peak, rows]))
 """
 

@@ -20,11 +20,11 @@ import pytest
 import yaml
 
 from piccolo_st.cache import PARTIAL
-from piccolo_st.curation.check import CheckSettings
 from piccolo_st.curation.duplicates import DedupSettings
-from piccolo_st.curation.mine import MineSettings
 from piccolo_st.curation.quality import FilterSettings
 from piccolo_st.curation.stages import ExecutorSettings, Stage, claim, run_stages
+from piccolo_st.curation.step_check import CheckSettings
+from piccolo_st.curation.step_mine import MineSettings
 from piccolo_st.curation.steps import PrepareData, run_step
 from piccolo_st.data.mixture import load_mixture
 from piccolo_st.errors import InputError, MixtureError
@@ -148,7 +148,7 @@ def test_keys_sorted_in_pieces_find_the_same(folder: Path, monkeypatch: pytest.M
     pytest.importorskip("rensa")
     whole, _ = _step(folder, "dedup", DEDUP)
     whole = whole.rename(folder / "whole")
-    monkeypatch.setattr("piccolo_st.curation.dedup._KEYS", 7)
+    monkeypatch.setattr("piccolo_st.curation.step_dedup._KEYS", 7)
     pieces, _ = _step(folder, "dedup", DEDUP)
     assert _rejects(pieces) == _rejects(whole)
     assert _files(pieces) == _files(whole)

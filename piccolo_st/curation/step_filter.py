@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from piccolo_st.curation.job import Job, Part, finish, read_counts, write_counts, write_part, write_rejects
+from piccolo_st.curation.job import Job, Part, finish, write_part, write_rejects
 from piccolo_st.curation.quality import FilterSettings, consistent, heuristic_faults, simplified
 from piccolo_st.curation.stages import Stage
 from piccolo_st.mining import lexical_encoder, reading
@@ -30,7 +30,7 @@ _ROWS = 20_000
 
 
 @dataclass(frozen=True)
-class Filtering:
+class FilterStep:
     """The step over one mixture.
 
     Attributes:
@@ -65,7 +65,7 @@ class Filtering:
         return self.job.folder / "work" / f"pool-{dataset}.npy"
 
 
-def _pool(step: Filtering, task: int) -> None:
+def _pool(step: FilterStep, task: int) -> None:
     name = step.pools[task]
     dataset, size = step.job.mixture.train[name], step.settings.pool
     rows = np.arange(len(dataset))
@@ -81,7 +81,7 @@ def _pool(step: Filtering, task: int) -> None:
 
 
 @lru_cache(maxsize=2)
-def _encoder(step: Filtering, name: str) -> SentenceTransformer:
+def _encoder(step: FilterStep, name: str) -> SentenceTransformer:
     if step.settings.model != "lexical":
         from sentence_transformers import SentenceTransformer
 
@@ -91,14 +91,14 @@ def _encoder(step: Filtering, name: str) -> SentenceTransformer:
     return lexical_encoder([*table["query"].to_pylist(), *table["positive"].to_pylist()], seed=step.settings.seed)
 
 
-def _encode(step: Filtering, name: str, texts: list[str], query: bool) -> np.ndarray:
+def _encode(step: FilterStep, name: str, texts: list[str], query: bool) -> np.ndarray:
     model = _encoder(step, name)
     encode = model.encode_query if query else model.encode_document
     with nullcontext() if step.settings.model == "lexical" else reading(model, step.job.mixture.specs[name]):
         return encode(texts, batch_size=step.settings.batch_size, normalize_embeddings=True, convert_to_numpy=True)
 
 
-def _filter(step: Filtering, task: int) -> None:
+def _filter(step: FilterStep, task: int) -> None:
     part, settings = step.parts[task], step.settings
     spec, table = step.job.mixture.specs[part.dataset], step.job.table(part)
     pieces, faults = [], []
@@ -119,9 +119,8 @@ def _filter(step: Filtering, task: int) -> None:
     stays = np.array([reason is None for reason in reasons], dtype=bool)
     gone = np.flatnonzero(~stays)
     write_rejects(step.job.folder, part, table, gone, reasons[gone].tolist())
-    write_part(step.job.folder, part, written.filter(pa.array(stays)))
-    write_counts(step.job.folder, part, int(stays.sum()), reasons[gone].tolist())
+    write_part(step.job.folder, part, written.filter(pa.array(stays)), reasons[gone].tolist())
 
 
-def _finish(step: Filtering, _: int) -> None:
-    finish(step.job, "filter", read_counts(step.job.folder, step.parts))
+def _finish(step: FilterStep, _: int) -> None:
+    finish(step.job, "filter", step.parts)

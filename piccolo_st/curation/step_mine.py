@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset
 
-from piccolo_st.curation.job import Job, Part, finish, read_counts, write_counts, write_part
+from piccolo_st.curation.job import Job, Part, finish, write_part
 from piccolo_st.curation.stages import Stage
 from piccolo_st.mining import Miner, MiningSettings, reading, shard_rows, with_negatives
 from piccolo_st.modeling import load_pretrained
@@ -49,7 +49,7 @@ class MineSettings:
 
 
 @dataclass(frozen=True, eq=False)
-class NegativeMining:
+class MineStep:
     """The step over one mixture.
 
     Attributes:
@@ -114,7 +114,7 @@ def _miner(
     )
 
 
-def _mine(step: NegativeMining, name: str, task: int) -> None:
+def _mine(step: MineStep, name: str, task: int) -> None:
     given, settings = step.settings, step.of(name)
     miner = _miner(step.job, given.model, given.tokenizer, given.reranker, settings, name)
     rows = miner.shards[task]
@@ -122,20 +122,16 @@ def _mine(step: NegativeMining, name: str, task: int) -> None:
         mined = miner.mine(task)
     own = step.job.mixture.train[name].with_format("arrow")[rows.tolist()]
     table = with_negatives(own, mined, settings.existing)
-    part = Part(name, task, 0, len(rows))
-    write_part(step.job.folder, part, table)
     missing = sum(not texts for texts in mined)
-    counts = ["negatives"] * sum(map(len, mined)) + ["without a mined negative"] * missing
-    write_counts(step.job.folder, part, table.num_rows, counts)
+    counted = ["negatives"] * sum(map(len, mined)) + ["without a mined negative"] * missing
+    write_part(step.job.folder, Part(name, task, 0, len(rows)), table, counted)
 
 
-def _copy(step: NegativeMining, task: int) -> None:
+def _copy(step: MineStep, task: int) -> None:
     part = step.copied[task]
-    table = step.job.table(part)
-    write_part(step.job.folder, part, table)
-    write_counts(step.job.folder, part, table.num_rows, [])
+    write_part(step.job.folder, part, step.job.table(part))
 
 
-def _finish(step: NegativeMining, _: int) -> None:
+def _finish(step: MineStep, _: int) -> None:
     parts = [Part(name, task, 0, 0) for name in step.mined for task in range(step.shards(name))]
-    finish(step.job, "mine", read_counts(step.job.folder, [*parts, *step.copied]))
+    finish(step.job, "mine", [*parts, *step.copied])

@@ -34,7 +34,7 @@ from piccolo_st.curation.duplicates import (
     similar_rows,
     without_tests,
 )
-from piccolo_st.curation.job import Job, Part, finish, read_counts, write_counts, write_part, write_rejects
+from piccolo_st.curation.job import Job, Part, finish, write_part, write_rejects
 from piccolo_st.curation.shingles import Collection, bands_for
 from piccolo_st.curation.stages import Stage
 from piccolo_st.data import LABELLED_TASKS, DatasetSpec
@@ -48,7 +48,7 @@ _CONTRADICTED, _TESTED = -1, -2
 
 
 @dataclass(frozen=True)
-class Deduplication:
+class DedupStep:
     """The step over one mixture.
 
     Attributes:
@@ -182,7 +182,7 @@ def _collection(_: tuple[str, ...], shingle: int, job: Job) -> Collection:
     return Collection(pa.concat_arrays(list(job.evaluation_texts().values())), shingle)
 
 
-def _signatures(step: Deduplication, task: int) -> None:
+def _signatures(step: DedupStep, task: int) -> None:
     """``keys``, ``bands``, ``tests`` (the evaluation text a row holds, or -1) and, where there are any, ``labels``."""
     part = step.parts[task]
     spec, table, group = step.job.mixture.specs[part.dataset], step.job.table(part), step.group(part.dataset)
@@ -207,7 +207,7 @@ def _signatures(step: Deduplication, task: int) -> None:
         step.save(f"labels-{task}", table["label"].to_numpy().astype(np.float32))
 
 
-def _exact(step: Deduplication, _: int) -> None:
+def _exact(step: DedupStep, _: int) -> None:
     """``exact``: (n,) int64, the earliest row with the same key (often the row itself), -1 where labels contradict,
     -2 where the row holds an evaluation text."""
     exact = np.lib.format.open_memmap(
@@ -225,7 +225,7 @@ def _exact(step: Deduplication, _: int) -> None:
     exact.flush()
 
 
-def _candidates(step: Deduplication, band: int) -> None:
+def _candidates(step: DedupStep, band: int) -> None:
     """``candidates-BAND``: (m, 2) int64, rows that agree in the band, neighbours and with the first of their group."""
     exact = step.load("exact")
     pairs = [np.zeros((0, 2), dtype=np.int64)]
@@ -242,7 +242,7 @@ def _candidates(step: Deduplication, band: int) -> None:
     step.save(f"candidates-{band}", distinct_pairs(np.concatenate(pairs), len(exact)))
 
 
-def _near(step: Deduplication, _: int) -> None:
+def _near(step: DedupStep, _: int) -> None:
     """``near``: (k, 2) int64, a row that goes and the similar row that stays."""
     pairs = np.zeros((0, 2), dtype=np.int64)
     for band in range(step.bands[0]):
@@ -260,7 +260,7 @@ def _near(step: Deduplication, _: int) -> None:
     step.save("near", np.stack([gone, kept], axis=1))
 
 
-def _write(step: Deduplication, task: int) -> None:
+def _write(step: DedupStep, task: int) -> None:
     part = step.parts[task]
     start, stop = step.offsets()[task : task + 2].tolist()
     table = step.job.table(part)
@@ -290,9 +290,8 @@ def _write(step: Deduplication, task: int) -> None:
     stays = np.ones(table.num_rows, dtype=bool)
     stays[gone] = False
     write_rejects(step.job.folder, part, table, gone, [" ".join(reasons[row]) for row in gone.tolist()])
-    write_part(step.job.folder, part, table.filter(pa.array(stays)))
-    write_counts(step.job.folder, part, int(stays.sum()), [kind for kind, _ in reasons.values()])
+    write_part(step.job.folder, part, table.filter(pa.array(stays)), [kind for kind, _ in reasons.values()])
 
 
-def _finish(step: Deduplication, _: int) -> None:
-    finish(step.job, "dedup", read_counts(step.job.folder, step.parts))
+def _finish(step: DedupStep, _: int) -> None:
+    finish(step.job, "dedup", step.parts)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,9 @@ from piccolo_st.curation.stages import Stage
 from piccolo_st.data import build, flatten, parse_mixture
 from piccolo_st.modeling import column_task, load_pretrained
 from piccolo_st.tables import empty_figure, picture, table
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _LONGEST = 4096  # lengths above are counted as this
 
@@ -45,8 +48,26 @@ class CheckSettings:
     sample: int = field(default=20_000, metadata={"help": "Rows a dataset whose lengths are measured."})
 
 
+class ColumnLengths(TypedDict):
+    """Of one column: the 50th, 90th, 99th and 100th percentile, the limit, the share above it, and counts by length."""
+
+    percentiles: list[int]
+    limit: int
+    cut: float
+    histogram: list[int]
+
+
+class Measured(TypedDict, total=False):
+    """Of one dataset: duplicate rows, rows measured, columns, and the fewest, mean and most negatives of a row."""
+
+    duplicates: int
+    measured: int
+    columns: dict[str, ColumnLengths]
+    negatives: tuple[int, float, int]
+
+
 @dataclass(frozen=True)
-class Checking:
+class CheckStep:
     """The step over one mixture.
 
     Attributes:
@@ -73,7 +94,7 @@ def _read(job: Job, task: int) -> None:
     build.prepare(list(specs.values())[task], root, cache)
 
 
-def _measure(step: Checking, task: int) -> None:
+def _measure(step: CheckStep, task: int) -> None:
     mixture = step.job.mixture
     name = list(mixture.specs)[task]
     dataset = mixture.train.get(name, mixture.evaluation.get(name))
@@ -90,7 +111,7 @@ def _measure(step: Checking, task: int) -> None:
     keys.sort()
     stride = max(1, len(dataset) // step.settings.sample)
     sample = dataset.with_format("arrow")[list(range(0, len(dataset), stride))]
-    measured: dict[str, Any] = {
+    measured: Measured = {
         "duplicates": int((keys[1:] == keys[:-1]).sum()),
         "measured": sample.num_rows,
         "columns": {},
@@ -102,7 +123,7 @@ def _measure(step: Checking, task: int) -> None:
         values = sample[column].combine_chunks()
         if column == "negative" and pa.types.is_list(values.type):
             counts = pc.list_value_length(values).to_numpy(False)
-            measured["negatives"] = [int(counts.min()), float(counts.mean()), int(counts.max())]
+            measured["negatives"] = (int(counts.min()), float(counts.mean()), int(counts.max()))
         texts = flatten(values)[0] if pa.types.is_list(values.type) else values
         lengths = _lengths(step.settings.tokenizer, texts)
         if len(lengths):
@@ -129,13 +150,13 @@ def _lengths(tokenizer: str | None, texts: pa.Array) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(name_or_path: str) -> Any:
+def _tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     return load_pretrained(AutoTokenizer.from_pretrained, name_or_path, "check.tokenizer")
 
 
-def _finish(step: Checking, _: int) -> None:
+def _finish(step: CheckStep, _: int) -> None:
     mixture, folder = step.job.mixture, step.job.folder
     measured = {n: json.loads((folder / "work" / f"{n}.json").read_text(encoding="utf-8")) for n in mixture.specs}
     accounts = mixture.report.as_dict()
@@ -151,20 +172,9 @@ def _finish(step: Checking, _: int) -> None:
     picture(plot_lengths, measured, unit, folder / "lengths.png")
 
 
-def length_table(measured: Mapping[str, Mapping[str, Any]]) -> str:
+def length_table(measured: Mapping[str, Measured]) -> str:
     """Percentiles of length, what the limits cut, duplicates and negatives a row, as plain text."""
-    header = (
-        "dataset",
-        "column",
-        "50%",
-        "90%",
-        "99%",
-        "longest",
-        "limit",
-        "cut %",
-        "duplicate rows",
-        "negatives a row",
-    )
+    header = ("dataset", "column", "50%", "90%", "99%", "longest", "limit", "cut %", "duplicate rows")
     rows = []
     for name, own in measured.items():
         for column, found in own.get("columns", {}).items():
@@ -175,10 +185,10 @@ def length_table(measured: Mapping[str, Mapping[str, Any]]) -> str:
                 (name, column, *found["percentiles"], found["limit"], 100 * found["cut"],
                  f"{own['duplicates']:,}" if first else "", negatives)
             )  # fmt: skip
-    return table(header, rows)
+    return table((*header, "negatives a row"), rows)
 
 
-def plot_lengths(measured: Mapping[str, Mapping[str, Any]], unit: str, path: Path) -> Path:
+def plot_lengths(measured: Mapping[str, Measured], unit: str, path: Path) -> Path:
     """A small histogram of lengths for every dataset, its limits dashed.
 
     Raises:
