@@ -26,9 +26,9 @@ from datasets import Dataset
 from piccolo_st.cache import content_digest, digest, entry
 from piccolo_st.data.cells import to_table
 from piccolo_st.data.chunks import Chunk
-from piccolo_st.data.columns import Columns, Survey, suggestions
+from piccolo_st.data.columns import Columns, Survey
 from piccolo_st.data.presets import apply_preset
-from piccolo_st.data.report import Counts
+from piccolo_st.data.report import Counts, suggestions
 from piccolo_st.data.sources import Location, locate, read_chunks
 from piccolo_st.data.specs import DatasetSpec
 from piccolo_st.data.validation import Checked, check_rows
@@ -155,7 +155,7 @@ def _write_rows(spec: DatasetSpec, location: Location, folder: Path, survey: Sur
 def _checked(spec: DatasetSpec, location: Location, counts: Counts, survey: Survey) -> Iterator[Checked]:
     columns: Columns | None = None
     for chunk in _first_rows(read_chunks(spec, location), spec.max_rows):
-        counts.rows += len(chunk) + sum(chunk.left_out.values())
+        counts.rows += len(chunk.rows) + len(chunk.rejects) + sum(chunk.left_out.values())
         counts.left_out += Counter(chunk.left_out)
         if not len(chunk.rows):  # nothing readable: no columns to go by
             yield Checked(pa.table({}), chunk.rejects, [])
@@ -179,7 +179,7 @@ def _first_rows(chunks: Iterator[Chunk], limit: int | None) -> Iterator[Chunk]:
         return
     while limit > 0 and (chunk := next(chunks, None)) is not None:
         yield chunk.head(limit)
-        limit -= len(chunk)
+        limit -= len(chunk.rows) + len(chunk.rejects)
 
 
 def _count(checked: Checked, rejects: TextIO, counts: Counts) -> bool:

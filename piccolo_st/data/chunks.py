@@ -47,13 +47,9 @@ class Chunk:
     rejects: list[Reject] = field(default_factory=list)
     left_out: Mapping[str, int] = field(default_factory=dict)
 
-    def __len__(self) -> int:
-        """Rows read, those that could not be used among them."""
-        return len(self.rows) + len(self.rejects)
-
     def head(self, count: int) -> Chunk:
         """The first ``count`` rows, rejects among them, in the order of the file."""
-        if count >= len(self):
+        if count >= len(self.rows) + len(self.rejects):
             return self
         # What another file holds (the texts that these rows refer to) was read before them.
         rejected = [reject.row if reject.file == self.file else 0 for reject in self.rejects]

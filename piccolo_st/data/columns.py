@@ -9,13 +9,11 @@ looked for only where the mixture names it.
         formats among them (FlagEmbedding's query, pos, neg; uniem's and piccolo-embedding's text, text_pos, text_neg,
         text_pair, label);
     (2) ``Survey`` looks at a chunk before it is read, and says which columns hold lists. What a later chunk adds may
-        change that; the chunks before it are then read again, so that the result does not depend on the order of rows;
-    (3) ``suggestions`` says what to set where an unused column has the name of a role.
+        change that; the chunks before it are then read again, so that the result does not depend on the order of rows.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -214,36 +212,3 @@ class Survey:
             if not text or text.isspace():
                 continue
             (self.written if text.lstrip()[0] == "[" and parse_list(text) is not None else self.plain).add(column)
-
-
-# What in a column's name speaks of which role, and columns of peers that look like one and are none.
-_SPEAKS = {
-    "label": re.compile(r"labels?|scores?"),
-    "negative": re.compile(r"neg(?:s|atives?)?"),
-    "positive": re.compile(r"pos(?:itives?)?"),
-    "query": re.compile(r"query|queries"),
-}
-_NO_ROLE = {"pos_scores", "neg_scores"}
-
-
-def suggestions(spec: DatasetSpec, columns: Columns) -> list[str]:
-    """For each unused column whose name speaks of a role, what to set in order to use it."""
-    possible = (*required_roles(spec), *optional_roles(spec))
-    found = []
-    for column in columns.unused:
-        words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", column).lower())
-        role = next((role for role, name in _SPEAKS.items() if any(map(name.fullmatch, words))), None)
-        if role is None or column in _NO_ROLE or words[-1] in ("id", "ids"):
-            continue
-        if role in possible:
-            found.append(
-                f"its column {column!r} looks like a {role} and is not used; to use it, set `columns: {{{role}: "
-                f"{column}}}`"
-            )
-        elif role == "label" and {"query", "positive"} <= columns.names.keys():
-            pair = f"sentence1: {columns.names['query']}, sentence2: {columns.names['positive']}, label: {column}"
-            found.append(
-                f"its column {column!r} looks like a label, which {spec.task} does not read; if it tells positives "
-                f"from other texts, set `preset: {{name: scored_pairs}}` and `columns: {{{pair}}}`"
-            )
-    return found

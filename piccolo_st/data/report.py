@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from piccolo_st.data.chunks import Reject
+from piccolo_st.data.columns import Columns, optional_roles, required_roles
 from piccolo_st.data.specs import DatasetSpec
 from piccolo_st.errors import MixtureError
 from piccolo_st.tables import table
@@ -115,6 +117,39 @@ def _score_note(spec: DatasetSpec, counts: Counts) -> str | None:
         f"kept may be on the wrong scale as well; if {low:g} to {high:g} is theirs, set `score_range: [{low:g}, "
         f"{high:g}]`"
     )
+
+
+# What in a column's name speaks of which role, and columns of peers that look like one and are none.
+_SPEAKS = {
+    "label": re.compile(r"labels?|scores?"),
+    "negative": re.compile(r"neg(?:s|atives?)?"),
+    "positive": re.compile(r"pos(?:itives?)?"),
+    "query": re.compile(r"query|queries"),
+}
+_NO_ROLE = {"pos_scores", "neg_scores"}
+
+
+def suggestions(spec: DatasetSpec, columns: Columns) -> list[str]:
+    """For each unused column whose name speaks of a role, what to set in order to use it."""
+    possible = (*required_roles(spec), *optional_roles(spec))
+    found = []
+    for column in columns.unused:
+        words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", column).lower())
+        role = next((role for role, name in _SPEAKS.items() if any(map(name.fullmatch, words))), None)
+        if role is None or column in _NO_ROLE or words[-1] in ("id", "ids"):
+            continue
+        if role in possible:
+            found.append(
+                f"its column {column!r} looks like a {role} and is not used; to use it, set `columns: {{{role}: "
+                f"{column}}}`"
+            )
+        elif role == "label" and {"query", "positive"} <= columns.names.keys():
+            pair = f"sentence1: {columns.names['query']}, sentence2: {columns.names['positive']}, label: {column}"
+            found.append(
+                f"its column {column!r} looks like a label, which {spec.task} does not read; if it tells positives "
+                f"from other texts, set `preset: {{name: scored_pairs}}` and `columns: {{{pair}}}`"
+            )
+    return found
 
 
 @dataclass(frozen=True)

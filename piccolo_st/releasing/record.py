@@ -44,7 +44,7 @@ class DatasetRecord:
     Attributes:
         source, task, revision, licence, note: what the mixture says of it.
         used: rows that were trained on; 0 of one that was only evaluated on, or smaller than one batch.
-        counts: rows read, kept, held out, and reason -> rows rejected; see ``data.accounts.DatasetReport``.
+        counts: rows read, kept, held out, and reason -> rows rejected; see ``data.report.DatasetReport``.
         settings: the mixture's other settings of it.
     """
 
@@ -59,7 +59,7 @@ class DatasetRecord:
 
     @classmethod
     def of(cls, spec: DatasetSpec, report: DatasetReport, used: int) -> DatasetRecord:
-        """From the mixture's account of it."""
+        """From the mixture's report of it."""
         settings, counts = dataclasses.asdict(spec), report.as_dict()
         lifted = {name: settings.pop(name) for name in _LIFTED}
         for name in ("name", "task", "licence"):
