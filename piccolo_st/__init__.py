@@ -3,7 +3,7 @@
 The house, ground first. A room imports only from rooms above it in this list, and through their ``__init__`` where that
 says the name. Names are loaded on first use, so importing this package costs nothing.
 
-    errors, config, command    what bad input raises; YAML and command line -> dataclasses; a recipe as a command
+    errors, config, shipped, command    what bad input raises; YAML -> dataclasses; YAML by name; how a command ends
     cache, hashing, tables, environment, distributed, redaction    each small shared thing once
     modeling/     instructions, lengths, positions, pooling; packed/ (no padding), portable/ (loads everywhere)
     data/         what a mixture is and what its rows are
@@ -16,6 +16,7 @@ says the name. Names are loaded on first use, so importing this package costs no
     curation/     check, deduplicate, filter at any scale: nothing else imports it
     demo/         a page to see a model search, and the Space
     experiments/  what each part of the recipe is worth
+    __main__.py   every command: python -m piccolo_st COMMAND runs the command.py of a room
 """
 
 from __future__ import annotations

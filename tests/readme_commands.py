@@ -21,7 +21,7 @@ PLACEHOLDERS = {
     "ORG/NAME": "sensenova/piccolo-quickstart-zh",
     "texts.txt": "my_texts.txt",
     "my.yaml": "my_tasks/six.yaml",
-    "CONFIG": "recipes/configs/finetune-large.yaml",
+    "CONFIG": "finetune-large",
     "MIXTURE.yaml": "runs/zh/filter/mixture.yaml",
 }
 
@@ -29,8 +29,8 @@ PLACEHOLDERS = {
 EXCEPTIONS = {
     r"^pytest$": "the test suite; a step of .ci/run",
     r"hfl/chinese-roberta-wwm-ext": "downloads a checkpoint from the Hub",
-    r"^python recipes/evaluate\.py MODEL( --config \S+| --benchmark STS)?$": "downloads C-MTEB from the Hub",
-    r"^python recipes/ablation\.py": "minutes for each of dozens of runs",
+    r"^python -m piccolo_st evaluate MODEL( --config \S+| --benchmark STS)?$": "downloads C-MTEB from the Hub",
+    r"^python -m piccolo_st ablation": "minutes for each of dozens of runs",
     r"pytest -m benchmark ": "minutes each, some of them with data of one's own; collected only",
     r'^pytest -m "slow or not slow" tests/': "minutes; a step of .ci/run; collected only",
     r"^python -m tests\.helpers\.kill_test$": "an hour of runs that are killed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,12 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from piccolo_st.__main__ import COMMANDS
+from piccolo_st.evaluation import read_rows
+
 pytest.importorskip("setuptools", minversion="70.1", reason="builds the wheel, with no other package and no network")
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ["piccolo_st", "recipes", "tests", "model_cards", "setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md",
            "LICENSE", "CHANGELOG.md"]  # fmt: skip
 DATA = {"piccolo_st/py.typed", "piccolo_st/releasing/template.md"}
+# What a command finds by name: in the sdist where it stands, in the wheel inside the package.
+SHIPPED = {"recipes/configs": "configs", "recipes/accelerate": "accelerate", "model_cards": "model_cards"}
 BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, 'build_' + sys.argv[1])(sys.argv[2])"
 USE = """
 import sys, piccolo_st
@@ -57,12 +63,23 @@ def package_files() -> set[str]:
     return {path.relative_to(ROOT).as_posix() for path in (ROOT / "piccolo_st").rglob("*.py")} | DATA
 
 
+def shipped_files() -> set[str]:
+    found = [path for folder in SHIPPED for kind in ("yaml", "json") for path in (ROOT / folder).glob(f"*.{kind}")]
+    found.append(ROOT / "model_cards/piccolo-large-zh/results.jsonl")  # of which a row of c-mteb-35.yaml is computed
+    return {path.relative_to(ROOT).as_posix() for path in found}
+
+
 @pytest.mark.slow
 def test_the_wheel_has_the_package_and_nothing_else(built: dict[str, Path]) -> None:
     with zipfile.ZipFile(built["wheel"]) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
         metadata = wheel.read(next(name for name in wheel.namelist() if name.endswith("/METADATA"))).decode()
-    assert names == package_files()
+    assert names == package_files() | {
+        path.replace(folder, f"piccolo_st/{inside}", 1)
+        for folder, inside in SHIPPED.items()
+        for path in shipped_files()
+        if path.startswith(folder)
+    }
     assert built["wheel"].name.endswith("-py3-none-any.whl")
     assert "Provides-Extra: demo" in metadata and "Description-Content-Type: text/markdown" in metadata
 
@@ -74,9 +91,9 @@ def test_the_sdist_has_the_package_the_recipes_and_no_tests(built: dict[str, Pat
             name.split("/", 1)[1] for name in archive.getnames() if "/" in name and archive.getmember(name).isfile()
         }
     names = {name for name in names if ".egg-info/" not in name}
-    recipes = {path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*.*") if path.suffix != ".pyc"}
+    recipes = {path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").glob("*.*")}
     others = {"PKG-INFO", *(name for name in SOURCES if (ROOT / name).is_file())}
-    assert names == package_files() | recipes | others
+    assert names == package_files() | shipped_files() | recipes | others
 
 
 @pytest.mark.slow
@@ -90,3 +107,20 @@ def test_the_wheel_works_where_it_is_installed(built: dict[str, Path], encoder_d
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250,
     )  # fmt: skip
     assert ran.returncode == 0 and ran.stdout.split()[-1] == "True", ran.stdout + ran.stderr
+
+    def command(*arguments: str) -> str:
+        ran = subprocess.run(
+            [sys.executable, "-m", "piccolo_st", *arguments],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    for name in COMMANDS:
+        assert f"-m piccolo_st {name}" in command(name, "--help")
+    assert command("configs", "cpu_zero1").strip() == str(site / "piccolo_st/accelerate/cpu_zero1.yaml")
+    assert "activations" in command("pretrain", "pretrain-large", "--plan")
+    mixture = json.dumps({"file": "zh-mini-mixture", "root": "nowhere"})
+    with pytest.raises(AssertionError, match="nowhere/"):  # the mixture is found; its data are the user's
+        command("finetune", "quickstart", "--data.mixture", mixture)
+    assert len(read_rows(site / "piccolo_st/model_cards/c-mteb-35.yaml")) == 5

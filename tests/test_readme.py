@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
+from piccolo_st.__main__ import COMMANDS
+from piccolo_st.curation import STEPS
 from piccolo_st.losses import PiccoloLoss
 from piccolo_st.modeling import InstructionPooling
+from piccolo_st.shipped import shipped
 from tests.readme_commands import told
 
 ROOT = Path(__file__).parent.parent
@@ -61,10 +64,12 @@ def test_every_command_names_what_there_is() -> None:
     for command in found:
         for path in re.findall(r"(?:recipes|tests)/[\w./-]+", command):
             assert (ROOT / path).exists(), command
-        recipe = re.search(r"recipes/(\w+)\.py", command)
-        code = (ROOT / "recipes" / f"{recipe[1]}.py").read_text(encoding="utf-8") if recipe else ""
-        for option in re.findall(r"--([\w-]+)(?![\w.-])", command.partition(".py")[2] if recipe else ""):
-            assert f'"--{option}"' in code or option == "plan", command
+        if started := re.search(r"-m piccolo_st (\w+)(?: ([a-z][a-z0-9-]*)(?= |$))?(.*)", command):
+            module = COMMANDS[started[1]][0].rpartition(".")[0].replace(".", "/")
+            code = (ROOT / "piccolo_st" / f"{module}.py").read_text(encoding="utf-8")
+            assert started[2] is None or started[2] in {**shipped(), **dict.fromkeys(STEPS)}, command
+            for option in re.findall(r"--([\w-]+)(?![\w.-])", started[3]):
+                assert f'"--{option}"' in code, command
 
 
 def test_every_dependency_is_explained() -> None:

@@ -1,6 +1,6 @@
 """What each part of the recipe is worth: the same encoder, data, steps and samples, one part more at a time.
 
-What recipes/ablation.py drives. Its YAML has the sections of a stage 2 run, from which every variant starts, and two
+What the command ablation drives. Its YAML has the sections of a stage 2 run, from which every variant starts, and two
 more: ``ablation`` (seeds, tasks, where results go) and ``variants``, in the order of the table.
 
 (1) a variant is what its ``after`` is, with ``set`` laid over it; the chain of ``after`` leads to the first one;

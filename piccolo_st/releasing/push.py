@@ -115,7 +115,7 @@ class PortablePushes(_Base):
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make the repository, as the stock trainer does at its start."""
         token = token if token is not None else self.args.hub_token
-        remedy = "mend that, or train without train.push_to_hub and publish with recipes/release.py"
+        remedy = "mend that, or train without train.push_to_hub and publish with python -m piccolo_st release"
         with _explained(f"making the repository {self.args.hub_model_id or 'for the pushes'}", token, remedy):
             super().init_hf_repo(token=token, private=private)
 
@@ -180,7 +180,9 @@ class PortablePushes(_Base):
         if not self.is_world_process_zero():
             return None
         self._finish_current_push()
-        remedy = f"{self.args.output_dir} is as it was; start the run again to push it, or use recipes/release.py"
+        remedy = (
+            f"{self.args.output_dir} is as it was; start the run again to push it, or use python -m piccolo_st release"
+        )
         token, revision = token or self.args.hub_token, revision or self.args.hub_revision
         with _explained(f"pushing to {self.hub_model_id}", token, remedy):
             return push_checkpoint(

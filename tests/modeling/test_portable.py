@@ -481,7 +481,7 @@ def test_onnx_is_reported_when_it_is_missing(checkpoint: Path) -> None:
     def onnx() -> tuple[str, ...]:
         return next(report.problems for report in check_portable(checkpoint) if report.consumer == "ONNX")
 
-    assert onnx() == ("onnx/model.onnx is missing: recipes/release.py --onnx writes it",)
+    assert onnx() == ("onnx/model.onnx is missing: python -m piccolo_st release --onnx writes it",)
     (checkpoint / "onnx").mkdir()
     shutil.copy(checkpoint / "config.json", checkpoint / "onnx" / "model.onnx")
     assert onnx() == ()

@@ -53,7 +53,7 @@ def check_portable(path: str | Path) -> list[ConsumerReport]:
 
     Example:
         >>> {report.consumer: report.problems for report in check_portable("runs/quickstart/model") if not report.ok}
-        {'ONNX': ('onnx/model.onnx is missing: recipes/release.py --onnx writes it',)}
+        {'ONNX': ('onnx/model.onnx is missing: python -m piccolo_st release --onnx writes it',)}
     """
     if not Path(path).is_dir():
         raise FileNotFoundError(f"no checkpoint to check: {path} is not a folder")
@@ -259,7 +259,7 @@ def _strict_config(checkpoint: _Checkpoint) -> Problems:
 
 def _onnx_file(checkpoint: _Checkpoint) -> Problems:
     if not (checkpoint.path / "onnx" / "model.onnx").exists():
-        yield "onnx/model.onnx is missing: recipes/release.py --onnx writes it"
+        yield "onnx/model.onnx is missing: python -m piccolo_st release --onnx writes it"
 
 
 Check: TypeAlias = Callable[[_Checkpoint], Problems]
