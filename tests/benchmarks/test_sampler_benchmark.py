@@ -1,6 +1,6 @@
 """Drawing, reading and collating batches beside sentence-transformers, in one run.
 
-    pytest -m benchmark tests/benchmarks/test_sampler_benchmark.py
+    pytest -m benchmark -s tests/benchmarks/test_sampler_benchmark.py
 
 Datasets of the sampler tables have a length and nothing else. ST's sampler at 400 million rows is left out: at the 47
 bytes a row that 100 million need, each rank would need 18 GiB.
@@ -12,7 +12,7 @@ import itertools
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from torch.utils.data import ConcatDataset, RandomSampler
 from piccolo_st.batches.collator import PiccoloDataCollator
 from piccolo_st.batches.reading import HomogeneousDataset
 from piccolo_st.batches.sampler import HomogeneousBatchSampler
+from piccolo_st.tables import table
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(600)]
 
@@ -105,47 +106,37 @@ def _start_at(make: Callable[..., Any], rows: int, batch_size: int, step: int) -
     return time.perf_counter() - start
 
 
-def _print(title: str, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> None:
-    table = [header, *([str(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
-    print(f"\n{title}")
-    for row in table:
-        print("  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
-
-
 def _million(rows: int) -> str:
     return f"{rows // 10**6}M"
 
 
-def test_first_batch_and_steady_state(capsys: pytest.CaptureFixture[str]) -> None:
-    table = []
+def test_first_batch_and_steady_state() -> None:
+    lines: list[list[Any]] = []
     for rows in (10**6, 10**7, 10**8, 4 * 10**8):
         for name, make in (("ST Proportional", _stock), ("Homogeneous", _ours)):
             if make is _stock and rows > STOCK_LIMIT:
-                table.append((_million(rows), name, "not run", "18 GiB", "-"))
+                lines.append([_million(rows), name, "not run", "18 GiB", "-"])
                 continue
             first, added, steady = _apart(_first_and_next, make, rows)
-            table.append((_million(rows), name, f"{first * 1e3:.1f} ms", f"{added:.1f} MiB", f"{steady * 1e3:.3f} ms"))
-    with capsys.disabled():
-        _print(
-            f"Sampler, one rank, batches of {BATCH} rows",
-            ("rows", "sampler", "first batch", "memory added", "each further batch"),
-            table,
-        )
+            lines.append([_million(rows), name, f"{first * 1e3:.1f} ms", f"{added:.1f} MiB", f"{steady * 1e3:.3f} ms"])
+    print(
+        f"\nSampler, one rank, batches of {BATCH} rows",
+        table(["rows", "sampler", "first batch", "memory added", "each further batch"], lines),
+        sep="\n",
+    )
 
 
-def test_start_inside_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+def test_start_inside_an_epoch() -> None:
     rows, batch_size = STOCK_LIMIT, 64
-    table = []
+    lines: list[list[Any]] = []
     for name, make in (("ST Proportional", _stock), ("Homogeneous", _ours)):
         seconds = [_apart(_start_at, make, rows, batch_size, step) for step in (0, POSITION)]
-        table.append((name, *(f"{value * 1e3:.1f} ms" for value in seconds)))
-    with capsys.disabled():
-        _print(
-            f"First batch of a resumed run, {_million(rows)} rows, batches of {batch_size}",
-            ("sampler", "at step 0", f"at step {POSITION:,}"),
-            table,
-        )
+        lines.append([name, *(f"{value * 1e3:.1f} ms" for value in seconds)])
+    print(
+        f"\nFirst batch of a resumed run, {_million(rows)} rows, batches of {batch_size}",
+        table(["sampler", "at step 0", f"at step {POSITION:,}"], lines),
+        sep="\n",
+    )
 
 
 def _aligned(sampler: Any, world: int, sizes: list[int]) -> float:
@@ -165,20 +156,19 @@ def _replayed(shard: BatchSamplerShard) -> Iterator[Any]:
     return iter(list(shard))
 
 
-def test_alignment_of_the_ranks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_alignment_of_the_ranks() -> None:
     sizes = [30_000 + 3000 * number for number in range(10)]
     dataset = ConcatDataset([Sized(size) for size in sizes])
-    table = []
+    lines: list[list[Any]] = []
     for world in (2, 8, 32):
         stock = _aligned(_stock(dataset, 32), world, sizes)
         ours = _aligned(_ours(dataset, 32, world_size=world), world, sizes)
-        table.append((world, f"{stock:.1%}", f"{ours:.1%}"))
-    with capsys.disabled():
-        _print(
-            "Steps at which all ranks read from one dataset, of ten",
-            ("ranks", "ST Proportional", "Homogeneous"),
-            table,
-        )
+        lines.append([world, f"{stock:.1%}", f"{ours:.1%}"])
+    print(
+        "\nSteps at which all ranks read from one dataset, of ten",
+        table(["ranks", "ST Proportional", "Homogeneous"], lines),
+        sep="\n",
+    )
 
 
 def _text(random: np.random.Generator, low: int, high: int, alphabet: np.ndarray) -> str:
@@ -189,7 +179,6 @@ def _text(random: np.random.Generator, low: int, high: int, alphabet: np.ndarray
 def test_reading_and_collating(
     make_model: Callable[..., Any],
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     parallel: str,
 ) -> None:
@@ -208,7 +197,7 @@ def test_reading_and_collating(
         "router_mapping": {"query": "query", "positive": "document"},
     }
     stock, ours = SentenceTransformerDataCollator(**arguments), PiccoloDataCollator(**arguments)
-    table = []
+    lines: list[list[Any]] = []
     for name, dataset in (("plain", plain), ("with ST's dataset names", named)):
         concatenation, homogeneous = ConcatDataset([dataset]), HomogeneousDataset([dataset])
         batches = list(itertools.islice(_ours(concatenation, BATCH), 12))
@@ -238,13 +227,12 @@ def test_reading_and_collating(
             for way, times in seconds.items()
         }
         for way, rate in rates.items():
-            table.append((name, way, *(f"{value:,.0f}" for value in rate)))
-        table.append((name, "ratio", *(f"{o / s:.1f} x" for s, o in zip(rates["ST"], rates["ours"], strict=True))))
-        table.append((name, "tokenizer alone", "-", f"{BATCH / floor:,.0f}", "-"))
-    with capsys.disabled():
-        _print(
-            f"Rows a second from an Arrow dataset on disk, batches of {BATCH} pairs, "
-            f"tokenizer threads {'on' if parallel == 'true' else 'off'}",
-            ("dataset", "", "reading", "collating", "both"),
-            table,
-        )
+            lines.append([name, way, *(f"{value:,.0f}" for value in rate)])
+        lines.append([name, "ratio", *(f"{o / s:.1f} x" for s, o in zip(rates["ST"], rates["ours"], strict=True))])
+        lines.append([name, "tokenizer alone", "-", f"{BATCH / floor:,.0f}", "-"])
+    print(
+        f"\nRows a second from an Arrow dataset on disk, batches of {BATCH} pairs, "
+        f"tokenizer threads {'on' if parallel == 'true' else 'off'}",
+        table(["dataset", "", "reading", "collating", "both"], lines),
+        sep="\n",
+    )
