@@ -46,11 +46,6 @@ ROWS: dict[str, list[Row]] = {
             "near of dedup must be above 0 and at most 1, got 80.0"),
     ],
     "curation.quality": [
-        Row("a share above 1", prepare("filter", "--filter.min_han", "30"),
-            "min_han of filter must be a share from 0 to 1, got 30.0"),
-        Row("a pool of none", prepare("filter", "--filter.pool", "0"), "pool of filter must be at least 1, got 0"),
-        Row("a rank beyond the pool", prepare("filter", "--filter.top_k", "5", "--filter.pool", "4"),
-            "top_k of filter must be at most pool=4, beyond which every row is kept, got 5"),
         Row("OpenCC missing", prepare("filter", "--filter.simplify", "true", without=["opencc"]),
             'simplify needs OpenCC; run: pip install "piccolo_st[data]"'),
         Row("faiss missing", prepare("filter", "--filter.top_k", "2", without=["faiss"]),
