@@ -1,8 +1,8 @@
 """The parts of a run, each made of its configuration and of the parts before it.
 
-``load_model``     the encoder, loaded, or built from the texts that it will be trained on;
-``mine``           the training sets, with mined negatives where the configuration asks for them;
-``make_trainer``   the sampler, the losses, the evaluators and the trainer that holds all of it.
+(1) ``load``: the mixture; the encoder, loaded, or built from the texts that it will be trained on; the training sets,
+    with mined negatives where the configuration asks for them;
+(2) ``make_trainer``: the sampler, the losses, the evaluators and the trainer that holds all of it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers import set_seed
 
 from piccolo_st import cache
 from piccolo_st.batches import HomogeneousBatchSampler
-from piccolo_st.data import LABELLED_TASKS, DatasetSpec, Mixture
+from piccolo_st.data import LABELLED_TASKS, DatasetSpec, Mixture, load_mixture
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation import held_out_evaluators
 from piccolo_st.losses import build_losses, scale_dimension
@@ -38,7 +38,18 @@ from piccolo_st.training.arguments import FinetuneConfig
 from piccolo_st.training.trainer import PiccoloTrainer
 
 
-def load_model(config: FinetuneConfig, mixture: Mixture) -> SentenceTransformer:
+def load(config: FinetuneConfig) -> tuple[Mixture, SentenceTransformer, DatasetDict]:
+    """Mixture, model and training sets. What takes long to make is kept on disk and found there the next time.
+
+    Raises:
+        InputError: one of them cannot be used.
+    """
+    mixture = load_mixture(config.mixture)
+    model = _load_model(config, mixture)
+    return mixture, model, _mine(config, mixture, model)
+
+
+def _load_model(config: FinetuneConfig, mixture: Mixture) -> SentenceTransformer:
     """The encoder of a run, which can cut the texts of every dataset as the mixture asks.
 
     Raises:
@@ -80,7 +91,7 @@ def _texts(mixture: Mixture) -> Iterator[str]:
                 yield from dataset[column]
 
 
-def mine(config: FinetuneConfig, mixture: Mixture, model: SentenceTransformer) -> DatasetDict:
+def _mine(config: FinetuneConfig, mixture: Mixture, model: SentenceTransformer) -> DatasetDict:
     """The training sets, with mined negatives where the run asks for them and the rows are (query, positive)."""
     miner: Any = config.data.mining_model
     if miner is None:

@@ -1,7 +1,7 @@
 """A training run from its configuration to its checkpoint: what the commands pretrain and finetune drive.
 
-(1) load the mixture; build or load the encoder; mine hard negatives. The first rank does it, the others then find
-    the results on disk;
+(1) load the mixture; build or load the encoder; mine hard negatives (assembly.py). The first rank does it, the others
+    then find the results on disk;
 (2) make sampler, losses, evaluators and the PiccoloTrainer around them (assembly.py);
 (3) say what will run (summary.py); train, searching the held-out queries before, during and after;
 (4) leave in the output directory: ``model/`` (portable), ``config.yaml``, ``run.json``, ``curves.png``.
@@ -12,17 +12,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from datasets import DatasetDict
 from sentence_transformers import SentenceTransformer
 
 from piccolo_st import tables
-from piccolo_st.data import Mixture, load_mixture
 from piccolo_st.distributed import first_rank_first, on_first_rank
 from piccolo_st.evaluation import plot_curves
 from piccolo_st.modeling import content_hash
 from piccolo_st.releasing import DatasetRecord, RunRecord, add_training
 from piccolo_st.training.arguments import FinetuneConfig
-from piccolo_st.training.assembly import load_model, make_trainer, mine
+from piccolo_st.training.assembly import load, make_trainer
 from piccolo_st.training.ownership import own
 from piccolo_st.training.summary import describe, summarize
 
@@ -51,7 +49,7 @@ class TrainingRun:
         self.config = config
         self.output = Path(str(config.train.output_dir))
         self._owned = own(self.output)
-        self.mixture, self.model, self.train_dataset = first_rank_first(lambda: _load(config))
+        self.mixture, self.model, self.train_dataset = first_rank_first(lambda: load(config))
         self.trainer = make_trainer(config, self.mixture, self.model, self.train_dataset)
 
     def describe(self) -> str:
@@ -117,10 +115,3 @@ class TrainingRun:
         """Print from the first rank."""
         if self.trainer.is_world_process_zero():
             print(f"\n{text}\n", flush=True)
-
-
-def _load(config: FinetuneConfig) -> tuple[Mixture, SentenceTransformer, DatasetDict]:
-    """Step (1)."""
-    mixture = load_mixture(config.mixture)
-    model = load_model(config, mixture)
-    return mixture, model, mine(config, mixture, model)

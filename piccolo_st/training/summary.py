@@ -21,7 +21,12 @@ def describe(config: FinetuneConfig, mixture: Mixture, train_dataset: DatasetDic
     """What will run: steps, batch, precision and processes; of each dataset, what became of its rows."""
     plan, arguments, model = trainer.plan, config.train, config.model
     accumulated = arguments.gradient_accumulation_steps
-    steps = plan.steps() // accumulated
+    steps, names = plan.steps() // accumulated, list(train_dataset)
+    further: dict[str, dict[str, str | int]] = {
+        "negatives": {name: negatives_from(trainer.loss[name], data) for name, data in train_dataset.items()},
+        "steps an epoch": dict(zip(names, map(int, plan.steps_per_dataset), strict=True)),
+        "samples a step": {name: int(n) * plan.world_size for name, n in zip(names, plan.device_rows, strict=True)},
+    }
     total = arguments.max_steps if arguments.max_steps > 0 else int(steps * arguments.num_train_epochs)
     effective = plan.world_size * config.data.batch_size * accumulated
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
@@ -44,12 +49,6 @@ def describe(config: FinetuneConfig, mixture: Mixture, train_dataset: DatasetDic
     if plan.skipped:
         lines.append(f"skipped    {', '.join(plan.skipped)}: smaller than one batch over all processes")
     lines += [f"not read   {line}" for line in unread(config, mixture.specs.values())]
-    names = list(train_dataset)
-    further: dict[str, dict[str, str | int]] = {
-        "negatives": {name: negatives_from(trainer.loss[name], data) for name, data in train_dataset.items()},
-        "steps an epoch": dict(zip(names, map(int, plan.steps_per_dataset), strict=True)),
-        "samples a step": {name: int(n) * plan.world_size for name, n in zip(names, plan.device_rows, strict=True)},
-    }
     return "\n".join([*lines, "", mixture.report.text(further)])
 
 

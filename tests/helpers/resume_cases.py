@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -126,6 +127,17 @@ def record_rows(trainer: Any) -> list[tuple[int, str, tuple[int, ...]]]:
 
     trainer.training_step = training_step
     return seen
+
+
+def at_step(trainer: Any, step: int, action: Callable[[], object]) -> None:
+    """Let something happen as a step begins."""
+
+    class At(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == step:
+                action()
+
+    trainer.add_callback(At())
 
 
 def stop_after(trainer: Any, step: int) -> None:

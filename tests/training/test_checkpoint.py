@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import stat
@@ -69,14 +68,9 @@ def test_hidden_folders_cannot_be_guessed_and_take_the_umask(tmp_path: Path) -> 
         (lambda folder: (folder / "model.safetensors").write_bytes(b"weighty"), r"model\.safetensors .* hash differs"),
         (lambda folder: (folder / "manifest.json").unlink(), r"has no manifest\.json"),
         (lambda folder: (folder / "manifest.json").write_text("{"), r"manifest\.json cannot be read"),
-        (lambda folder: (folder / "manifest.json").write_text("[]"), r"must have format 1, .*, got None"),
         (lambda folder: edit(folder, lambda content: content.update(format=2)), r"must have format 1, .*, got 2"),
         (lambda folder: edit(folder, lambda content: content.pop("files")), r"must list its files"),
         (lambda folder: edit(folder, lambda content: content.pop("step")), r"must hold a step"),
-        (
-            lambda folder: edit(folder, lambda content: content["files"]["model.safetensors"].update(sha256="0" * 64)),
-            r"hash differs",
-        ),
         (
             lambda folder: edit(folder, lambda content: content["files"].update({"../x": {"size": 0, "sha256": ""}})),
             r"names '\.\./x', which is not a path inside",
@@ -190,24 +184,6 @@ def test_rotation_never_removes_the_last_complete_one(steps: set[int], limit: in
         assert (found.step if found else None) == (whole[-1] if whole else None)
         left = {int(path.name.split("-")[1]) for path in checkpoint.checkpoints(output)}
         assert left == broken | set(whole[-limit:])
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_a_disk_that_refuses_leaves_the_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    whole = write(tmp_path, 4)
-    folder = checkpoint.begin(tmp_path, 8)
-    (folder / "model.safetensors").write_bytes(b"weights")
-
-    def refuse(descriptor: int) -> None:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(OSError, match=os.strerror(code)):
-        checkpoint.seal(folder, {})
-    checkpoint.discard(folder)
-    assert names(tmp_path) == ["checkpoint-4"]
-    found, _ = checkpoint.newest_complete(tmp_path)
-    assert found is not None and found.path == whole
 
 
 def test_setting_aside_keeps_everything(tmp_path: Path) -> None:

@@ -77,17 +77,17 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[tuple[int, ...]
     yield found
 
 
-def test_a_datasets_own_lengths_are_the_widths_of_its_batches(make_run: Run) -> None:
-    found = batches(make_run(own={"query_length": 8, "document_length": 16}))
-    assert found["plain"]["query_input_ids"].shape == (8, 30)
-    assert found["plain"]["positive_input_ids"].shape == (8, 40)
-    assert found["other"]["query_input_ids"].shape == (8, 8)
-    assert found["other"]["positive_input_ids"].shape == (8, 16)
-
-
-def test_one_length_alone_leaves_the_other_to_the_run(make_run: Run) -> None:
-    other = batches(make_run(own={"document_length": 50}))["other"]
-    assert (other["query_input_ids"].shape[1], other["positive_input_ids"].shape[1]) == (30, 50)
+@pytest.mark.parametrize(
+    ("own", "widths"),
+    [({"query_length": 8, "document_length": 16}, (8, 16)), ({"document_length": 50}, (30, 50))],
+    ids=["both", "one"],
+)
+def test_a_datasets_own_lengths_are_the_widths_of_its_batches(
+    make_run: Run, own: dict[str, int], widths: tuple[int, int]
+) -> None:
+    found = batches(make_run(own=own))
+    for name, expected in (("plain", (30, 40)), ("other", widths)):
+        assert tuple(found[name][f"{column}_input_ids"].shape[1] for column in ("query", "positive")) == expected
 
 
 def test_scored_pairs_are_cut_at_the_length_of_documents(make_run: Run, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_what_is_no_instruction_is_refused_by_the_configuration(text: str, messa
         parse_run(["--model.instructions", text], FinetuneConfig, path)
 
 
-@pytest.mark.parametrize(("text", "message"), [case for case in BAD if case[0] != "null"])  # null: the run's
+@pytest.mark.parametrize(("text", "message"), BAD[:1] + BAD[-2:])
 def test_what_is_no_instruction_of_a_dataset_is_refused_everywhere(
     text: str, message: str, tmp_path: Path, encoder_dir: Path
 ) -> None:

@@ -14,7 +14,6 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-from transformers import TrainerCallback
 
 from piccolo_st.losses import PiccoloLoss
 from piccolo_st.training.arguments import PiccoloTrainingArguments
@@ -22,7 +21,7 @@ from piccolo_st.training.checkpoint import CheckpointError
 from piccolo_st.training.fingerprint import weights_fingerprint
 from piccolo_st.training.trainer import PiccoloTrainer
 from tests.conftest import build_encoder
-from tests.helpers.resume_cases import make_datasets, weights_hash
+from tests.helpers.resume_cases import make_datasets, stop_after, weights_hash
 
 Change = Callable[[SentenceTransformer, dict[str, Any]], Any]
 
@@ -160,12 +159,8 @@ def test_an_accepted_change_trains_on_and_never_passes_off_what_has_ended(
 
 
 def test_a_checkpoint_of_version_0_1_0_compares_what_it_has(encoder_dir: Path, tmp_path: Path) -> None:
-    class Stop(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            control.should_training_stop = state.global_step >= 3
-
     first = make(encoder_dir, tmp_path)
-    first.add_callback(Stop())
+    stop_after(first, 3)
     first.train()
     manifest = tmp_path / "checkpoint-2" / "manifest.json"
     content = json.loads(manifest.read_text())

@@ -15,13 +15,12 @@ from typing import Any
 
 import pytest
 from filelock import UnixFileLock
-from transformers import TrainerCallback
 
 from piccolo_st.errors import InputError
 from piccolo_st.training import ownership
 from piccolo_st.training.ownership import own
 from tests.helpers.ranks import run_ranks
-from tests.helpers.resume_cases import Case, make_trainer, weights_hash
+from tests.helpers.resume_cases import Case, at_step, make_trainer, weights_hash
 
 ALONE = Case(batch_size=4)
 
@@ -136,14 +135,6 @@ def test_a_directory_that_cannot_be_written_to_is_refused(tmp_path: Path) -> Non
 # Runs.
 
 
-class Sleep(TrainerCallback):
-    """Sleeps at a step, as a run that hangs."""
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 5:
-            time.sleep(300)
-
-
 def start(encoder: Path, output: Path, log: Path, case: Case = ALONE, sleep: bool = False, **options: Any) -> int:
     """Fork a run; its end, or its error, is in ``log``."""
     pid = os.fork()
@@ -152,7 +143,7 @@ def start(encoder: Path, output: Path, log: Path, case: Case = ALONE, sleep: boo
     try:
         trainer = make_trainer(encoder, output, case, **options)
         if sleep:
-            trainer.add_callback(Sleep())
+            at_step(trainer, 5, lambda: time.sleep(300))  # as a run that hangs
         trainer.train()
         log.write_text(weights_hash(trainer.model))
     except BaseException as error:
