@@ -113,12 +113,6 @@ def test_tasks_follow_the_columns_names_unless_routed(make_model: Callable[..., 
     assert by_dataset([{**row, "dataset_name": "t"}])["query_task"] == "query"
 
 
-def test_a_length_limit_belongs_to_the_role(make_model: Callable[..., Any]) -> None:
-    batch = PiccoloDataCollator(make_model(query_length=6, document_length=9).preprocess)(_rows())
-    assert batch["query_input_ids"].shape[1] == 6
-    assert batch["positive_input_ids"].shape[1] == 9
-
-
 def test_the_trainer_finds_the_features_and_not_the_row_ids(make_model: Callable[..., Any]) -> None:
     collator = PiccoloDataCollator(make_model().preprocess, prompts=PROMPTS)
     batch = collator(_ragged([2, 0, 3]))

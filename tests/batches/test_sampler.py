@@ -89,6 +89,8 @@ def test_400_million_rows_start_without_iterating_anything() -> None:
     tracemalloc.start()
     sampler = HomogeneousBatchSampler(dataset, samplers, world_size=32)
     assert len(list(next(iter(sampler)))) == sampler.batch_size == 1024
+    last = sampler.plan.step(3, sampler.plan.steps() - 1, 31)
+    assert last.rows.shape == (1024,) and last.rows.max() < sampler.plan.sizes[last.dataset]
     used = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert used < 2**20
