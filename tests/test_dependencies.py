@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import configparser
-import re
 import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 # Modules that are not called as their distribution is; gradio brings its client in the version it needs.
@@ -33,21 +33,28 @@ def imported(folder: str) -> dict[str, Path]:
     return found
 
 
-def declared(test_extras: bool) -> set[str]:
-    """The distributions of setup.cfg: of the package and the extras of its users, or of every extra."""
+def requirements(*but: str) -> list[Requirement]:
+    """The requirements of setup.cfg: of the package, and of every extra but those named."""
     settings = configparser.ConfigParser(interpolation=None)
     settings.read(ROOT / "setup.cfg", encoding="utf-8")
     lines = [settings["options"]["install_requires"]]
-    lines += [text for name, text in settings["options.extras_require"].items() if test_extras or name not in TESTERS]
-    return {name.lower() for name in re.findall(r"^([A-Za-z][\w-]*)", "\n".join(lines), re.M)}
-
-
-TESTERS = ("test", "dev")
+    lines += [text for name, text in settings["options.extras_require"].items() if name not in but]
+    return [Requirement(line) for line in "\n".join(lines).split("\n") if line and not line.startswith("%(")]
 
 
 @pytest.mark.parametrize("folder", ["piccolo_st", "recipes", "tests"])
 def test_every_import_is_declared(folder: str) -> None:
     found = imported(folder)
     assert "torch" in found or folder == "recipes"
-    missing = {name: str(path) for name, path in found.items() if name not in declared(folder == "tests")}
+    declared = {one.name.lower() for one in requirements(*([] if folder == "tests" else ["test", "dev"]))}
+    missing = {name: str(path) for name, path in found.items() if name not in declared}
     assert not missing, f"imported and not declared in setup.cfg: {missing}"
+
+
+def test_the_oldest_versions_are_the_lower_bounds() -> None:
+    """tests/oldest.txt pins every dependency at its lower bound in setup.cfg, and nothing else."""
+    lines = (ROOT / "tests" / "oldest.txt").read_text(encoding="utf-8").splitlines()
+    pinned = [line.split("==") for line in lines if not line.startswith("#")]
+    bounds = {one.name: [b.version for b in one.specifier if b.operator == ">="] for one in requirements()}
+    assert len(dict(pinned)) == len(pinned)
+    assert {name: [version] for name, version in pinned} == bounds

@@ -186,23 +186,24 @@ def test_optional_packages_are_imported_where_they_are_used(path: Path) -> None:
     assert not found, f"{_name(path)} imports {found} at the top"
 
 
-def test_training_loads_no_optional_package() -> None:
-    code = f"import sys, piccolo_st.training.run; print(sorted({OPTIONAL - {'pandas'}!r} & set(sys.modules)))"
-    environment = {**os.environ, "ACCELERATE_USE_DEEPSPEED": "false"}
+def _printed(code: str, **environment: str) -> str:
+    """What a process of its own prints."""
     ran = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, env=environment
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, env=os.environ | environment
     )
     assert ran.returncode == 0, ran.stderr
+    return ran.stdout.strip()
+
+
+def test_training_loads_no_optional_package() -> None:
+    code = f"import sys, piccolo_st.training.run; print(sorted({OPTIONAL - {'pandas'}!r} & set(sys.modules)))"
     # accelerate itself imports deepspeed where it is installed.
-    assert ran.stdout.strip() in ("[]", "['deepspeed']")
+    assert _printed(code, ACCELERATE_USE_DEEPSPEED="false") in ("[]", "['deepspeed']")
 
 
-def test_only_evaluation_imports_mteb() -> None:
+def test_mteb_and_the_curation_of_data_have_few_users() -> None:
     users = {_room(_name(path)) for path in _files() if any(m.split(".")[0] == "mteb" for m, _ in _taken(path))}
     assert users <= {"evaluation"}
-
-
-def test_nothing_imports_the_curation_of_data() -> None:
     users = {_room(_name(path)) for path in _files() for one in _arrows(path) if _room(one) == "curation"}
     assert users <= {"curation", "commands"}
 
@@ -216,10 +217,7 @@ def test_every_room_exists_or_is_gone() -> None:
 def test_a_room_costs_nothing_until_a_name_is_asked_for(room: str) -> None:
     if room in ("losses", "demo"):
         pytest.skip("few names, each of which needs all of it")
-    code = f"import sys, piccolo_st.{room}; print('torch' in sys.modules)"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.strip() == "False"
+    assert _printed(f"import sys, piccolo_st.{room}; print('torch' in sys.modules)") == "False"
 
 
 def test_importing_the_package_loads_nothing_and_changes_nothing() -> None:
@@ -235,11 +233,7 @@ def test_importing_the_package_loads_nothing_and_changes_nothing() -> None:
         "assert before == (dict(os.environ), logging.root.level, list(warnings.filters))\n"
         "print(spent)\n"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, env=dict(os.environ)
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert float(ran.stdout) < 0.1
+    assert float(_printed(code)) < 0.1
 
 
 def test_every_public_name_is_there() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from piccolo_st.losses import PiccoloLoss
 from piccolo_st.modeling import InstructionPooling
 from piccolo_st.shipped import shipped
 from tests.readme_commands import told
+from tests.test_dependencies import requirements
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -73,10 +73,6 @@ def test_every_command_names_what_there_is() -> None:
 
 
 def test_every_dependency_is_explained() -> None:
-    settings = configparser.ConfigParser(interpolation=None)
-    settings.read(ROOT / "setup.cfg", encoding="utf-8")
-    lines = [settings["options"]["install_requires"], *settings["options.extras_require"].values()]
-    needed = set(re.findall(r"^([A-Za-z][\w-]*)", "\n".join(lines), re.M))
     first = [row.split("|")[1] for row in section("Dependencies").splitlines() if row.startswith("|")][2:]
     named = {name for cell in first for name in re.findall(r"[A-Za-z][\w-]*", re.sub(r"\(.*\)", "", cell))}
-    assert named == needed
+    assert named == {one.name for one in requirements()}

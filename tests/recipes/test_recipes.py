@@ -210,25 +210,11 @@ def test_overrides_reach_the_run(config: Path, finetune: Finetune, tmp_path: Pat
 
 
 BAD_INPUT = [
-    (["--data.bach_size", "8"], r"unknown key 'data.bach_size' in the command line; did you mean data.batch_size?"),
-    (["--train.per_device_train_batch_size", "8"], "set data.batch_size instead"),
-    (["--train.learning_rate", "fast"], "train.learning_rate must be of type float, got 'fast'"),
-    (["--model.instructions", "picolo"], "got 'picolo'; did you mean piccolo?"),
-    (["--model.name_or_path", "."], "must hold modules.json or config.json, got the directory"),
-    (["--model.query_length", "3"], "query_length=3 is too short for the instruction"),
-    (["--loss.temperature", "0"], "temperature"),
     (["--loss.directions", "[query_to_nowhere]"], "query_to_nowhere"),
-    (["--data.mixture", "null"], "names no data"),
-    (["--data.mixture", "nowhere.yaml"], "nowhere.yaml does not exist"),
-    (["--data.mixture.datasets.faq.source", "nowhere.jsonl"], "nowhere.jsonl"),
-    (["--data.mixture.datasets.faq.tsak", "sts"], "unknown key 'tsak'"),
     (["--data.mixture.datasets.faq.columns", "{query: question}"], "question"),
     (["--data.mining.num_negativs", "2"], "unknown key 'num_negativs'"),
-    (["--data.mixing", "sometimes"], "sometimes"),
     (["--data.mixing", "weights"], "must have a weight where data.mixing is 'weights', got none for 'faq'"),
     (["--data.mixture.datasets.faq.weight", "2"], "has the weight 2, which data.mixing 'proportional' does not read"),
-    (["--train.max_seconds", "0"], "train.max_seconds must be a number of seconds above 0, got 0.0; unset it"),
-    (["--data.batch_size", "0"], "data.batch_size must be a whole number of at least 1, got 0"),
     (["--train.output_dir", "/proc/no/such"], "train.output_dir /proc/no/such cannot be written to"),
 ]
 
@@ -245,19 +231,13 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert not (tmp_path / "run" / "model").exists()
 
 
-def test_an_empty_dataset_is_named(config: Path, finetune: Finetune, tmp_path: Path) -> None:
-    (tmp_path / "faq.jsonl").write_text("")
-    code, _, err = finetune(str(config))
-    assert code == 2 and "faq" in err
-
-
 def test_the_misspelt_key_under_accelerate_launch() -> None:
     ran = launch("recipes/finetune.py", "recipes/configs/quickstart.yaml", "--data.bach_size", "8")
     assert ran.returncode != 0
     assert "error: unknown key 'data.bach_size' in the command line; did you mean data.batch_size?" in ran.stderr
 
 
-FINETUNE = str(ROOT / "recipes" / "finetune.py")
+FINETUNE = ("-m", "piccolo_st", "finetune")
 ZERO1 = str(ROOT / "recipes" / "accelerate" / "cpu_zero1.yaml")
 BUILT = ["--model.name_or_path", "null", "--model.build", "{hidden_size: 16, layers: 1, heads: 2, vocab_size: 200}"]
 
@@ -279,7 +259,7 @@ def test_two_processes_do_the_same_job(
     """From any working directory; the model given, or built by the first of them."""
     if "--config_file" in start:
         pytest.importorskip("deepspeed")
-    ran = launch(*start, FINETUNE, str(config), *model, cwd=tmp_path)
+    ran = launch(*start, *FINETUNE, str(config), *model, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert f"compute    cpu, fp32, {engine}" in ran.stdout and "held-out search" in ran.stdout
     assert (tmp_path / "run" / "model" / "modules.json").exists()
@@ -291,11 +271,11 @@ def test_a_time_limit_ends_two_processes_at_the_same_step(
 ) -> None:
     pytest.importorskip("deepspeed")
     monkeypatch.setenv("PICCOLO_ST_MAX_SECONDS", "1e-9")
-    ran = launch("--config_file", ZERO1, FINETUNE, str(config), cwd=tmp_path)
+    ran = launch("--config_file", ZERO1, *FINETUNE, str(config), cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert "ended      at step 1 of 6" in ran.stdout and (tmp_path / "run" / "model" / "modules.json").exists()
     monkeypatch.delenv("PICCOLO_ST_MAX_SECONDS")
-    ran = launch("--config_file", ZERO1, FINETUNE, str(config), cwd=tmp_path)
+    ran = launch("--config_file", ZERO1, *FINETUNE, str(config), cwd=tmp_path)
     assert ran.returncode == 0 and "ended  " not in ran.stdout, ran.stderr[-3000:]
     assert (tmp_path / "run" / "checkpoint-6").is_dir()
 
@@ -318,11 +298,11 @@ def test_a_launched_run_is_refused_on_every_rank(config: Path, tmp_path: Path, o
 
 @pytest.mark.slow
 def test_what_the_launcher_did_not_start_is_said(config: Path, tmp_path: Path) -> None:
-    ran = launch("--cpu", "--num_processes", "2", FINETUNE, str(config), "--train.max_steps", "1", cwd=tmp_path)
+    ran = launch("--cpu", "--num_processes", "2", *FINETUNE, str(config), "--train.max_steps", "1", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert "plain, 1 process(es)" in ran.stdout
     assert "accelerate launch started one process where several were asked for" in ran.stdout
-    two = ["torchrun", "--nproc_per_node", "2", FINETUNE, str(config), "--train.max_steps", "1"]
+    two = ["torchrun", "--nproc_per_node", "2", *FINETUNE, str(config), "--train.max_steps", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     ran = subprocess.run(
         [*two, "--train.resume", "never"], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=600
