@@ -22,7 +22,7 @@ from piccolo_st.cache import default_cache
 from piccolo_st.curation.duplicates import identity_keys, row_keys
 from piccolo_st.curation.job import Job
 from piccolo_st.curation.stages import Stage
-from piccolo_st.data import build, flatten, parse_mixture
+from piccolo_st.data import build, flatten, locate, parse_mixture
 from piccolo_st.modeling import column_task, load_pretrained
 from piccolo_st.tables import empty_figure, picture, table
 
@@ -91,7 +91,8 @@ class CheckStep:
 def _read(job: Job, task: int) -> None:
     specs, root, _ = parse_mixture(job.given)
     cache = Path(job.cache) if job.cache is not None else default_cache()
-    build.prepare(list(specs.values())[task], root, cache)
+    spec = list(specs.values())[task]
+    build.prepare(spec, locate(spec, root), cache)
 
 
 def _measure(step: CheckStep, task: int) -> None:

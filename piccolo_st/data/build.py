@@ -29,7 +29,7 @@ from piccolo_st.data.chunks import Chunk
 from piccolo_st.data.columns import Columns, Survey
 from piccolo_st.data.presets import apply_preset
 from piccolo_st.data.report import Counts, suggestions
-from piccolo_st.data.sources import Location, locate, read_chunks
+from piccolo_st.data.sources import Location, read_chunks
 from piccolo_st.data.specs import DatasetSpec
 from piccolo_st.data.validation import Checked, check_rows
 from piccolo_st.errors import MixtureError
@@ -81,13 +81,11 @@ class Prepared:
     """A dataset that has been read, checked and written.
 
     Attributes:
-        location: where it was read from.
         key: the fingerprint of its rows.
         folder: the cache entry that holds them.
         counts: what was counted on the way.
     """
 
-    location: Location
     key: str
     folder: Path
     counts: Counts
@@ -97,13 +95,12 @@ class Prepared:
         return open_arrow(self.folder / "data.arrow")
 
 
-def prepare(spec: DatasetSpec, root: Path, cache: Path) -> Prepared:
-    """Read and check a dataset, or find it done.
+def prepare(spec: DatasetSpec, location: Location, cache: Path) -> Prepared:
+    """Read and check a dataset that lies at a location of ``locate``, or find it done.
 
     Raises:
-        MixtureError: the source or a column is missing, the preset leaves no row, or the cache cannot be written.
+        MixtureError: a column is missing, the preset leaves no row, or the cache cannot be written.
     """
-    location = locate(spec, root)
     for name, formats in _READ_OF.items():
         value = getattr(spec, name)
         if value not in (None, "train") and location.format not in formats:
@@ -118,7 +115,7 @@ def prepare(spec: DatasetSpec, root: Path, cache: Path) -> Prepared:
         raise MixtureError(
             f"the cache {cache} cannot be written: {error}; choose another with cache_dir (or HF_DATASETS_CACHE)"
         ) from error
-    return Prepared(location, key, folder, Counts.read(folder))
+    return Prepared(key, folder, Counts.read(folder))
 
 
 class _ColumnsChanged(Exception):

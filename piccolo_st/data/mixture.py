@@ -40,6 +40,7 @@ from piccolo_st.config import build, read_yaml, unknown_key
 from piccolo_st.data.build import Prepared, prepare
 from piccolo_st.data.holdout import RetrievalHoldout, draw, hold_out, read_beir
 from piccolo_st.data.report import DatasetReport, HeldOutCounts, MixtureReport, enforce
+from piccolo_st.data.sources import locate
 from piccolo_st.data.specs import DatasetSpec, HoldoutSpec, MixtureSpec, PresetSpec
 from piccolo_st.data.tasks import LABELLED_TASKS
 from piccolo_st.errors import ConfigError, MixtureError
@@ -208,12 +209,13 @@ def load_mixture(config: Mapping[str, Any] | str | Path, *, cache_dir: str | Pat
     evaluation: dict[str, Dataset] = {}
     holdouts: dict[str, RetrievalHoldout] = {}
     for name, spec in specs.items():
-        prepared[name] = one = prepare(spec, root, cache)
+        location = locate(spec, root)
+        prepared[name] = one = prepare(spec, location, cache)
         enforce(spec, one.counts, one.folder, spec.policy or policy)
         if spec.use == "train":
             training[name] = one.rows()
-        elif one.location.format == "beir":
-            holdouts[name] = read_beir(one.location.files)
+        elif location.format == "beir":
+            holdouts[name] = read_beir(location.files)
         else:
             evaluation[name] = one.rows()
     drawn = {name: draw(specs[name], rows) for name, rows in training.items() if specs[name].holdout is not None}

@@ -281,7 +281,7 @@ def test_max_rows_reads_so_many_rows_and_no_more(
             lines[number - 1], faulty[number] = "{", "not valid JSON"
         (folder / "faulty.jsonl").write_text("\n".join(lines), encoding="utf-8")
     spec = DatasetSpec("faulty", f"faulty.{format}", "retrieval", max_rows=limit)
-    prepared = build.prepare(spec, folder, folder / "cache")
+    prepared = build.prepare(spec, sources.locate(spec, folder), folder / "cache")
     read = range(1, min(limit, 12) + 1)
     counts = prepared.counts
     assert (counts.rows, counts.kept) == (len(read), len(set(read) - set(faulty)))
