@@ -106,15 +106,7 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
             self.maybe_warn_about_column_order(list(columns))
         label = next((column for column in self.valid_label_columns if column in columns), None)
         if label is not None:
-            values = columns.pop(label)
-            bad = next((index for index, value in enumerate(values) if value is None or isinstance(value, str)), None)
-            if bad is not None:
-                raise InputError(
-                    f"{where(bad)} must have a number as its {label!r}, got {values[bad]!r}; drop such rows, or turn "
-                    "names of classes into numbers with Dataset.class_encode_column"
-                )
-            tensors = [value for value in values if isinstance(value, torch.Tensor)]
-            batch["label"] = torch.stack(tensors) if tensors else torch.tensor(values)
+            batch["label"] = _labels(label, columns.pop(label), where)
         if not columns:
             raise InputError(
                 f"a batch needs a column of texts, got only {label or 'no column'} in {where(0)}; give the dataset one"
@@ -343,6 +335,18 @@ def _columns(features: Sequence[Mapping[str, object]] | ColumnBatch) -> dict[str
                 f"{index}; draw the batches with HomogeneousBatchSampler"
             )
     return {name: [row[name] for row in features] for name in names}
+
+
+def _labels(column: str, values: Sequence[object], where: Callable[[int], str]) -> torch.Tensor:
+    """The column of labels as one tensor, (rows,) or (rows, ...)."""
+    bad = next((index for index, value in enumerate(values) if value is None or isinstance(value, str)), None)
+    if bad is not None:
+        raise InputError(
+            f"{where(bad)} must have a number as its {column!r}, got {values[bad]!r}; drop such rows, or turn "
+            "names of classes into numbers with Dataset.class_encode_column"
+        )
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    return torch.stack(tensors) if tensors else torch.tensor(values)
 
 
 def _where(dataset_name: str | None, row_ids: NDArray[np.int64] | None, index: int) -> str:

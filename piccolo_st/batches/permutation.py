@@ -46,7 +46,6 @@ class Permutation:
         if not 1 <= size <= MAX_SIZE:
             raise InputError(f"the size of a permutation must be from 1 to 2**40, got {size}")
         self.size = size
-        self.key = key
         height = math.isqrt(size - 1) + 1
         width = -(-size // height)
         # Shifts by an odd modulus are even permutations: one side must be even, or half of all orders are never drawn.
@@ -54,12 +53,6 @@ class Permutation:
         self._height, self._width = np.uint64(height), np.uint64(width)
         rounds = _ROUNDS if size >= _SMALL_SIZE else _SMALL_ROUNDS
         self._keys = [np.uint64(mix(key, index)) for index in range(rounds)]
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __repr__(self) -> str:
-        return f"Permutation(size={self.size}, key={self.key})"
 
     def __call__(self, positions: NDArray[np.integer]) -> NDArray[np.int64]:
         """The elements at the given positions.

@@ -34,16 +34,6 @@ from piccolo_st.mining.candidates import MiningSettings, draw, search_embeddings
 from piccolo_st.mining.lexical import Bm25, lexical_encoder
 from piccolo_st.mining.limits import reading
 
-__all__ = [
-    "Miner",
-    "MiningSettings",
-    "drop_false_negatives",
-    "mine_mixture",
-    "mine_negatives",
-    "shard_rows",
-    "with_negatives",
-]
-
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
     from tokenizers import Tokenizer
@@ -105,7 +95,7 @@ def mine_mixture(
         model, tokenizer: as ``mine_negatives``.
         settings: of ``MiningSettings``.
         folder: where the results lie, each named after all that it is made of.
-        made_of: what tells this model and tokenizer from others.
+        made_of: further parts of a result's key, such as fingerprints of the model and the tokenizer.
 
     Raises:
         InputError: an unknown setting.
