@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from piccolo_st.errors import InputError, reason
 from piccolo_st.modeling.pooling import InstructionPooling
-from piccolo_st.modeling.portable.layout import POOLING_FLAGS
+from piccolo_st.modeling.portable.readers import POOLING_FLAGS
 
 logger = logging.getLogger(__name__)
 
@@ -120,20 +120,24 @@ def check_savable(model: SentenceTransformer) -> None:
 
 
 @contextmanager
-def bare_encoders(model: SentenceTransformer) -> Iterator[None]:
+def exchanged(attributes: Iterable[tuple[object, str, object]]) -> Iterator[None]:
+    """Inside, each attribute, an object with a name, has the value that stands with it."""
+    before: list[tuple[object, str, object]] = []
+    try:
+        for thing, name, value in attributes:
+            before.append((thing, name, getattr(thing, name)))
+            setattr(thing, name, value)
+        yield
+    finally:
+        for thing, name, value in before:
+            setattr(thing, name, value)
+
+
+def bare_encoders(model: SentenceTransformer) -> AbstractContextManager[None]:
     """Inside, an encoder that ``get_peft_model`` wrapped stands without the wrapper, as ST loads it from a checkpoint.
 
     Its adapters are in it all the same: PEFT puts them there.
     """
-    wrapped = [
-        (module, module.model)
-        for module in model.modules()
-        if isinstance(module, Transformer) and hasattr(module.model, "get_base_model")
-    ]
-    for module, encoder in wrapped:
-        module.model = encoder.get_base_model()
-    try:
-        yield
-    finally:
-        for module, encoder in wrapped:
-            module.model = encoder
+    encoders = [module for module in model.modules() if isinstance(module, Transformer)]
+    wrapped = [module for module in encoders if hasattr(module.model, "get_base_model")]
+    return exchanged([(module, "model", module.model.get_base_model()) for module in wrapped])

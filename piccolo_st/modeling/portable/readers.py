@@ -13,11 +13,22 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from safetensors import SafetensorError, safe_open
 
-from piccolo_st.modeling.portable.layout import POOLING_FLAGS, JsonObject
+JsonObject: TypeAlias = dict[str, Any]
+"""What a configuration file holds."""
+
+# Pooling mode -> its flag in a pooling config, in the order in which ST 3 to 5.3 join the parts of several modes.
+POOLING_FLAGS = {
+    "cls": "pooling_mode_cls_token",
+    "max": "pooling_mode_max_tokens",
+    "mean": "pooling_mode_mean_tokens",
+    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
+    "weightedmean": "pooling_mode_weightedmean_tokens",
+    "lasttoken": "pooling_mode_lasttoken",
+}
 
 # Encoders whose table of positions begins with rows for padding; see positions.py.
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")

@@ -26,7 +26,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,8 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from piccolo_st.errors import InputError
 from piccolo_st.modeling.pooling import InstructionPooling
-from piccolo_st.modeling.portable.layout import POOLING_FLAGS, JsonObject
-from piccolo_st.modeling.portable.limits import pooling_modes, problems
+from piccolo_st.modeling.portable.limits import exchanged, pooling_modes, problems
+from piccolo_st.modeling.portable.readers import POOLING_FLAGS, JsonObject
 from piccolo_st.modeling.positions import usable_positions
 
 STATE_KEY = "piccolo_st"
@@ -132,20 +132,18 @@ def _replacing(path: Path) -> Iterator[Path]:
 @contextmanager
 def _stock_pooling(model: SentenceTransformer) -> Iterator[JsonObject]:
     """Inside, InstructionPooling is stock Pooling, which ST loads without further code; yields what that leaves out."""
-    own = {place: module for place, module in enumerate(model) if isinstance(module, InstructionPooling)}
     state: JsonObject = {}
-    for place, module in own.items():
-        state["pooling"] = module.get_config_dict()
-        model[place] = Pooling(module.embedding_dimension, module.pooling_mode, include_prompt=module.include_prompt)
-    try:
+    stock: list[tuple[object, str, object]] = []
+    for name, module in model.named_children():
+        if isinstance(module, InstructionPooling):
+            state["pooling"] = module.get_config_dict()
+            pooling = Pooling(module.embedding_dimension, module.pooling_mode, include_prompt=module.include_prompt)
+            stock.append((model, name, pooling))
+    with exchanged(stock):
         yield state
-    finally:
-        for place, module in own.items():
-            model[place] = module
 
 
-@contextmanager
-def _own_storage(model: SentenceTransformer) -> Iterator[None]:
+def _own_storage(model: SentenceTransformer) -> AbstractContextManager[None]:
     """Weights outside the encoders in storage of their own while they are saved.
 
     DeepSpeed keeps all weights in one buffer. transformers copes with that, but other modules save through safetensors,
@@ -153,14 +151,8 @@ def _own_storage(model: SentenceTransformer) -> Iterator[None]:
     """
     encoders = {id(weight) for one in model.modules() if isinstance(one, Transformer) for weight in one.parameters()}
     weights = [weight for weight in model.parameters() if id(weight) not in encoders]
-    kept = [(weight, weight.data) for weight in weights if weight.untyped_storage().nbytes() > weight.nbytes]
-    for weight, data in kept:
-        weight.data = data.clone()
-    try:
-        yield
-    finally:
-        for weight, data in kept:
-            weight.data = data
+    parts = [weight for weight in weights if weight.untyped_storage().nbytes() > weight.nbytes]
+    return exchanged([(weight, "data", weight.data.clone()) for weight in parts])
 
 
 def load_portable(path: str | Path, **kwargs: Any) -> SentenceTransformer:
