@@ -32,7 +32,7 @@ from piccolo_st.evaluation.local_tasks import load_local_tasks
 from piccolo_st.evaluation.mteb_model import BenchmarkEncoder, share_batches, side_by_side
 from piccolo_st.evaluation.runner import TaskOutcome, evaluate
 from piccolo_st.evaluation.tasks import select
-from piccolo_st.modeling.fingerprint import Identity, content_hash, identify
+from piccolo_st.modeling.fingerprint import Identity, content_hash
 from piccolo_st.modeling.packed.packing import use_packing
 from tests.helpers.evaluation_data import write_local_tasks
 from tests.helpers.ranks import run_ranks
@@ -83,56 +83,6 @@ def run(model: Any, tasks: Path | str, output: Path, **kwargs: Any) -> tuple[dic
     outcomes: list[TaskOutcome] = []
     evaluation, *_ = evaluate(model, str(tasks), output=output, on_task=outcomes.append, **kwargs)
     return evaluation.scores, outcomes
-
-
-# --- identity
-
-
-def test_a_saved_and_loaded_model_is_the_same_model(model: SentenceTransformer, tmp_path: Path) -> None:
-    before = content_hash(model)
-    model.encode(["天气好", "明天下雨"])
-    model.encode_query(["天气"])
-    model.save_pretrained(str(tmp_path / "saved"))
-
-    loaded = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
-
-    assert content_hash(model) == before == content_hash(loaded)
-
-
-def _other_weight(model: SentenceTransformer) -> None:
-    with torch.no_grad():
-        next(model.parameters())[3, 5] += 1e-6
-
-
-CHANGES: dict[str, Callable[[SentenceTransformer], Any]] = {
-    "weight": _other_weight,
-    "dtype": lambda model: model.half(),
-    "prompt": lambda model: model.prompts.update(query="查询: "),
-    "default prompt": lambda model: setattr(model, "default_prompt_name", "query"),
-    "pooling": lambda model: setattr(model[1], "pooling_mode", "cls"),
-    "query length": lambda model: setattr(model[0], "query_length", 17),
-    "activation": lambda model: setattr(model[0].model.config, "hidden_act", "relu"),
-    "tokenizer": lambda model: model.tokenizer.add_tokens(["天气"]),
-    "truncation": lambda model: setattr(model, "truncate_dim", 16),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_model_is_another_model(model: SentenceTransformer, change: str) -> None:
-    before = content_hash(model)
-
-    CHANGES[change](model)
-
-    assert content_hash(model) != before
-
-
-def test_a_model_in_memory_is_not_what_its_card_says(model: SentenceTransformer) -> None:
-    model.model_card_data.base_model = "BAAI/bge-base-zh"
-    model.model_card_data.base_model_revision = "a" * 40
-
-    identity = identify(model)
-
-    assert identity == Identity("local/in-memory", content_hash(model), content_hash(model))
 
 
 # --- instructions and encoding
@@ -500,6 +450,11 @@ def test_no_network_says_what_to_do(
         evaluate(model, [str(tasks), "STSB"], output=tmp_path)
 
     assert len(list(tmp_path.rglob("Own*.json"))) == 6  # what was finished before is kept
+
+
+def test_a_model_that_is_not_there(tmp_path: Path, tasks: Path) -> None:
+    with pytest.raises(InputError, match=r"the model cannot be loaded, got 'nobody/nothing'"):
+        evaluate("nobody/nothing", str(tasks), output=tmp_path)
 
 
 def test_without_mteb_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import yaml
 from piccolo_st.config import parse_run
 from piccolo_st.errors import InputError
 from piccolo_st.experiments.ablation import Ablation
+from piccolo_st.experiments.command import main
 from piccolo_st.experiments.stock import train_stock
 from piccolo_st.training.arguments import FinetuneConfig
 
@@ -67,12 +68,16 @@ def write(content: dict[str, Any], tmp_path: Path) -> Path:
     return path
 
 
-def test_every_variant_runs_once_and_a_killed_one_again(content: dict[str, Any], tmp_path: Path) -> None:
+def test_every_variant_runs_once_and_a_killed_one_again(
+    content: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("mteb")
     path = write(content, tmp_path)
     said: list[str] = []
-    assert Ablation(path).write() == "no variant has a result yet"
-    Ablation(path).run(say=said.append)
+    main([str(path), "--table"])
+    assert capsys.readouterr().out == "no variant has a result yet\n"
+    main([str(path), "--only", "stock,plain,full"])
+    said += [line for line in capsys.readouterr().out.splitlines() if ", seed " in line]
     order = [(name, seed) for seed in (1, 2) for name in ("stock", "plain", "full")]
     assert [line.split(":")[0] for line in said] == [f"{name}, seed {seed}" for name, seed in order]
     results = sorted((tmp_path / "out" / "runs").glob("*/*/result.json"))
