@@ -1,6 +1,6 @@
 """What each part of the recipe is worth: the same encoder, data, steps and samples, one part more at a time.
 
-What the command ablation drives. Its YAML has the sections of a stage 2 run, from which every variant starts, and two
+What the command ``ablation`` drives. Its YAML has the sections of a stage 2 run, from which every variant starts, and two
 more: ``ablation`` (seeds, tasks, where results go) and ``variants``, in the order of the table.
 
 (1) a variant is what its ``after`` is, with ``set`` laid over it; the chain of ``after`` leads to the first one;
@@ -199,12 +199,10 @@ class Ablation:
         if not scores:
             return "no variant has a result yet"
         header, rows = self._rows(scores)
-        self.output.mkdir(parents=True, exist_ok=True)
         lines = ["| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *rows]]
-        (self.output / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        cache.write_whole(self.output / "table.md", "\n".join(lines) + "\n")
         record = {"versions": environment.versions(), "seeds": list(self.settings.seeds), "scores": scores}
-        text = json.dumps(record, ensure_ascii=False, indent=2)
-        (self.output / "ablation.json").write_text(text + "\n", encoding="utf-8")
+        cache.write_whole(self.output / "ablation.json", json.dumps(record, ensure_ascii=False, indent=2) + "\n")
         labels = {name: self.variants[name].label or name for name in scores}
         means = {labels[name]: [one[MEAN] for one in found] for name, found in scores.items()}
         title = "mean of the held-out sets, percent; one dot a seed"
