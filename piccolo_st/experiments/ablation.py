@@ -1,7 +1,7 @@
 """What each part of the recipe is worth: the same encoder, data, steps and samples, one part more at a time.
 
-What the command ``ablation`` drives. Its YAML has the sections of a stage 2 run, from which every variant starts, and two
-more: ``ablation`` (seeds, tasks, where results go) and ``variants``, in the order of the table.
+The YAML has the sections of a stage 2 run, from which every variant starts, and two more: ``ablation`` (seeds, tasks,
+where results go) and ``variants``, in the order of the table.
 
 (1) a variant is what its ``after`` is, with ``set`` laid over it; the chain of ``after`` leads to the first one;
 (2) each variant and seed trains in a directory of its own: ``stock`` through sentence-transformers' own trainer, loss,
