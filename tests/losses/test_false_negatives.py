@@ -45,27 +45,6 @@ def test_pairs_are_those_of_the_rules_each_once(data: st.DataObject) -> None:
         assert alone.unavoidable(direction, start, stop) == sum(len(r) for r, _ in alone.pairs(direction, start, stop))
 
 
-def test_rules_in_words() -> None:
-    """Row 0 and 1 ask the same; row 2 has row 0's positive; row 3 has row 1's positive as its hard negative."""
-    queries, documents, owner = [1, 1, 2, 3], [10, 11, 10, 12, 13, 11], [0, 3]  # documents 4 and 5 are hard negatives
-    exclusions = Exclusions(4, torch.tensor(owner), torch.tensor(queries), torch.tensor(documents))
-
-    def of(direction: str, row: int) -> set[int]:
-        return {int(c) for _, candidate in exclusions.pairs(direction, row, row + 1) for c in candidate}
-
-    assert of("query_to_doc", 0) == {
-        1,
-        2,
-        5,
-    }  # the twin's positive, its own positive's copy, the twin's positive's copy
-    assert of("query_to_query", 0) == {0, 1}
-    assert of("doc_to_query", 0) == {1, 2}  # the twin, and the query that has the same positive
-    assert of("doc_to_doc", 0) == {0, 1, 2, 4, 5}  # 4: the row's own hard negative, as for ST
-    assert of("doc_to_doc", 1) == {0, 1, 2, 4, 5}  # and so for its twin
-    assert of("query_to_doc", 3) == set()  # its hard negative is nobody's positive for query 3
-    assert of("query_to_query", 3) == {3}
-
-
 def test_nearly_equal_texts_everywhere_stay_within_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(false_negatives, "_PAIRS", 1000)
     same = torch.zeros(200, dtype=torch.int64)

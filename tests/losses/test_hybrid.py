@@ -91,6 +91,7 @@ def test_a_dense_layer_scales_the_dimension(make_model: Callable[..., Any], tmp_
     scale_dimension(model, 56)  # once is enough
     assert (len(model), model.get_embedding_dimension()) == (3, 56)
     loss = build_losses(model, {"a": "retrieval"}, matryoshka_dims=[56, 28])["a"]
+    assert isinstance(loss, MatryoshkaLoss)
     loss(columns(model, [0, 2]), None).backward()
     assert model[2].linear.weight.grad.norm() > 0
     model.save(str(tmp_path))
@@ -135,47 +136,6 @@ def test_the_weight_scales_the_loss(make_model: Callable[..., Any]) -> None:
     plain, weighted = OwnNegativesLoss(model), WeightedLoss(OwnNegativesLoss(model), 0.25)
     features = columns(model, [0, 1, 2])
     torch.testing.assert_close(weighted(features), plain(features) * 0.25)
-
-
-@pytest.mark.parametrize("cached", [False, True])
-def test_mrl_is_the_sum_over_the_dimensions(make_model: Callable[..., Any], cached: bool) -> None:
-    """ST's MatryoshkaLoss around ours: the losses of the truncated embeddings, added up, with their gradients."""
-    model = make_model()
-    caching = {"mini_batch_size": 2, "mask_duplicates": False} if cached else {"mask_duplicates": False}
-    loss = build_losses(model, {"a": "retrieval"}, matryoshka_dims=[32, 16], temperature=0.05, **caching)["a"]
-    assert isinstance(loss, MatryoshkaLoss)
-    features = columns(model, [0, 2])
-    value = loss(features, None)
-    value.backward()
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    total = 0.0
-    for dimension in (32, 16):
-        model.truncate_dim = dimension
-        plain = PiccoloLoss(model, temperature=0.05)
-        embedded = [model(dict(f))["sentence_embedding"][:, :dimension] for f in without_owner(features)]
-        batch_owner = features[2]["owner"]
-        total = total + reference_loss(plain, embedded, batch_owner)
-    total.backward()
-    model.truncate_dim = None
-    torch.testing.assert_close(value.detach(), total.detach(), rtol=1e-4, atol=1e-5)
-    wanted = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    assert found.keys() == wanted.keys() and len(found) > 10
-    for name, gradient in wanted.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=2e-5, msg=name)
-
-
-def without_owner(features: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
-    return [{key: value for key, value in column.items() if key != "owner"} for column in features]
-
-
-def reference_loss(loss: PiccoloLoss, embedded: list[torch.Tensor], owner: torch.Tensor) -> torch.Tensor:
-    from piccolo_st.losses.contrast import contrastive_loss, unit
-    from piccolo_st.losses.false_negatives import Exclusions
-
-    exclusions = Exclusions(len(embedded[0]), owner)
-    queries, positives, negatives = (unit(e) for e in embedded)
-    return contrastive_loss(queries, positives, negatives, exclusions, temperature=loss.temperature).loss
 
 
 def test_all_tasks_alternate_in_the_stock_trainer(make_model: Callable[..., Any], tmp_path: Path) -> None:

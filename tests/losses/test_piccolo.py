@@ -78,14 +78,6 @@ def test_ragged_negatives(make_model: Callable[..., Any], caching: dict[str, int
     assert_same(run(loss, columns), naive(model, columns, owner, temperature=0.05, directions=DIRECTIONS))
 
 
-def test_equal_columns_equal_one_ragged_column(make_model: Callable[..., Any]) -> None:
-    model = make_model().double()
-    fixed = preprocess(model, QUERIES, POSITIVES, *NEGATIVES)
-    ragged = preprocess(model, QUERIES, POSITIVES, [text for row in zip(*NEGATIVES, strict=True) for text in row])
-    ragged[2]["owner"] = torch.arange(4).repeat_interleave(2)
-    assert_same(run(PiccoloLoss(model), fixed), run(PiccoloLoss(model), ragged))
-
-
 @pytest.mark.parametrize("with_text_id", [False, True])
 def test_the_same_text_is_no_negative(make_model: Callable[..., Any], with_text_id: bool) -> None:
     """Rows 0 and 2 ask the same; row 3 has row 1's positive; a hard negative is row 0's positive."""

@@ -134,16 +134,6 @@ def test_bad_settings(values: dict[str, object], message: str) -> None:
         EncoderSettings.from_mapping(values)
 
 
-def test_a_directory_that_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"must hold modules.json or config.json, got the directory"):
-        load_encoder(str(tmp_path))
-
-
-def test_a_model_that_is_nowhere() -> None:
-    with pytest.raises(InputError, match=r"model.name_or_path cannot be loaded, got 'no-such/model': .*"):
-        load_encoder("no-such/model")
-
-
 def test_a_broken_model_directory(built: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"cannot be loaded, got"):

@@ -127,18 +127,6 @@ def test_equals_stock_pooling_where_all_rows_have_one_instruction(mode: Any, bat
         assert differ or mode in ("lasttoken", "max")  # guard: excluding is not a no-op
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_row_that_is_nothing_but_an_instruction_keeps_its_tokens(mode: Any) -> None:
-    rows = [list(INSTRUCTIONS[0]), list(INSTRUCTIONS[1]), [CLS, 6, 7]]
-    for side in ("left", "right"):
-        features = features_of(rows, side, torch.float32)
-        excluded = InstructionPooling(4, mode, False, INSTRUCTIONS)
-        got = excluded(dict(features))["sentence_embedding"]
-        assert torch.isfinite(got).all() and (got.norm(dim=1) > 0.1).all()
-        assert torch.equal(got[:2], Pooling(4, mode)(dict(features))["sentence_embedding"][:2])
-        torch.testing.assert_close(excluded(flattened(features))["sentence_embedding"], got)
-
-
 def test_an_instruction_never_reaches_into_the_next_row() -> None:
     """[1, 6, 7] and what follows it look like [1, 6, 7, 8, 9], but only its own [1, 6] is an instruction."""
     rows = [[CLS, 6, 7], [8, 9, 3]]
@@ -202,21 +190,6 @@ def test_all_ways_to_give_an_instruction_give_one_vector(make_model: ModelMaker,
     assert abs(mixed - model.encode_query(texts)).max() < 1e-12
     without = model.encode(texts)
     assert abs(without - model.encode_query(texts)).max() > 1e-3  # the instruction is seen by the encoder either way
-
-
-def test_left_padding_gives_the_same_vectors(make_model: ModelMaker) -> None:
-    model = make_model().double()
-    set_instruction_pooling(model, "piccolo", include_instruction=False)
-    texts = ["查询：今天", "结果：明天的天气很好", "没有"]
-    features = model.preprocess(texts)
-    model.tokenizer.padding_side = "left"
-    left = model.preprocess(texts)
-    assert left["attention_mask"][0, 0] == 0
-    for batch in (features, left):  # positions are counted from the first token, as a left-padding encoder has them
-        batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    torch.testing.assert_close(
-        model(left)["sentence_embedding"], model(features)["sentence_embedding"], rtol=1e-12, atol=1e-12
-    )
 
 
 def test_compiled_without_a_graph_break() -> None:

@@ -15,7 +15,6 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Router
 from sentence_transformers.sentence_transformer.modules import (
     Pooling,
-    StaticEmbedding,
     Transformer,
     WeightedLayerPooling,
 )
@@ -317,12 +316,6 @@ def test_what_older_versions_cannot_express_is_refused(
     with pytest.raises(ValueError, match=message):
         save_portable(model, tmp_path / "a")
     assert not (tmp_path / "a").exists()
-
-
-def test_static_embeddings_are_refused(make_model: ModelMaker, tmp_path: Path) -> None:
-    model = SentenceTransformer(modules=[StaticEmbedding(make_model().tokenizer, embedding_dim=4)])
-    with pytest.raises(ValueError, match=r"must be a Transformer, .*, got \['StaticEmbedding'"):
-        save_portable(model, tmp_path / "a")
 
 
 def test_a_tokenizer_without_a_file_that_all_read_is_refused(make_model: ModelMaker, tmp_path: Path) -> None:
