@@ -57,7 +57,7 @@ class ModelArguments:
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
     build: dict[str, Any] | None = field(
         default=None,
-        metadata={"help": "Settings of an encoder to build when name_or_path is empty; see encoder.EncoderSettings."},
+        metadata={"help": "Settings of an encoder to build when name_or_path is empty; see modeling.EncoderSettings."},
     )
     pooling: str | None = field(
         default=None, metadata={"help": "Pooling of a bare encoder: mean, cls, ...; empty: mean, or the model's own."}
