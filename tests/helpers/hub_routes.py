@@ -25,19 +25,15 @@ ROUTES = [  # (name of the route and of the method that answers it, HTTP method,
     ("whoami", "GET", r"/api/whoami-v2"),
     ("validate_yaml", "POST", r"/api/validate-yaml"),
     ("create_repo", "POST", r"/api/repos/create"),
-    ("delete_repo", "DELETE", r"/api/repos/delete"),
     ("tree", "GET", API + r"/tree/(?P<revision>[^/]+)(?:/(?P<path>.*))?"),
     ("paths_info", "POST", API + r"/paths-info/(?P<revision>[^/]+)"),
     ("commits", "GET", API + r"/commits/(?P<revision>[^/]+)"),
     ("preupload", "POST", API + r"/preupload/(?P<revision>[^/]+)"),
     ("commit", "POST", API + r"/commit/(?P<revision>[^/]+)"),
     ("create_tag", "POST", API + r"/tag/(?P<revision>[^/]+)"),
-    ("delete_tag", "DELETE", API + r"/tag/(?P<name>[^/]+)"),
     ("create_branch", "POST", API + r"/branch/(?P<name>[^/]+)"),
-    ("merge", "POST", API + r"/discussions/(?P<number>\d+)/merge"),
     ("refs", "GET", API + r"/refs"),
     ("settings", "PUT", API + r"/settings"),
-    ("auth_check", "GET", API + r"/auth-check(?P<write>/write)?"),
     ("info", "GET", API + r"/revision/(?P<revision>[^/]+)"),
     ("info", "GET", API),
     ("lfs_batch", "POST", GIT + r"\.git/info/lfs/objects/batch"),
@@ -46,7 +42,7 @@ ROUTES = [  # (name of the route and of the method that answers it, HTTP method,
     ("lfs_upload", "PUT", r"/storage/(?P<kind>\w+)/(?P<repo>.+)/(?P<sha256>[0-9a-f]{64})"),
     ("lfs_download", "GET", r"/storage/(?P<kind>\w+)/(?P<repo>.+)/(?P<sha256>[0-9a-f]{64})"),
 ]
-WRITES = {"preupload", "lfs_batch", "commit", "create_tag", "delete_tag", "create_branch", "merge", "settings"}
+WRITES = {"preupload", "lfs_batch", "commit", "create_tag", "create_branch", "settings"}
 STORAGE = {"lfs_upload", "lfs_download"}  # answered without a token, behind the second port
 
 
@@ -134,21 +130,8 @@ class Endpoints:
         repo.put({".gitattributes": GITATTRIBUTES.encode()}, "initial commit")
         return Answer({"url": url, "name": name, "id": name})
 
-    def delete_repo(self) -> Answer:
-        asked = self.payload()
-        self.where = {"kind": asked.get("type") or "model", "repo": f"{asked['organization']}/{asked['name']}"}
-        self.check_write(self.repository().id)
-        del self.hub.repos[self.where["kind"], self.where["repo"]]
-        return Answer({})
-
     def settings(self) -> Answer:
         self.repository().private = self.payload().get("visibility") == "private"
-        return Answer({})
-
-    def auth_check(self) -> Answer:
-        repo = self.repository()
-        if "write" in self.where:
-            self.check_write(repo.id)
         return Answer({})
 
     def info(self) -> Answer:
@@ -244,24 +227,11 @@ class Endpoints:
         repo.tags[tag] = commit.sha
         return Answer({})
 
-    def delete_tag(self) -> Answer:
-        if self.repository().tags.pop(self.where["name"], None) is None:
-            raise HubError(404, f"Tag not found: {self.where['name']}", "RevisionNotFound")
-        return Answer({})
-
     def create_branch(self) -> Answer:
         repo, name = self.repository(), self.where["name"]
         if name in repo.branches:
             raise HubError(409, f"Reference already exists: {name}")
         repo.branches[name] = repo.resolve(self.payload().get("startingPoint", "main")).sha
-        return Answer({})
-
-    def merge(self) -> Answer:
-        repo = self.repository()
-        commit = repo.resolve(f"refs/pr/{self.where['number']}")
-        if commit.parent != repo.branches["main"]:
-            raise HubError(409, "This pull request has conflicts")
-        repo.branches["main"] = commit.sha
         return Answer({})
 
     def resolve(self) -> Answer:

@@ -1,9 +1,9 @@
 """A Hugging Face Hub on loopback for tests: standard library (and PyYAML) only, in threads of the test's process.
 
-It speaks what huggingface_hub 2.x and datasets 5.x ask of a Hub: repositories (create, settings, delete, info), README
+It speaks what the tests ask through huggingface_hub 2.x and datasets 5.x: repositories (create, settings, info), README
 validation, preupload, LFS batch / upload / verify, the NDJSON commit with its parent check, pull requests, tags,
-branches, tree, paths-info, resolve with ETag and X-Repo-Commit, whoami and access checks. LFS content lives behind a
-second port, as it lives on other hosts in reality, so that a token sent to storage can be seen. No Xet, no gating.
+branches, tree, paths-info, resolve with ETag and X-Repo-Commit, whoami. LFS content lives behind a second port, as it
+lives on other hosts in reality, so that a token sent to storage can be seen. No Xet, no gating.
 
     with HubServer(users={"hf_secret": User("alice", orgs=("sensenova",))}) as hub:
         hub.add_repo("C-MTEB/AFQMC", {"data/test.jsonl": b"..."}, kind="dataset", sha="b44c3b01...")
@@ -11,13 +11,10 @@ second port, as it lives on other hosts in reality, so that a token sent to stor
         subprocess.run([...], env=hub.environment(home, token="hf_secret"))  # for code that reads HF_ENDPOINT
         hub.fail("commit", status=500, times=1)                          # the next commit request fails
         [call.route for call in hub.calls]                               # what was asked, and how it ended
-
-By hand: ``python -m tests.helpers.hub_server`` starts one and prints the variables to export.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -214,15 +211,3 @@ class _Handler(Endpoints, BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing: ``calls`` is the log."""
-
-
-def main() -> None:
-    """Serve until Ctrl-C; the user "me" of organisation "sensenova" may create and write."""
-    with HubServer({"hf_loopback": User("me", orgs=("sensenova",))}) as hub:
-        print(f"export HF_ENDPOINT={hub.url} HF_TOKEN=hf_loopback HF_HUB_DISABLE_XET=1", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
-
-
-if __name__ == "__main__":
-    main()
