@@ -29,8 +29,9 @@ def main(arguments: Sequence[str]) -> None:
     elif step not in STEPS:
         raise ConfigError(f"the first argument must be a step, got {step!r}{nearest(step, list(STEPS))}")
     if rest and not rest[0].startswith("-"):
-        path = find(rest.pop(0))
+        place = rest.pop(0)
+        path = find(place)
         mixture = "datasets" in read_yaml(path)
-        rest = ["--data.mixture", json.dumps({"file": str(path)}), *rest] if mixture else [str(path), *rest]
+        rest = ["--data.mixture", json.dumps({"file": place}), *rest] if mixture else [str(path), *rest]
     config = parse_run(rest, PrepareConfig, shipped()["prepare"], __doc__)
     run_step(step, config.data, getattr(config, step), config.executor)

@@ -81,6 +81,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if (given := parsed.instructions) is not None:
         given = read_value(given, "--instructions") if isinstance(given, str) else given
         parsed.instructions = Instructions.from_plain(given, "--instructions")
+    parsed.reference = [find(path) for path in parsed.reference]
     return parsed
 
 
@@ -116,12 +117,12 @@ def reference(path: Path, benchmark: Benchmark) -> list[ModelScores]:
     return models
 
 
-def report(group: Sequence[Evaluation], references: Sequence[str], output: Path) -> None:
+def report(group: Sequence[Evaluation], references: Sequence[Path], output: Path) -> None:
     """Table, JSON and picture of one group of tasks; each setting of the model is a column, then the references."""
     benchmark = group[0].benchmark
     models = [each.model_scores for each in group]
     for path in references:
-        models += reference(find(path), benchmark)
+        models += reference(path, benchmark)
     print(f"\n{score_table(models, benchmark)}")
     stem = f"{benchmark.name}--{group[0].identity.name.replace('/', '__')}--{group[0].identity.revision[:8]}"
     folder = output / "tables"
