@@ -2,8 +2,7 @@
 
     (1) read the YAML (``yaml.safe_load``) named by the first argument, or the recipe's default;
     (2) lay ``--section.field value`` over it; the value is read as YAML, deeper keys reach into mappings;
-    (3) refuse every key that no dataclass has, naming the nearest one that exists;
-    (4) let transformers' HfArgumentParser convert and build the dataclass of each section.
+    (3) build the dataclass of each section from what is there, by its annotations (``schema``).
 
 A configuration that cannot be used raises ``ConfigError``; ``run_command`` turns it and every other ``InputError``
 into one sentence and exit code 2, and ends quietly when nobody reads what a command prints.
@@ -14,19 +13,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import math
 import re
-import types
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser
+from yaml.constructor import ConstructorError
 
-from piccolo_st.errors import ConfigError, InputError, MixtureError, nearest, reason
-
-Section = TypeVar("Section")
+from piccolo_st.errors import ConfigError, nearest, reason, shown
+from piccolo_st.schema import Keys, build
 
 
 @dataclass(frozen=True)
@@ -63,11 +61,6 @@ class OptionParser(argparse.ArgumentParser):
         raise ConfigError(_in_own_words(message))
 
 
-class _Parser(HfArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
 # argparse's rules, and how this package says them.
 _RULES = (
     (r"invalid (?P<type>\w+) value: (?P<value>.*)", "must be of type {type}, got {value}"),
@@ -77,13 +70,12 @@ _RULES = (
 )
 
 
-def _in_own_words(message: str, section: str = "--") -> str:
-    """A message of argparse as rule and value; ``section`` stands before the option's name."""
+def _in_own_words(message: str) -> str:
+    """A message of argparse as rule and value."""
     about = re.fullmatch(r"argument ([^:]+): (.*)", message)
     if about is None:
         return message.replace("the following arguments are required:", "the command line must have") + "; see --help"
     name, rule = about[1].split("/")[0], about[2]
-    name = section + name[2:] if name.startswith("--") else name
     for pattern, words in _RULES:
         if found := re.fullmatch(pattern, rule):
             parts = {**found.groupdict(), "choices": found.groupdict().get("choices", "").replace("'", "")}
@@ -91,8 +83,8 @@ def _in_own_words(message: str, section: str = "--") -> str:
     return f"{name}: {rule}"
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping a YAML file holds; anything else raises ConfigError with the file and the line."""
+def load_yaml(path: Path) -> object:
+    """What a YAML file holds; one that cannot be read, or is no YAML, raises ConfigError with the file and the line."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -102,9 +94,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"the configuration {path} cannot be read: {reason(error)}; give the path of a YAML file"
         ) from None
     try:
-        content = yaml.safe_load(text)
+        return _load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {reason(error)}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping a YAML file holds; anything else raises ConfigError."""
+    content = load_yaml(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a mapping of sections, got {type(content).__name__}")
     return content
@@ -113,9 +110,76 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def read_value(text: str, place: str) -> Any:
     """What a word of the command line means as YAML; ``place`` is its option, for the ConfigError if it is none."""
     try:
-        return yaml.safe_load(text)
+        return _load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{place} must be YAML, got {text!r}: {reason(error)}") from None
+        raise ConfigError(f"{place} must be YAML, got {shown(text)}: {reason(error)}") from None
+
+
+# The most values a file may have with its aliases written out: nine lines of aliases can stand for billions.
+_MOST_VALUES = 1_000_000
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which refuses a key named twice, and what YAML's own types cannot hold, with the line."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise ConstructorError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+            kind = node.tag.rpartition(":")[2]
+            problem = f"{shown(node.value)} cannot be read as YAML's {kind} ({reason(error)})"
+            raise ConstructorError(None, None, problem, node.start_mark) from None
+
+
+def _load(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        YAMLError: not YAML, a key twice, nested too deeply, or aliases that stand for more than anybody means.
+    """
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _values(node, {}) > _MOST_VALUES:
+            raise yaml.YAMLError(f"its aliases stand for more than {_MOST_VALUES:,} values, or for themselves")
+        return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+
+
+def _values(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values a node has with its aliases written out; one inside itself has infinitely many."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+        inside = [part for item in parts for part in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_values(part, known) for part in inside)
+    return known[id(node)]
+
+
+def line_in(path: str | Path, keys: Keys) -> str:
+    """``, line N`` of a key of nested mappings in a YAML file that has been read; empty where it is not there."""
+    if not Path(path).is_file():
+        return ""
+    node, line = yaml.compose(Path(path).read_text(encoding="utf-8"), _Loader), 0
+    for wanted in keys:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+        found = next(((key, value) for key, value in pairs if key.value == str(wanted)), None)
+        if found is None:
+            return ""
+        node, line = found[1], found[0].start_mark.line + 1
+    return f", line {line}"
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
@@ -155,73 +219,6 @@ def merge(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str,
     return merged
 
 
-def _check_keys(merged: Mapping[str, Any], sections: Mapping[str, type], source: str) -> None:
-    fields = {name: [f.name for f in dataclasses.fields(cls) if f.init] for name, cls in sections.items()}
-    replaced = {f"{n}.{key}": use for n, cls in sections.items() for key, use in getattr(cls, "REPLACED", {}).items()}
-    known = [f"{name}.{key}" for name, keys in fields.items() for key in keys if f"{name}.{key}" not in replaced]
-    for name, section in merged.items():
-        if name not in sections:
-            raise ConfigError(f"unknown section {name!r} in {source}{nearest(name, list(sections))}")
-        if section is not None and not isinstance(section, Mapping):
-            raise ConfigError(f"section {name!r} in {source} must be a mapping, got {section!r}")
-        for key in section or {}:
-            dotted = f"{name}.{key}"
-            if dotted in replaced:
-                raise ConfigError(f"{dotted} cannot be set in {source}; set {replaced[dotted]} instead")
-            if why := getattr(sections[name], "UNREAD", {}).get(key):
-                raise ConfigError(f"{dotted} in {source} must be left out, since nothing reads it: {why}")
-            if dotted not in known:
-                raise ConfigError(f"unknown key {dotted!r} in {source}{nearest(dotted, known)}")
-
-
-def build_section(name: str, cls: type[Section], values: Mapping[str, Any]) -> Section:
-    """One section's dataclass from plain values; scalars and lists of scalars are converted by HfArgumentParser.
-
-    A class with a method ``from_plain(value, place)`` reads the values of its fields itself.
-    """
-    hints = get_type_hints(cls)
-    tokens: list[str] = []
-    plain: dict[str, Any] = {}
-    defaults = _defaults(cls)
-    for key, value in values.items():
-        # A default may be what the parser refuses, such as an empty list; a recorded run writes all of them.
-        default = defaults.get(key)
-        if from_plain := getattr(hints[key], "from_plain", None):
-            plain[key] = from_plain(value, f"{name}.{key}")
-        elif value is None or isinstance(value, Mapping) or (type(value) is type(default) and value == default):
-            if isinstance(value, Mapping) and "dict" not in str(hints[key]):
-                raise ConfigError(f"{name}.{key} must be of type {_type_name(hints[key])}, got a mapping")
-            plain[key] = value
-        elif isinstance(value, list):
-            if "list" not in str(hints[key]):
-                raise ConfigError(f"{name}.{key} must be of type {_type_name(hints[key])}, got the list {value}")
-            tokens += [f"--{key}", *(str(item) for item in value)]
-        else:
-            tokens.append(f"--{key}={_text(value, hints[key])}")
-    try:
-        namespace = vars(_Parser(cast(Any, cls), add_help=False).parse_args(tokens))
-    except ConfigError as error:
-        raise ConfigError(_in_own_words(str(error), f"{name}.")) from None
-    converted = {key: namespace[key] for key in values if key not in plain}
-    try:
-        return HfArgumentParser(cls).parse_dict({**converted, **plain})[0]  # type: ignore[arg-type]
-    except InputError:  # of this package, which says where
-        raise
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"section {name!r}: {str(error).rstrip('.')}") from None
-
-
-def _text(value: Any, hint: Any) -> str:
-    """A scalar as it would be typed. YAML reads an unquoted ``no`` as false, which is a word where no bool goes."""
-    if isinstance(value, bool) and hint is not bool and bool not in get_args(hint):
-        return "yes" if value else "no"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _type_name(hint: Any) -> str:
-    return getattr(hint, "__name__", str(hint).replace("typing.", ""))
-
-
 def parse_run(arguments: Sequence[str], kind: type[Config], default: Path, description: str = "") -> Config:
     """Parse a recipe's command line: ``[CONFIG.yaml] [--section.field value ...]``.
 
@@ -241,13 +238,39 @@ def parse_run(arguments: Sequence[str], kind: type[Config], default: Path, descr
         raise SystemExit(0)
     path = Path(arguments.pop(0)) if arguments and not arguments[0].startswith("-") else default
     overrides = parse_overrides(arguments)
-    content = read_yaml(path)
-    _check_keys(content, sections, str(path))
-    merged = merge(content, overrides)
-    _check_keys(merged, sections, "the command line")
-    built: dict[str, Any] = {name: build_section(name, cls, merged.get(name) or {}) for name, cls in sections.items()}
+    merged = merge(read_yaml(path), overrides)
+
+    def where(keys: Keys) -> str:
+        dotted = ".".join(map(str, keys))
+        line = line_in(path, keys)
+        by_hand = any(dotted == key or dotted.startswith(f"{key}.") for key in overrides)
+        return "the command line" if by_hand or not line else f"{path}{line}"
+
+    for name, values in merged.items():
+        if name not in sections:
+            raise ConfigError(f"unknown section {name!r} in {where([name])}{nearest(str(name), list(sections))}")
+        if values is not None and not isinstance(values, Mapping):
+            raise ConfigError(f"section {name!r} in {where([name])} must be a mapping, got {shown(values)}")
+    built: dict[str, Any] = {}
+    for name, cls in sections.items():
+        values = merged.get(name) or {}
+        _check_unset(name, cls, values, where)
+
+        def within(keys: Keys, name: str = name) -> str:
+            return where([name, *keys])
+
+        built[name] = build(cls, values, f"section {name!r}", section=name, where=within)
     resolved = {name: {**_defaults(cls), **(merged.get(name) or {})} for name, cls in sections.items()}
     return kind(path=path, resolved=resolved, **built)
+
+
+def _check_unset(name: str, cls: type, values: Mapping[str, object], where: Callable[[Keys], str]) -> None:
+    """Refuse what a class has from a parent and a run does not read, saying what takes its place, or why."""
+    for key in values:
+        if instead := getattr(cls, "REPLACED", {}).get(key):
+            raise ConfigError(f"{name}.{key} cannot be set in {where([name, key])}; set {instead} instead")
+        if why := getattr(cls, "UNREAD", {}).get(key):
+            raise ConfigError(f"{name}.{key} in {where([name, key])} must be left out, since nothing reads it: {why}")
 
 
 def _defaults(cls: type) -> dict[str, Any]:
@@ -280,79 +303,3 @@ def _help(sections: Mapping[str, type], default: Path, description: str) -> str:
             lines.append(f"  ... and every other field of {inherited[0]}.")
         lines.append("")
     return "\n".join(lines)
-
-
-T = TypeVar("T")
-
-
-def unknown_key(key: object, known: Iterable[str], place: str) -> MixtureError:
-    """The error for a key that no field has, naming the nearest one that there is."""
-    return MixtureError(f"unknown key {str(key)!r} in {place}{nearest(str(key), list(known))}")
-
-
-def build(cls: type[T], mapping: object, place: str, **given: Any) -> T:
-    """Fill dataclass ``cls`` from ``mapping``; ``given`` are fields that the mapping may not set.
-
-    Raises:
-        MixtureError: not a mapping, an unknown or missing key, or a value of another type than the annotation.
-    """
-    if not isinstance(mapping, Mapping):
-        raise MixtureError(f"{place} must be a mapping of keys to values, got {_shown(mapping)}")
-    hints = get_type_hints(cls)
-    settable = {f.name: f for f in fields(cls) if f.name not in given}  # type: ignore[arg-type]
-    values = dict(given)
-    for key, value in mapping.items():
-        if key not in settable:
-            raise unknown_key(key, settable, place)
-        values[key] = _convert(hints[key], value, f"{key} of {place}")
-    for name, f in settable.items():
-        if name not in values and f.default is MISSING and f.default_factory is MISSING:
-            raise MixtureError(f"{place} has no {name!r}, which is required; add it")
-    return cls(**values)
-
-
-def _convert(hint: Any, value: Any, place: str) -> Any:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        options = [option for option in arguments if option is not type(None)]
-        for option in options[:-1]:
-            try:
-                return _convert(option, value, place)
-            except MixtureError:
-                continue
-        return _convert(options[-1], value, place)
-    if origin is Literal:
-        if value not in arguments:
-            raise MixtureError(f"{place} must be one of {', '.join(map(str, arguments))}, got {value!r}")
-        return value
-    if from_plain := getattr(hint, "from_plain", None):
-        try:
-            return from_plain(value, place)
-        except InputError as error:
-            raise MixtureError(str(error)) from None
-    if is_dataclass(hint):
-        return build(hint, value, place)  # type: ignore[arg-type]
-    if origin is tuple:
-        if isinstance(value, str | bytes) or not isinstance(value, Iterable) or isinstance(value, Mapping):
-            raise MixtureError(f"{place} must be a list, got {_shown(value)}")
-        return tuple(_convert(arguments[0], item, f"an item of {place}") for item in value)
-    if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(value, Mapping):
-            raise MixtureError(f"{place} must be a mapping of keys to values, got {_shown(value)}")
-        return {str(k): _convert(arguments[1], v, f"{k} of {place}") for k, v in value.items()}
-    if hint is Any:
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is str and isinstance(value, int) and not isinstance(value, bool):
-        return str(value)  # YAML reads an unquoted label such as 0 as a number
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise MixtureError(f"{place} must be of type {hint.__name__}, got {_shown(value)}")
-    return value
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

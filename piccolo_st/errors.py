@@ -39,6 +39,15 @@ def reason(error: BaseException) -> str:
     return lines[0].strip().rstrip(".:") if lines else type(error).__name__
 
 
+def shown(value: object) -> str:
+    """A received value for a message, cut after 60 characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of over 4,300 digits
+        return f"a {type(value).__name__} too long to show"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def nearest(key: str, known: Sequence[str]) -> str:
     """``; did you mean X?`` for the known key most like ``key``, upper and lower case alike.
 

@@ -20,6 +20,7 @@ PACKAGE = Path(__file__).parent.parent / "piccolo_st"
 # types too; rooms of one floor do not import each other.
 FLOORS = [
     {"_version", "errors"},
+    {"schema"},
     {"_lazy", "cache", "config", "distributed", "environment", "hashing", "redaction", "shipped", "tables"},
     {"command"},
     {"modeling"},

@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 
 from piccolo_st.curation.shingles import Collection, band_hashes, jaccard, merge, shingle
 from piccolo_st.data import LABELLED_TASKS, SCORED_TASKS, DatasetSpec, flatten
-from piccolo_st.errors import MixtureError
 from piccolo_st.hashing import combine, scramble, text_hashes, text_key
+from piccolo_st.schema import Count, PositiveShare, Whole
 
 # Pairs looked at in one piece.
 _PAIRS = 100_000
@@ -40,26 +40,17 @@ class DedupSettings:
         seed: of the signatures.
     """
 
-    near: float | None = field(
+    near: PositiveShare | None = field(
         default=0.8, metadata={"help": "Jaccard similarity of near duplicates; empty: exact only."}
     )
-    decontaminate: float | None = field(
+    decontaminate: PositiveShare | None = field(
         default=0.8, metadata={"help": "Jaccard similarity to an evaluation text that removes; empty: none."}
     )
-    shingle: int = field(default=3, metadata={"help": "Characters an n-gram."})
-    permutations: int = field(default=64, metadata={"help": "Length of the MinHash signatures."})
+    shingle: Count = field(default=3, metadata={"help": "Characters an n-gram."})
+    permutations: Count = field(default=64, metadata={"help": "Length of the MinHash signatures."})
     across: bool = field(default=True, metadata={"help": "Whether datasets of one task are compared with each other."})
-    part_rows: int = field(default=200_000, metadata={"help": "Rows a task and an output file."})
-    seed: int = field(default=13, metadata={"help": "Of the signatures."})
-
-    def __post_init__(self) -> None:
-        for name in ("near", "decontaminate"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                raise MixtureError(f"{name} of dedup must be above 0 and at most 1, got {value}")
-        for name in ("shingle", "permutations", "part_rows"):
-            if getattr(self, name) < 1:
-                raise MixtureError(f"{name} of dedup must be at least 1, got {getattr(self, name)}")
+    part_rows: Count = field(default=200_000, metadata={"help": "Rows a task and an output file."})
+    seed: Whole = field(default=13, metadata={"help": "Of the signatures."})
 
 
 def identity_columns(spec: DatasetSpec, table: pa.Table) -> list[pa.Array]:

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from piccolo_st.curation.duplicates import identity_columns
 from piccolo_st.data import DatasetSpec
 from piccolo_st.errors import MissingPackage, MixtureError
+from piccolo_st.schema import Count, Natural, Share, Whole
 
 
 @dataclass(frozen=True)
@@ -40,32 +41,25 @@ class FilterSettings:
         seed: of the pool.
     """
 
-    min_characters: int | None = field(default=None, metadata={"help": "Shorter texts go."})
-    max_query_characters: int | None = field(default=None, metadata={"help": "Longer queries and sentences go."})
-    max_document_characters: int | None = field(default=None, metadata={"help": "Longer positives go."})
-    min_han: float | None = field(default=0.3, metadata={"help": "Least share of Chinese among letters and digits."})
-    max_kana: float | None = field(default=0.1, metadata={"help": "Largest share of kana among letters and digits."})
-    max_repetition: float | None = field(default=0.5, metadata={"help": "Largest share of the commonest character."})
+    min_characters: Natural | None = field(default=None, metadata={"help": "Shorter texts go."})
+    max_query_characters: Natural | None = field(default=None, metadata={"help": "Longer queries and sentences go."})
+    max_document_characters: Natural | None = field(default=None, metadata={"help": "Longer positives go."})
+    min_han: Share | None = field(default=0.3, metadata={"help": "Least share of Chinese among letters and digits."})
+    max_kana: Share | None = field(default=0.1, metadata={"help": "Largest share of kana among letters and digits."})
+    max_repetition: Share | None = field(default=0.5, metadata={"help": "Largest share of the commonest character."})
     simplify: bool = field(default=False, metadata={"help": "Write traditional characters as simplified ones."})
-    top_k: int | None = field(default=None, metadata={"help": "Consistency: the positive is among the k nearest."})
-    pool: int = field(default=100_000, metadata={"help": "Positives drawn to rank among."})
+    top_k: Count | None = field(default=None, metadata={"help": "Consistency: the positive is among the k nearest."})
+    pool: Count = field(default=100_000, metadata={"help": "Positives drawn to rank among."})
     model: str = field(default="lexical", metadata={"help": "Encoder for top_k: lexical, a Hub id or a folder."})
-    batch_size: int = field(default=256, metadata={"help": "Texts encoded at a time."})
-    part_rows: int = field(default=200_000, metadata={"help": "Rows a task and an output file."})
-    seed: int = field(default=13, metadata={"help": "Of the pool."})
+    batch_size: Count = field(default=256, metadata={"help": "Texts encoded at a time."})
+    part_rows: Count = field(default=200_000, metadata={"help": "Rows a task and an output file."})
+    seed: Whole = field(default=13, metadata={"help": "Of the pool."})
 
     def __post_init__(self) -> None:
-        for name in ("min_han", "max_kana", "max_repetition"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise MixtureError(f"{name} of filter must be a share from 0 to 1, got {value}")
-        for name in ("top_k", "pool", "part_rows", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise MixtureError(f"{name} of filter must be at least 1, got {value}")
         if self.top_k is not None and self.top_k > self.pool:
             raise MixtureError(
-                f"top_k of filter must be at most pool={self.pool}, beyond which every row is kept, got {self.top_k}"
+                f"filter.top_k must be at most filter.pool={self.pool}, beyond which every row is kept, "
+                f"got {self.top_k}"
             )
 
 

@@ -16,10 +16,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from piccolo_st.cache import PARTIAL, write_whole
 from piccolo_st.errors import MissingPackage, MixtureError
+from piccolo_st.schema import Count
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class ExecutorSettings:
     kind: Literal["here", "local", "slurm", "ray"] = field(
         default="here", metadata={"help": "Where tasks run: here, or datatrove's local, slurm or ray executor."}
     )
-    workers: int = field(default=1, metadata={"help": "Tasks at a time."})
-    options: dict[str, Any] | None = field(
+    workers: Count = field(default=1, metadata={"help": "Tasks at a time."})
+    options: dict[str, object] | None = field(
         default=None, metadata={"help": "Further arguments of datatrove's executor."}
     )
 

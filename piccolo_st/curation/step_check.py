@@ -24,6 +24,7 @@ from piccolo_st.curation.job import Job
 from piccolo_st.curation.stages import Stage
 from piccolo_st.data import build, flatten, locate, parse_mixture
 from piccolo_st.modeling import column_task, load_pretrained
+from piccolo_st.schema import Count
 from piccolo_st.tables import empty_figure, picture, table
 
 if TYPE_CHECKING:
@@ -43,9 +44,9 @@ class CheckSettings:
     """
 
     tokenizer: str | None = field(default=None, metadata={"help": "Tokenizer to measure with; empty: characters."})
-    query_length: int = field(default=64, metadata={"help": "Limit of queries in tokens."})
-    document_length: int = field(default=512, metadata={"help": "Limit of other texts in tokens."})
-    sample: int = field(default=20_000, metadata={"help": "Rows a dataset whose lengths are measured."})
+    query_length: Count = field(default=64, metadata={"help": "Limit of queries in tokens."})
+    document_length: Count = field(default=512, metadata={"help": "Limit of other texts in tokens."})
+    sample: Count = field(default=20_000, metadata={"help": "Rows a dataset whose lengths are measured."})
 
 
 class ColumnLengths(TypedDict):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 from datasets import Dataset
@@ -20,6 +20,7 @@ from piccolo_st.curation.job import Job, Part, finish, write_part
 from piccolo_st.curation.stages import Stage
 from piccolo_st.mining import Miner, MiningSettings, reading, shard_rows, with_negatives
 from piccolo_st.modeling import load_pretrained
+from piccolo_st.schema import part_of
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,9 @@ class MineSettings:
         default=None, metadata={"help": "Of the lexical encoder; empty: learned from the data."}
     )
     reranker: str | None = field(default=None, metadata={"help": "A cross-encoder that drops false negatives."})
-    settings: dict[str, Any] | None = field(
-        default=None, metadata={"help": "How negatives are chosen; see data.mining.MiningSettings."}
+    settings: Annotated[dict[str, object] | None, part_of(MiningSettings)] = field(
+        default=None, metadata={"help": "How negatives are chosen; a dataset's own go over them."}
     )
-
-    def __post_init__(self) -> None:
-        MiningSettings.of(self.settings, place="mine.settings")
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,7 +50,7 @@ STEPS: dict[str, Callable[[Job, Any], Step]] = {
 class PrepareData:
     """What is prepared, and where the output goes."""
 
-    mixture: dict[str, Any] | str | None = field(
+    mixture: dict[str, object] | str | None = field(
         default=None, metadata={"help": "The data mixture: a YAML file, or the mapping itself; see data.mixture."}
     )
     output: str = field(

@@ -20,13 +20,13 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from piccolo_st.config import unknown_key
 from piccolo_st.data.chunks import Chunk
 from piccolo_st.data.specs import DatasetSpec
 from piccolo_st.data.strict import parse_list
 from piccolo_st.data.tasks import LABELLED_TASKS, SCORED_TASKS
 from piccolo_st.errors import MixtureError
 from piccolo_st.modeling import COLUMNS, NUMBERED_NEGATIVE
+from piccolo_st.schema import unknown_key
 
 # Usual column names, by role, in the order in which they are tried.
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -105,7 +105,7 @@ def find_columns(spec: DatasetSpec, present: Sequence[str], file: str) -> dict[s
     listed = ", ".join(present) or "(none)"
     for role in spec.columns:
         if role not in required and role not in optional:
-            raise unknown_key(role, [*required, *optional], place)
+            raise MixtureError(unknown_key(role, [*required, *optional], place))
     columns: dict[str, str] = {}
     for role in (*required, *optional):
         named = spec.columns.get(role)

@@ -36,15 +36,16 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 
 from piccolo_st.cache import default_cache, digest
-from piccolo_st.config import build, read_yaml, unknown_key
+from piccolo_st.config import line_in, read_yaml
 from piccolo_st.data.build import Prepared, prepare
 from piccolo_st.data.holdout import RetrievalHoldout, draw, hold_out, read_beir
 from piccolo_st.data.report import DatasetReport, HeldOutCounts, MixtureReport, enforce
 from piccolo_st.data.sources import locate
 from piccolo_st.data.specs import DatasetSpec, HoldoutSpec, MixtureSpec, PresetSpec
 from piccolo_st.data.tasks import LABELLED_TASKS
-from piccolo_st.errors import ConfigError, MixtureError
+from piccolo_st.errors import InputError, MixtureError
 from piccolo_st.hashing import text_ids
+from piccolo_st.schema import Keys, build, unknown_key
 from piccolo_st.shipped import find
 
 __all__ = [
@@ -102,23 +103,34 @@ def parse_mixture(config: Mapping[str, Any] | str | Path) -> tuple[dict[str, Dat
     Raises:
         MixtureError: unreadable file or YAML, unknown key, wrong type, no datasets.
     """
-    mixture, folder, place = _read_mixture(config, Path.cwd())
+    try:
+        return _parsed(*_read_mixture(config, Path.cwd()))
+    except MixtureError:
+        raise
+    except InputError as error:  # of the configuration's reader
+        raise MixtureError(str(error)) from None
+
+
+def _parsed(mixture: MixtureSpec, folder: Path, place: str) -> tuple[dict[str, DatasetSpec], Path, str]:
     if not mixture.datasets:
         raise MixtureError(f"{place} names no datasets; give `datasets` at least one")
     known = {field.name for field in dataclasses.fields(DatasetSpec)} - {"name"}
     for key in mixture.defaults:
         if key not in known:
-            raise unknown_key(key, known, f"defaults of {place}")
+            raise MixtureError(unknown_key(key, known, f"defaults of {place}{line_in(place, ['defaults', key])}"))
     specs = {}
     for name, settings in mixture.datasets.items():
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise MixtureError(
                 f"the name of a dataset in {place} must be letters, digits, '_', '-' and '.', got {name!r}"
             )
-        where = f"dataset {name!r} of {place}"
-        if not isinstance(settings, Mapping):
-            build(DatasetSpec, settings, where)  # raises: not a mapping
-        specs[name] = _checked_spec(build(DatasetSpec, {**mixture.defaults, **settings}, where, name=name), where)
+        own = f"dataset {name!r} of {place}"
+
+        def where(keys: Keys, own: str = own, name: str = name) -> str:
+            return " of ".join([*map(str, reversed(keys[:-1])), own]) + line_in(place, ["datasets", name, *keys])
+
+        values = {**mixture.defaults, **settings} if isinstance(settings, Mapping) else settings
+        specs[name] = _checked_spec(build(DatasetSpec, values, own, where=where, name=name), own)
     return specs, folder, mixture.policy
 
 
@@ -131,16 +143,13 @@ def _read_mixture(
     """
     place = "the mixture"
     if not isinstance(config, Mapping):
-        try:
-            path = find(config, folder)
-            place, folder = str(path), path.resolve().parent
-            if path.resolve() in through:
-                raise MixtureError(f"{place} begins with itself: {' -> '.join(map(str, through))}; remove one `file`")
-            through = (*through, path.resolve())
-            config = read_yaml(path)
-        except ConfigError as error:
-            raise MixtureError(str(error)) from None
-    mixture = build(MixtureSpec, config, place)
+        path = find(config, folder)
+        place, folder = str(path), path.resolve().parent
+        if path.resolve() in through:
+            raise MixtureError(f"{place} begins with itself: {' -> '.join(map(str, through))}; remove one `file`")
+        through = (*through, path.resolve())
+        config = read_yaml(path)
+    mixture = build(MixtureSpec, config, place, where=lambda keys: place + line_in(place, keys))
     root = folder / Path(mixture.root).expanduser() if mixture.root else folder
     if mixture.file is None:
         return mixture, root, place
@@ -165,19 +174,8 @@ def _checked_spec(spec: DatasetSpec, place: str) -> DatasetSpec:
     labelled = spec.task in LABELLED_TASKS and "query" not in spec.columns
     if labelled and spec.preset is None and spec.use == "train":
         spec = dataclasses.replace(spec, preset=PresetSpec("classes"))
-    at_least = {"repeats": 1, "max_rows": 1, "min_characters": 0, "max_characters": 1, "query_length": 1}
-    for name, least in {**at_least, "document_length": 1}.items():
-        value = getattr(spec, name)
-        if value is not None and value < least:
-            raise MixtureError(f"{name} of {place} must be at least {least}, got {value}")
-    for name in ("weight", "batch_multiple"):
-        value = getattr(spec, name)
-        if value is not None and not 0 < value < float("inf"):
-            raise MixtureError(f"{name} of {place} must be a positive number, got {value}")
     if len(spec.score_range) != 2 or not spec.score_range[0] < spec.score_range[1]:
         raise MixtureError(f"score_range of {place} must be [lowest, highest], got {list(spec.score_range)}")
-    if spec.holdout is not None and spec.holdout.queries < 1:
-        raise MixtureError(f"holdout.queries of {place} must be at least 1, got {spec.holdout.queries}")
     if spec.holdout is not None and spec.use != "train":
         raise MixtureError(f"holdout of {place} needs `use: train`, got {spec.use!r}; remove `holdout`")
     return spec

@@ -1,17 +1,14 @@
-"""What a mixture file may say: frozen dataclasses, filled from a mapping and checked field by field.
-
-``build(cls, mapping, place)`` fills a dataclass and raises :class:`MixtureError` for an unknown key (naming the nearest
-known one), a missing one, or a value of the wrong type. The annotations are the schema: there is no second list.
-"""
+"""What a mixture file may say: frozen dataclasses, whose annotations are the schema by which ``schema.build`` reads."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 from piccolo_st.data.tasks import TaskType
 from piccolo_st.modeling import Instructions
+from piccolo_st.schema import Count, Natural, Number, Positive, Share, Whole, read_by
 
 
 @dataclass(frozen=True)
@@ -25,10 +22,10 @@ class HoldoutSpec:
         max_corpus: search among so many of them at most: the answers, and others drawn by seed; None: all.
     """
 
-    queries: int = 1000
-    seed: int = 13
-    min_corpus: int = 10_000
-    max_corpus: int | None = None
+    queries: Count = 1000
+    seed: Whole = 13
+    min_corpus: Natural = 10_000
+    max_corpus: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -46,10 +43,14 @@ class PresetSpec:
     """
 
     name: Literal["nli", "classes", "scored_pairs"]
-    threshold: float = 0.8
-    negatives: int = 4
+    threshold: Number = 0.8
+    negatives: Natural = 4
     neutral_as_negative: bool = False
-    seed: int = 13
+    seed: Whole = 13
+
+
+def _instruction(value: object, place: str) -> Instructions | None:
+    return None if value is None else Instructions.from_plain(value, place)
 
 
 @dataclass(frozen=True)
@@ -102,21 +103,21 @@ class DatasetSpec:
     use: Literal["train", "evaluate"] = "train"
     positives: Literal["all", "first", "list"] = "all"
     labels: tuple[str, ...] | None = None
-    score_range: tuple[float, ...] = (0.0, 1.0)
-    min_characters: int = 1
-    max_characters: int = 20_000
+    score_range: tuple[Number, ...] = (0.0, 1.0)
+    min_characters: Natural = 1
+    max_characters: Count = 20_000
     policy: Literal["drop", "error"] | None = None
-    max_rejected: float = 0.5
-    max_rows: int | None = None
+    max_rejected: Share = 0.5
+    max_rows: Count | None = None
     holdout: HoldoutSpec | None = None
-    mining: Mapping[str, Any] | None = None
-    instruction: Instructions | None = None
-    weight: float | None = None
-    repeats: int = 1
-    batch_multiple: float = 1.0
-    query_length: int | None = None
-    document_length: int | None = None
-    loss: Mapping[str, Any] = field(default_factory=dict)
+    mining: Mapping[str, object] | None = None
+    instruction: Annotated[Instructions | None, read_by(_instruction)] = None
+    weight: Positive | None = None
+    repeats: Count = 1
+    batch_multiple: Positive = 1.0
+    query_length: Count | None = None
+    document_length: Count | None = None
+    loss: Mapping[str, object] = field(default_factory=dict)
     licence: str | None = None
     note: str | None = None
 
@@ -134,8 +135,8 @@ class MixtureSpec:
         defaults: fields given to every dataset that does not set them itself.
     """
 
-    datasets: Mapping[str, Any] = field(default_factory=dict)
+    datasets: Mapping[str, object] = field(default_factory=dict)
     file: str | None = None
     root: str | None = None
     policy: Literal["drop", "error"] = "drop"
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)

@@ -27,7 +27,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import yaml
 from datasets import Dataset, DatasetDict
 from mteb.abstasks.abstask import AbsTask
 from mteb.abstasks.classification import AbsTaskClassification
@@ -39,10 +38,11 @@ from mteb.abstasks.sts import AbsTaskSTS
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.get_tasks import TASK_LIST
 
-from piccolo_st.config import build
+from piccolo_st.config import load_yaml
 from piccolo_st.data import DatasetSpec, Reject, excerpt, locate, read_chunks, read_qrels, read_texts
-from piccolo_st.errors import InputError, reason
+from piccolo_st.errors import InputError
 from piccolo_st.evaluation.benchmarks import BenchmarkTask, task_by_type
+from piccolo_st.schema import Count, build
 
 _MAX_CLUSTERED = 2048  # rows drawn for each of mteb's clustering experiments
 
@@ -71,8 +71,8 @@ class LocalTaskSpec:
     split: str = "test"
     columns: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, int] | None = None
-    samples_per_label: int = 32
-    experiments: int = 10
+    samples_per_label: Count = 32
+    experiments: Count = 10
     language: str = "cmn-Hans"
 
 
@@ -248,14 +248,9 @@ def load_local_tasks(path: Path) -> list[tuple[BenchmarkTask, AbsTask]]:
     Raises:
         InputError: the file is not as the module docstring says; the message names the entry and the key.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(
-            f"the file of local tasks {path} cannot be read: {reason(error)}; give the path of a YAML file"
-        ) from error
-    entries = content.get("tasks") if isinstance(content, dict) else None
-    if not isinstance(entries, list) or set(content) != {"tasks"}:
+    content = load_yaml(path)
+    entries = content.get("tasks") if isinstance(content, dict) and len(content) == 1 else None
+    if not isinstance(entries, list):
         held = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise InputError(f"{path} must hold one key, `tasks`, with a list of tasks, got {held}")
     specs = [build(LocalTaskSpec, entry, f"task {number} of {path}") for number, entry in enumerate(entries, start=1)]

@@ -11,12 +11,12 @@ from typing import TypedDict
 
 import yaml
 
-from piccolo_st.config import build
 from piccolo_st.environment import versions
 from piccolo_st.errors import InputError, reason
 from piccolo_st.evaluation.benchmarks import C_MTEB_35, Averages, Benchmark, average_scores, get_benchmark
 from piccolo_st.evaluation.results import ResultFile, from_mteb, read_results, task_scores
 from piccolo_st.modeling import Identity
+from piccolo_st.schema import build
 from piccolo_st.tables import empty_figure, table
 
 

@@ -28,12 +28,13 @@ import yaml
 from sentence_transformers import SentenceTransformer
 
 from piccolo_st import cache, environment, tables
-from piccolo_st.config import Config, build, merge, parse_run, read_yaml
+from piccolo_st.config import Config, merge, parse_run, read_yaml
 from piccolo_st.data import Mixture, load_mixture
-from piccolo_st.errors import InputError, nearest
+from piccolo_st.errors import InputError, nearest, shown
 from piccolo_st.evaluation import held_out_evaluators
 from piccolo_st.experiments.stock import train_stock
 from piccolo_st.modeling import PRESETS, EncoderSettings, cached_encoder
+from piccolo_st.schema import Whole, build
 from piccolo_st.training import TIME_LIMIT, FinetuneConfig, PretrainConfig, TrainingRun
 
 MEAN = "mean"
@@ -52,8 +53,8 @@ class AblationSettings:
     """
 
     output_dir: str = "runs/ablation"
-    seeds: tuple[int, ...] = (1, 2, 3)
-    tasks: tuple[Any, ...] = ()
+    seeds: tuple[Whole, ...] = (1, 2, 3)
+    tasks: tuple[Mapping[str, object], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
@@ -110,6 +111,8 @@ class Ablation:
         self.path = path
         self.settings = build(AblationSettings, own["ablation"], f"section 'ablation' of {path}")
         self.output = Path(self.settings.output_dir)
+        if not isinstance(own["variants"], Mapping):
+            raise InputError(f"variants of {path} must be a mapping of names to variants, got {shown(own['variants'])}")
         self.variants = {
             name: build(Variant, settings, f"variant {name!r} of {path}", name=name)
             for name, settings in own["variants"].items()
@@ -276,7 +279,7 @@ class Ablation:
         model = sections.get("model") or {}
         if model.get("name_or_path"):
             return str(model["name_or_path"])
-        settings = EncoderSettings.from_mapping(model.get("build") or {})
+        settings = build(EncoderSettings, model.get("build") or {}, "model.build", section="model.build")
         mixture = load_mixture(self._base["data"]["mixture"])
         made_of = [mixture.fingerprint, "each text once"]
         return str(cached_encoder(settings, mixture.texts(), made_of, [PRESETS["piccolo"]]))
@@ -306,9 +309,9 @@ class Ablation:
     def _tasks_file(self, config: FinetuneConfig) -> Path:
         """The tasks as a file, with paths that hold wherever it lies."""
         mixture = config.mixture
-        root = Path(mixture.get("root") or "." if isinstance(mixture, Mapping) else Path(mixture).parent).resolve()
+        root = Path(str(mixture.get("root") or ".") if isinstance(mixture, Mapping) else Path(mixture).parent).resolve()
         tasks = [
-            {key: str(root / value) if key in ("data", "train") else value for key, value in task.items()}
+            {key: str(root / str(value)) if key in ("data", "train") else value for key, value in task.items()}
             for task in self.settings.tasks
         ]
         path = self.output / "tasks.yaml"

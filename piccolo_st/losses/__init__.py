@@ -10,7 +10,7 @@ hybrid.py           task type -> loss with its weight
 needs.py            what a loss must find in a dataset to teach anything
 """
 
-from piccolo_st.losses.contrast import DIRECTIONS
+from piccolo_st.losses.contrast import DIRECTIONS, Direction
 from piccolo_st.losses.hybrid import OwnNegativesLoss, ScoredPairsLoss, build_losses, scale_dimension
 from piccolo_st.losses.piccolo import PiccoloLoss
 from piccolo_st.losses.sincere import SINCERELoss
@@ -19,6 +19,7 @@ OtherClassesLoss = SINCERELoss  # its name before, in scripts
 
 __all__ = [
     "DIRECTIONS",
+    "Direction",
     "OwnNegativesLoss",
     "PiccoloLoss",
     "SINCERELoss",

@@ -34,7 +34,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Real
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -42,7 +42,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from piccolo_st.losses.false_negatives import Exclusions
 
-DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
+Direction = Literal["query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"]
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 
 # The buffer of a tile. On a CPU it stays in the cache; elsewhere larger products make up for that (not measured).
 _TILE_BYTES_CPU = 32 << 20

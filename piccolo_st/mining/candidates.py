@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from piccolo_st.config import build
 from piccolo_st.errors import MixtureError
 from piccolo_st.mining.lexical import Bm25
+from piccolo_st.schema import Count, Natural, Number, Whole, build
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -55,44 +55,38 @@ class MiningSettings:
         reranker_margin: a candidate is dropped if the cross-encoder scores it above the positive's score less this.
     """
 
-    num_negatives: int = 4
+    num_negatives: Natural = 4
     search: Literal["positives", "queries"] = "positives"
-    range_min: int = 0
-    range_max: int | None = None
-    max_score: float | None = None
-    min_score: float | None = None
-    absolute_margin: float | None = None
-    relative_margin: float | None = None
+    range_min: Natural = 0
+    range_max: Count | None = None
+    max_score: Number | None = None
+    min_score: Number | None = None
+    absolute_margin: Number | None = None
+    relative_margin: Number | None = None
     sampling: Literal["top", "random"] = "top"
     use_faiss: bool = False
-    seed: int = 13
+    seed: Whole = 13
     existing: Literal["keep", "replace"] = "keep"
-    pool: int | None = None
-    shard_rows: int = 200_000
-    batch_size: int = 256
-    dimensions: int = 256
-    oversample: int = 3
-    reranker_margin: float = 0.0
+    pool: Count | None = None
+    shard_rows: Count = 200_000
+    batch_size: Count = 256
+    dimensions: Count = 256
+    oversample: Count = 3
+    reranker_margin: Number = 0.0
 
     @classmethod
-    def of(cls, *mappings: Mapping[str, Any] | None, place: str = "mining") -> MiningSettings:
+    def of(cls, *mappings: Mapping[str, object] | None, place: str = "mining") -> MiningSettings:
         """From mappings as a configuration holds them, later ones over earlier ones.
 
         Raises:
-            MixtureError: an unknown key, a value of the wrong type or out of range.
+            ConfigError: an unknown key, a value of the wrong type or out of range.
         """
-        merged: dict[str, Any] = {}
+        merged: dict[str, object] = {}
         for mapping in mappings:
             merged.update(mapping or {})
         return build(cls, merged, place)
 
     def __post_init__(self) -> None:
-        at_least = {"num_negatives": 0, "range_min": 0, "shard_rows": 1, "batch_size": 1, "dimensions": 1, "pool": 1,
-                    "oversample": 1}  # fmt: skip
-        for name, least in at_least.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise MixtureError(f"{name} of mining must be at least {least}, got {value}")
         if self.range_max is not None and self.range_max - self.range_min < self.num_negatives:
             raise MixtureError(
                 f"range_min={self.range_min} to range_max={self.range_max} of mining leaves fewer candidates than "

@@ -7,16 +7,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from piccolo_st import cache
-from piccolo_st.config import build
 from piccolo_st.errors import InputError
 from piccolo_st.modeling.instructions import Instructions
+from piccolo_st.schema import Count, Natural, ShareBelowOne, Whole
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -38,32 +38,21 @@ class EncoderSettings:
         seed: of the random weights.
     """
 
-    vocab_size: int = 8000
-    min_frequency: int = 2
-    hidden_size: int = 256
-    layers: int = 4
-    heads: int = 4
-    intermediate_size: int = 1024
-    max_positions: int = 512
-    dropout: float = 0.1
-    seed: int = 0
+    vocab_size: Count = 8000
+    min_frequency: Natural = 2
+    hidden_size: Count = 256
+    layers: Count = 4
+    heads: Count = 4
+    intermediate_size: Count = 1024
+    max_positions: Count = 512
+    dropout: ShareBelowOne = 0.1
+    seed: Whole = 0
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "hidden_size", "layers", "heads", "intermediate_size", "max_positions"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"model.build.{name} must be a whole number of at least 1, got {value!r}")
         if self.hidden_size % self.heads:
             raise InputError(
                 f"model.build.hidden_size must be a multiple of model.build.heads={self.heads}, got {self.hidden_size}"
             )
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"model.build.dropout must be at least 0 and below 1, got {self.dropout!r}")
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, object]) -> EncoderSettings:
-        """Settings from a YAML mapping; an unknown key or a wrong type raises InputError."""
-        return build(cls, values, "model.build")
 
 
 def _wordpiece(vocabulary: dict[str, int] | None = None) -> Tokenizer:

@@ -7,31 +7,45 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import AfterValidator
 from sentence_transformers import SentenceTransformerTrainingArguments
 from transformers import TrainingArguments
 
 from piccolo_st.config import Configuration
 from piccolo_st.distributed import on_cpu
 from piccolo_st.errors import ConfigError, MissingPackage
-from piccolo_st.losses import DIRECTIONS
-from piccolo_st.modeling import PRESETS, Instructions, check_dtype
+from piccolo_st.losses import DIRECTIONS, Direction
+from piccolo_st.mining import MiningSettings
+from piccolo_st.modeling import PRESETS, EncoderSettings, Instructions
 from piccolo_st.redaction import redact
+from piccolo_st.schema import (
+    Count,
+    Natural,
+    NotNegative,
+    Number,
+    Positive,
+    ShareBelowOne,
+    Whole,
+    part_of,
+    read_by,
+)
 
 #: Environment variable: the ``train.max_seconds`` of every run that sets none.
 TIME_LIMIT = "PICCOLO_ST_MAX_SECONDS"
 
 
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise ConfigError(f"{name} must be a whole number of at least 1, got {value}")
-
-
 def _check_deepspeed(arguments: TrainingArguments) -> None:
     if arguments.deepspeed and find_spec("deepspeed") is None:  # transformers would end in a traceback
         raise MissingPackage("train.deepspeed", "deepspeed", "deepspeed")
+
+
+def _steps(value: int) -> int:
+    if value == 0 or value < -1:
+        raise ValueError("must be at least 1, or -1 for the steps of num_train_epochs")
+    return value
 
 
 def _time_limit(seconds: float | None) -> float | None:
@@ -55,35 +69,32 @@ class ModelArguments:
         metadata={"help": "Hub id or directory of a sentence-transformers or transformers model; overrides `build`."},
     )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
-    build: dict[str, Any] | None = field(
+    build: EncoderSettings | None = field(
         default=None,
-        metadata={"help": "Settings of an encoder to build when name_or_path is empty; see modeling.EncoderSettings."},
+        metadata={"help": "The size of an encoder to build when name_or_path is empty."},
     )
     pooling: str | None = field(
         default=None, metadata={"help": "Pooling of a bare encoder: mean, cls, ...; empty: mean, or the model's own."}
     )
-    instructions: Instructions = field(
+    instructions: Annotated[Instructions, read_by(Instructions.from_plain)] = field(
         default=PRESETS["piccolo"],
         metadata={"help": f"A preset ({', '.join(PRESETS)}), or your own: {{query: ..., document: ...}}."},
     )
     include_instruction: bool = field(
         default=True, metadata={"help": "Whether the instruction's own tokens are pooled."}
     )
-    query_length: int = field(default=64, metadata={"help": "Longest query in tokens, instruction included."})
-    document_length: int = field(default=512, metadata={"help": "Longest passage in tokens, instruction included."})
-    positions: int | None = field(
+    query_length: Count = field(default=64, metadata={"help": "Longest query in tokens, instruction included."})
+    document_length: Count = field(default=512, metadata={"help": "Longest passage in tokens, instruction included."})
+    positions: Count | None = field(
         default=None,
         metadata={"help": "Tokens the encoder must take; a BERT or RoBERTa of fewer is extended; empty: its own."},
     )
-    dimension: int | None = field(
+    dimension: Count | None = field(
         default=None, metadata={"help": "Width of the embeddings, through a linear layer; empty: the encoder's."}
     )
-    dtype: str = field(
-        default="float32", metadata={"help": "Of the weights trained and saved: float32, bfloat16, float16, stored."}
+    dtype: Literal["float32", "bfloat16", "float16", "stored"] = field(
+        default="float32", metadata={"help": "Of the weights trained and saved; stored: as they are in the checkpoint."}
     )
-
-    def __post_init__(self) -> None:
-        check_dtype(self.dtype)
 
 
 @dataclass
@@ -92,58 +103,54 @@ class DataArguments:
 
     STAGE: ClassVar[str] = "fine-tuning"
 
-    mixture: dict[str, Any] | str | None = field(
+    mixture: dict[str, object] | str | None = field(
         default=None, metadata={"help": "The data mixture: a YAML file, or the mapping itself; see data.mixture."}
     )
-    batch_size: int = field(default=64, metadata={"help": "Samples per device and step."})
+    batch_size: Count = field(default=64, metadata={"help": "Samples per device and step."})
     mining_model: str | None = field(
         default=None,
         metadata={"help": "Who mines negatives before the run: lexical, bm25, random, self or a model; empty: nobody."},
     )
-    mining: dict[str, Any] | None = field(
-        default=None, metadata={"help": "Settings of that mining; see data.mining.MiningSettings."}
+    mining: Annotated[dict[str, object] | None, part_of(MiningSettings)] = field(
+        default=None, metadata={"help": "Settings of that mining; a dataset's own go over them."}
     )
-    mixing: str = field(
-        default="proportional", metadata={"help": "How often each dataset comes: proportional, weights, temperature."}
+    mixing: Literal["proportional", "weights", "temperature"] = field(
+        default="proportional", metadata={"help": "How often each dataset comes; weights: as their `weight` says."}
     )
-    mixing_exponent: float = field(
+    mixing_exponent: NotNegative = field(
         default=1.0, metadata={"help": "a in p ~ size^a; read only when mixing is temperature."}
     )
-    small_datasets: str = field(
-        default="drop", metadata={"help": "A dataset under one global batch: drop (and say so), repeat or error."}
+    small_datasets: Literal["drop", "repeat", "error"] = field(
+        default="drop", metadata={"help": "What becomes of a dataset under one global batch; drop says so."}
     )
-    num_negatives: int | None = field(
+    num_negatives: Count | None = field(
         default=None, metadata={"help": "Listed hard negatives used per row and visit; empty means all."}
     )
-
-    def __post_init__(self) -> None:
-        _at_least_one("data.batch_size", self.batch_size)
-        if self.num_negatives is not None:
-            _at_least_one("data.num_negatives", self.num_negatives)
 
 
 @dataclass
 class LossArguments:
     """The Piccolo loss (GTE's improved contrastive loss) and the hybrid around it."""
 
-    temperature: float = field(default=0.01, metadata={"help": "Similarities are divided by this before the softmax."})
-    directions: list[str] = field(
-        default_factory=lambda: list(DIRECTIONS),
-        metadata={"help": f"Terms of the softmax: any of {', '.join(DIRECTIONS)}."},
+    temperature: Positive = field(
+        default=0.01, metadata={"help": "Similarities are divided by this before the softmax."}
+    )
+    directions: list[Direction] = field(
+        default_factory=lambda: list(DIRECTIONS), metadata={"help": "Terms of the softmax."}
     )
     mask_duplicates: bool = field(
         default=True, metadata={"help": "Whether identical texts are kept from standing against each other."}
     )
-    false_negative_margin: float | None = field(
+    false_negative_margin: Number | None = field(
         default=None, metadata={"help": "Drop a negative more similar than the positive by over this; empty: keep all."}
     )
-    mini_batch_size: int | None = field(
+    mini_batch_size: Count | None = field(
         default=None, metadata={"help": "Switches on gradient caching with this many rows at a time."}
     )
-    mini_batch_num_tokens: int | None = field(
+    mini_batch_num_tokens: Count | None = field(
         default=None, metadata={"help": "Switches on gradient caching with this many tokens at a time."}
     )
-    matryoshka_dims: list[int] | None = field(
+    matryoshka_dims: list[Count] | None = field(
         default=None, metadata={"help": "Embedding dimensions trained together (MRL), largest first."}
     )
 
@@ -152,10 +159,7 @@ class LossArguments:
 class EvaluationArguments:
     """The search over held-out queries; train.eval_steps says when."""
 
-    batch_size: int = field(default=128, metadata={"help": "Texts encoded at a time."})
-
-    def __post_init__(self) -> None:
-        _at_least_one("evaluation.batch_size", self.batch_size)
+    batch_size: Count = field(default=128, metadata={"help": "Texts encoded at a time."})
 
 
 _OLD_NAME = "activation_checkpointing" not in {item.name for item in fields(SentenceTransformerTrainingArguments)}
@@ -205,15 +209,23 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
     }  # fmt: skip
 
     output_dir: str = field(default="runs/piccolo", metadata={"help": "Where checkpoints and reports go."})
-    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the mixture."})
-    learning_rate: float = field(default=2e-5, metadata={"help": "The peak learning rate of AdamW."})
-    warmup_steps: float = field(
+    num_train_epochs: NotNegative = field(default=1.0, metadata={"help": "Passes over the mixture."})
+    max_steps: Annotated[Whole, AfterValidator(_steps)] = field(
+        default=-1,
+        metadata={"help": "Optimizer steps in all, in place of num_train_epochs; -1: not set."},
+    )
+    eval_steps: Positive | None = field(
+        default=None,
+        metadata={"help": "Steps between searches where eval_strategy is steps; below 1, a share."},
+    )
+    learning_rate: NotNegative = field(default=2e-5, metadata={"help": "The peak learning rate of AdamW."})
+    warmup_steps: NotNegative = field(
         default=0.1, metadata={"help": "Steps of linear warm-up; below 1, a share of all steps."}
     )
-    logging_steps: float = field(default=10, metadata={"help": "Steps between logged losses."})
+    logging_steps: Positive = field(default=10, metadata={"help": "Steps between logged losses."})
     save_strategy: str = field(default="steps", metadata={"help": "When checkpoints are written: steps, epoch, no."})
-    save_steps: float = field(default=500, metadata={"help": "Steps between checkpoints."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
+    save_steps: Positive = field(default=500, metadata={"help": "Steps between checkpoints."})
+    save_total_limit: Whole | None = field(default=2, metadata={"help": "Checkpoints kept."})
     resume: str = field(
         default="auto",
         metadata={
@@ -224,7 +236,7 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
     accept_changes: bool = field(
         default=False, metadata={"help": "Go on from a checkpoint although data or settings have changed since."}
     )
-    max_non_finite_steps: int = field(
+    max_non_finite_steps: Count = field(
         default=3, metadata={"help": "Steps in a row with a loss or gradient that is not finite that end the run."}
     )
     max_seconds: float | None = field(
@@ -245,11 +257,13 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
     activation_checkpointing: bool | None = field(
         default=None, metadata={"help": "Compute activations again in the backward pass, to save memory."}
     )
-    activation_checkpointing_kwargs: dict[str, Any] | str | None = field(
+    activation_checkpointing_kwargs: dict[str, object] | str | None = field(
         default=None, metadata={"help": "For activation_checkpointing; empty: the non-reentrant kind."}
     )
-    report_to: str | None = field(default="none", metadata={"help": "Trackers: none, tensorboard, trackio, wandb."})
-    cpu_threads: int | None = field(
+    report_to: list[str] | str | None = field(
+        default="none", metadata={"help": "Trackers: none, tensorboard, trackio, wandb."}
+    )
+    cpu_threads: Count | None = field(
         default=None, metadata={"help": "torch threads of a process on CPU; empty: the cores shared among processes."}
     )
     card_samples: bool = field(
@@ -260,7 +274,6 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
         _check_deepspeed(self)
         self.use_cpu = self.use_cpu or on_cpu()
         super().__post_init__()  # type: ignore[no-untyped-call]
-        _at_least_one("train.max_non_finite_steps", self.max_non_finite_steps)
         self.max_seconds = _time_limit(self.max_seconds)
         if _OLD_NAME:  # either name sets both, as the parent has it since
             self.activation_checkpointing = self.activation_checkpointing or self.gradient_checkpointing
@@ -299,39 +312,34 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
 class PlanArguments:
     """What --plan needs to know beside the other sections; training reads nothing of it."""
 
-    processes: int = field(default=1, metadata={"help": "GPUs in all."})
-    zero_stage: int = field(default=1, metadata={"help": "DeepSpeed ZeRO stage, 0 (DDP) or 1."})
-    gpu_memory_gib: float | None = field(
+    processes: Count = field(default=1, metadata={"help": "GPUs in all."})
+    zero_stage: Literal[0, 1] = field(default=1, metadata={"help": "DeepSpeed ZeRO stage, 0 (DDP) or 1."})
+    gpu_memory_gib: Positive | None = field(
         default=None, metadata={"help": "Memory of a GPU; what needs more is refused."}
     )
-    reserve: float = field(default=0.1, metadata={"help": "Share of it kept for the framework."})
-    encoder: dict[str, Any] | None = field(
+    reserve: ShareBelowOne = field(default=0.1, metadata={"help": "Share of it kept for the framework."})
+    encoder: dict[str, bool | int | float] | None = field(
         default=None, metadata={"help": "Shape of an encoder that cannot be read here: layers, hidden_size, heads, ..."}
     )
-    negatives: int = field(default=0, metadata={"help": "Hard negatives of a row."})
-    query_tokens: int | None = field(default=None, metadata={"help": "Mean tokens of a query; empty: its longest."})
-    document_tokens: int | None = field(
+    negatives: Natural = field(default=0, metadata={"help": "Hard negatives of a row."})
+    query_tokens: Count | None = field(default=None, metadata={"help": "Mean tokens of a query; empty: its longest."})
+    document_tokens: Count | None = field(
         default=None, metadata={"help": "Mean tokens of a passage; empty: its longest."}
     )
-    rows: int | None = field(default=None, metadata={"help": "Rows of the mixture, where train.max_steps is not set."})
-    tokens_per_second: float | None = field(default=None, metadata={"help": "Assumed throughput of a process."})
-    peak_tflops: float | None = field(default=None, metadata={"help": "Peak of a GPU in the run's precision."})
-    mfu: float | None = field(default=None, metadata={"help": "Assumed share of that peak."})
-
-    def __post_init__(self) -> None:
-        _at_least_one("plan.processes", self.processes)
-        if self.zero_stage not in (0, 1):
-            raise ConfigError(f"plan.zero_stage must be 0 or 1, got {self.zero_stage}")
-        if not 0 <= self.reserve < 1:
-            raise ConfigError(f"plan.reserve must be at least 0 and below 1, got {self.reserve}")
+    rows: Count | None = field(
+        default=None, metadata={"help": "Rows of the mixture, where train.max_steps is not set."}
+    )
+    tokens_per_second: Positive | None = field(default=None, metadata={"help": "Assumed throughput of a process."})
+    peak_tflops: Positive | None = field(default=None, metadata={"help": "Peak of a GPU in the run's precision."})
+    mfu: Positive | None = field(default=None, metadata={"help": "Assumed share of that peak."})
 
 
 @dataclass
 class PretrainModelArguments(ModelArguments):
     """What is pretrained: short inputs, so that a batch can be large."""
 
-    query_length: int = field(default=128, metadata={"help": "Longest query in tokens, instruction included."})
-    document_length: int = field(default=128, metadata={"help": "Longest passage in tokens, instruction included."})
+    query_length: Count = field(default=128, metadata={"help": "Longest query in tokens, instruction included."})
+    document_length: Count = field(default=128, metadata={"help": "Longest passage in tokens, instruction included."})
 
 
 @dataclass
@@ -340,16 +348,16 @@ class PretrainDataArguments(DataArguments):
 
     STAGE: ClassVar[str] = "pre-training"
 
-    batch_size: int = field(default=1024, metadata={"help": "Samples per device and step."})
+    batch_size: Count = field(default=1024, metadata={"help": "Samples per device and step."})
 
 
 @dataclass
 class PretrainLossArguments(LossArguments):
     """The plain softmax over in-batch negatives."""
 
-    directions: list[str] = field(
+    directions: list[Direction] = field(
         default_factory=lambda: ["query_to_doc"],
-        metadata={"help": f"Terms of the softmax: any of {', '.join(DIRECTIONS)}."},
+        metadata={"help": "Terms of the softmax."},
     )
 
 
@@ -365,7 +373,7 @@ class FinetuneConfig(Configuration):
     plan: PlanArguments
 
     @property
-    def mixture(self) -> Mapping[str, Any] | str:
+    def mixture(self) -> Mapping[str, object] | str:
         """What ``data.mixture`` says.
 
         Raises:

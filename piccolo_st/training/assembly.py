@@ -60,7 +60,7 @@ def _load_model(config: FinetuneConfig, mixture: Mixture) -> SentenceTransformer
     instructions = [arguments.instructions, *own]
     name = arguments.name_or_path
     if not name:
-        settings = EncoderSettings.from_mapping(arguments.build or {})
+        settings = arguments.build or EncoderSettings()
         name = str(cached_encoder(settings, _texts(mixture), mixture.fingerprint, instructions))
     with _blamed("model"):
         set_seed(config.train.seed)  # a layer that scales the dimension begins with random weights
@@ -109,7 +109,7 @@ def _mine(config: FinetuneConfig, mixture: Mixture, model: SentenceTransformer) 
         config.data.mining,
         cache.default_cache(),
         tokenizer=model.tokenizer,
-        made_of=[config.data.mining_model, made_of, dataclasses.asdict(config.model)],
+        made_of=[config.data.mining_model, made_of, _settings(config)["model"]],
     )
 
 
@@ -159,7 +159,7 @@ def make_trainer(
     collator.seed = arguments.seed
     collator.max_length = dataset_limits(specs)
     # What a checkpoint must agree with beside what the trainer sees. The batch size is there as that of all ranks.
-    sections = {name: dataclasses.asdict(getattr(config, name)) for name in ("model", "data", "loss")}
+    sections = _settings(config)
     sections["data"] |= {"mixture": mixture.fingerprint, "batch_size": None}
     trainer.run_configuration = {"configuration": sections}
     return trainer
@@ -209,3 +209,10 @@ def _blamed(section: str) -> Iterator[None]:
         raise
     except ValueError as error:
         raise InputError(f"section {section!r}: {error}") from error
+
+
+def _settings(config: FinetuneConfig) -> dict[str, dict[str, object]]:
+    """The sections that decide what is learnt; of an encoder that is built, what the YAML says of it."""
+    sections = {name: dataclasses.asdict(getattr(config, name)) for name in ("model", "data", "loss")}
+    sections["model"]["build"] = config.resolved["model"]["build"]
+    return sections

@@ -274,7 +274,7 @@ def _given_shape(config: FinetuneConfig) -> EncoderShape:
     if plan.encoder:
         return EncoderShape.of(plan.encoder, model.dimension)
     if not model.name_or_path:
-        return EncoderShape.of(vars(EncoderSettings.from_mapping(model.build or {})), model.dimension)
+        return EncoderShape.of(vars(model.build or EncoderSettings()), model.dimension)
     from transformers import AutoConfig
 
     place = "the configuration of model.name_or_path"

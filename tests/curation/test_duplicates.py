@@ -26,6 +26,7 @@ from piccolo_st.curation.shingles import Collection, Shingles, bands_for, jaccar
 from piccolo_st.data.specs import DatasetSpec
 from piccolo_st.errors import InputError, MixtureError
 from piccolo_st.hashing import text_key
+from piccolo_st.schema import build
 
 RETRIEVAL = DatasetSpec("a", "x", "retrieval")
 PAIR = DatasetSpec("p", "x", "pair")
@@ -200,10 +201,10 @@ def test_rows_with_evaluation_texts_are_found_in_every_column_but_negatives() ->
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"decontaminate": 1.2}, r"decontaminate of dedup must be above 0 and at most 1, got 1\.2"),
-        ({"shingle": 0}, r"shingle of dedup must be at least 1, got 0"),
+        ({"decontaminate": 1.2}, r"dedup.decontaminate must be above 0 and at most 1, got 1\.2"),
+        ({"shingle": 0}, r"dedup.shingle must be a whole number of at least 1, got 0"),
     ],
 )
 def test_dedup_settings_that_cannot_be_say_why(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(MixtureError, match=message):
-        DedupSettings(**changes)
+    with pytest.raises(InputError, match=message):
+        build(DedupSettings, changes, "dedup", section="dedup")

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from piccolo_st.curation.quality import FilterSettings, consistent, heuristic_faults, simplified, text_statistics
 from piccolo_st.data.specs import DatasetSpec
-from piccolo_st.errors import MixtureError
+from piccolo_st.errors import InputError
+from piccolo_st.schema import build
 
 RETRIEVAL = DatasetSpec("a", "x", "retrieval")
 PAIR = DatasetSpec("p", "x", "pair")
@@ -54,14 +55,14 @@ def test_documents_have_a_limit_of_their_own_and_sentences_that_of_queries() -> 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"min_han": 1.5}, r"min_han of filter must be a share from 0 to 1, got 1\.5"),
-        ({"top_k": 0}, r"top_k of filter must be at least 1, got 0"),
-        ({"top_k": 9, "pool": 5}, r"top_k of filter must be at most pool=5, beyond which every row is kept, got 9"),
+        ({"min_han": 1.5}, r"filter.min_han must be at least 0 and at most 1, got 1\.5"),
+        ({"top_k": 0}, r"filter.top_k must be a whole number of at least 1, got 0"),
+        ({"top_k": 9, "pool": 5}, r"filter.top_k must be at most filter.pool=5, beyond which every row is kept, got 9"),
     ],
 )
 def test_filter_settings_that_cannot_be_say_why(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(MixtureError, match=message):
-        FilterSettings(**changes)
+    with pytest.raises(InputError, match=message):
+        build(FilterSettings, changes, "filter", section="filter")
 
 
 def test_traditional_characters_become_simplified_in_texts_and_lists() -> None:

@@ -28,6 +28,7 @@ from piccolo_st.curation.step_mine import MineSettings
 from piccolo_st.curation.steps import PrepareData, run_step
 from piccolo_st.data.mixture import load_mixture
 from piccolo_st.errors import InputError, MixtureError
+from piccolo_st.schema import build
 
 REPOSITORY = Path(__file__).parent.parent.parent
 ALPHABET = [chr(0x4E00 + i) for i in range(3000)]
@@ -353,8 +354,8 @@ def test_no_data_and_no_such_model_say_so(folder: Path) -> None:
         run_step("check", PrepareData(), CheckSettings())
     with pytest.raises(InputError, match=r"mine\.model cannot be loaded, got 'no/such/model'"):
         _step(folder, "mine", MineSettings(model="no/such/model"))
-    with pytest.raises(MixtureError, match=r"unknown key 'num_negative' in mine\.settings"):
-        MineSettings(settings={"num_negative": 1})
+    with pytest.raises(InputError, match=r"unknown key 'mine\.settings\.num_negative' in mine\.settings"):
+        build(MineSettings, {"settings": {"num_negative": 1}}, "mine", section="mine")
 
 
 def test_datatrove_runs_the_same_tasks(folder: Path) -> None:

@@ -91,8 +91,6 @@ ROWS: dict[str, list[Row]] = {
             "dtype must be one of float32, float16, bfloat16, got 'float8'"),
     ],
     "evaluation.local_tasks": [
-        Row("no such file of tasks", run("evaluate", "MODEL", "--benchmark", "TMP/nowhere.yaml"),
-            "the file of local tasks TMP/nowhere.yaml cannot be read: …; give the path of a YAML file"),
         Row("a task that mteb has", tasks({**STS, "name": "AFQMC"}), "the name of a task of TMP/own.yaml…got 'AFQMC'"),
         Row("a column that is not there", tasks({**STS, "columns": {"score": "label"}}),
             "TMP/pairs.jsonl, row 1, column 'label' of task 'Own': there…; name it in `columns`…"),
@@ -271,9 +269,17 @@ ROWS: dict[str, list[Row]] = {
         Row("mteb missing", run("evaluate", "MODEL", "--benchmark", "STS", without=["mteb"]),
             'evaluation on tasks needs mteb; run: pip install "piccolo_st[eval]"'),
     ],
-    "modeling.tiny_bert": [
+    "config": [
+        Row("no such file of tasks", run("evaluate", "MODEL", "--benchmark", "TMP/nowhere.yaml"),
+            "the configuration TMP/nowhere.yaml does not exist; give the path of a YAML file"),
+    ],
+    "schema": [
         Row("everything dropped", finetune("--model.name_or_path", "null", "--model.build", "{dropout: 1}"),
-            "model.build.dropout must be at least 0 and below 1, got 1.0"),
+            "model.build.dropout must be at least 0 and below 1, got 1"),
+    ],
+    "modeling.tiny_bert": [
+        Row("a width that heads do not share", finetune("--model.name_or_path", "null", "--model.build", "{heads: 3}"),
+            "model.build.hidden_size must be a multiple of model.build.heads=3, got 256"),
     ],
 }
 # fmt: on

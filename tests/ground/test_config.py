@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from piccolo_st.command import run_command
-from piccolo_st.config import Configuration, build_section, parse_overrides, parse_run
+from piccolo_st.config import Configuration, parse_overrides, parse_run
 from piccolo_st.errors import ConfigError, InputError
+from piccolo_st.schema import build
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -29,6 +35,9 @@ class Fruit:
     origin: dict | None = None
     price: float | None = None
     kind: dict | str | None = None
+
+
+WORDS = ["fruit", "other", "name", "count", "weight", "ripe", "tags", "origin", "price", "kind"]
 
 
 @dataclass(frozen=True)
@@ -74,8 +83,8 @@ def test_null_clears_an_optional_value(config: Path) -> None:
         (["--fruit.cuont", "3"], r"unknown key 'fruit.cuont' in the command line; did you mean fruit.count\?"),
         (["--friut.count", "3"], r"unknown section 'friut' in the command line; did you mean fruit\?"),
         (["--fruit.count", "many"], r"^fruit\.count must be of type int, got 'many'$"),
-        (["--fruit.count", "[1]"], r"fruit.count must be of type int, got the list \[1\]"),
-        (["--fruit.count", "{a: 1}"], r"fruit.count must be of type int, got a mapping"),
+        (["--fruit.count", "[1]"], r"^fruit\.count must be of type int, got \[1\]$"),
+        (["--fruit.count", "{a: 1}"], r"fruit.count must be of type int, got \{\'a\': 1\}"),
         (["--fruit.ripe", "perhaps"], r"^fruit\.ripe must be of type bool, got 'perhaps'$"),
         (["--fruit.name.x", "1"], r"--fruit.name.x needs name to be a mapping, got '苹果'"),
         (["--fruit.name", "{a"], r"--fruit.name must be YAML, got '\{a': expected"),
@@ -93,8 +102,8 @@ def test_bad_command_lines(config: Path, arguments: list[str], message: str) -> 
     [
         ("fruit: [1, 2", r"run.yaml is not YAML: .*, line 2, column 1$"),
         ("just words", r"run.yaml must hold a mapping of sections, got str"),
-        ("fruit: 3", r"section 'fruit' in .*run.yaml must be a mapping, got 3"),
-        ("fruit: {wieght: 3}", r"unknown key 'fruit.wieght' in .*run.yaml; did you mean fruit.weight\?"),
+        ("fruit: 3", r"section 'fruit' in .*run.yaml, line 1 must be a mapping, got 3"),
+        ("fruit: {wieght: 3}", r"unknown key 'fruit.wieght' in .*run.yaml, line 1; did you mean fruit.weight\?"),
         ("fruit: !!python/object/apply:os.system ['true']", r"run.yaml is not YAML: .*, line 1, column 8$"),
     ],
 )
@@ -103,6 +112,78 @@ def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
     path.write_text(text + "\n")
     with pytest.raises(ConfigError, match=message):
         parse_run([], Orchard, path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fruit:\n  count: 1\n  count: 2", r"is not YAML: the key 'count' stands twice, line 3, column 3$"),
+        ("fruit: {weight: 2024-13-45}", r"'2024-13-45' cannot be read as YAML's timestamp \(month must be in 1..12"),
+        ("fruit: {count: " + "9" * 5000 + "}", r"\.\.\. cannot be read as YAML's int \(.*, line 1, column 16$"),
+        ("{" * 3000, r"is not YAML: "),
+        ("[" * 3000 + "]" * 3000, r"is not YAML: it is nested too deeply"),
+        ("fruit: &a {origin: *a}", r"aliases stand for more than 1,000,000 values, or for themselves"),
+        ("a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "\n".join(
+            f"{after}: &{after} [{', '.join(['*' + before] * 10)}]" for before, after in pairwise("abcdefgh")
+        ), r"aliases stand for more than 1,000,000 values"),
+        ("fruit: {weight: !!float x}", r"'x' cannot be read as YAML's float"),
+        ("fruit: {? [a] : 1}", r"is not YAML: found unhashable key"),
+    ],
+)  # fmt: skip
+def test_what_yaml_cannot_mean_is_one_sentence_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        parse_run([], Orchard, path)
+
+
+TEXTS = st.one_of(
+    st.text(),
+    st.text(alphabet="fruit:other{}[]&*!|>-?#'\"\n ,0123456789.count"),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.dates() | st.text(),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS) | st.text(), inner, max_size=4)
+        ),
+    ).map(lambda value: yaml.safe_dump({"fruit": value}, allow_unicode=True)),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=TEXTS)
+def test_any_text_is_a_configuration_or_one_sentence(text: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.yaml"
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        try:
+            assert isinstance(parse_run([], Orchard, path), Orchard)
+        except InputError as error:
+            said = str(error)
+            assert said and "\n" not in said and len(said) < 1000 and (said.endswith("...") or not said.endswith("."))
+
+
+RANGES = [
+    ("train.learning_rate", -1, "must be at least 0, got -1"),
+    ("train.max_steps", 0, "must be at least 1, or -1 for the steps of num_train_epochs, got 0"),
+    ("train.eval_steps", ".inf", "must be a positive number, got inf"),
+    ("train.report_to", "{a: 1}", "must be a list or must be of type str, got {'a': 1}"),
+    ("loss.temperature", 0, "must be a positive number, got 0"),
+    ("loss.matryoshka_dims", "[64, 0]", ".1 must be a whole number of at least 1, got 0"),
+    ("model.query_length", 0, "must be a whole number of at least 1, got 0"),
+    ("model.build.layers", 2.5, "must be of type int, got 2.5"),
+    ("data.batch_size", "true", "must be of type int, got True"),
+    ("data.mining.sampling", "tpo", "must be one of top, random, got 'tpo'; did you mean top?"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), RANGES, ids=[key for key, _, _ in RANGES])
+def test_a_value_out_of_range_is_refused_where_it_stands(key: str, value: object, message: str) -> None:
+    from piccolo_st.training import FinetuneConfig
+
+    path = ROOT / "recipes" / "configs" / "quickstart.yaml"
+    with pytest.raises(ConfigError) as refused:
+        parse_run([f"--{key}", str(value)], FinetuneConfig, path)
+    assert str(refused.value).replace(key, "", 1).lstrip() == message
 
 
 def test_overrides_are_yaml() -> None:
@@ -115,7 +196,7 @@ def test_training_arguments_take_floats_written_as_yaml_strings(tmp_path: Path) 
     from piccolo_st.training.arguments import PiccoloTrainingArguments
 
     values = {"learning_rate": "1e-4", "output_dir": str(tmp_path), "use_cpu": True, "save_strategy": "no"}
-    arguments = build_section("train", PiccoloTrainingArguments, values)
+    arguments = build(PiccoloTrainingArguments, values, "the section")
     assert arguments.learning_rate == 1e-4 and arguments.use_cpu is True
 
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from piccolo_st.data.mixture import load_mixture
-from piccolo_st.errors import MixtureError
+from piccolo_st.errors import InputError, MixtureError
 from piccolo_st.mining.candidates import MiningSettings
 from piccolo_st.mining.lexical import Bm25, learn_tokenizer, lexical_encoder, lexical_tokens
 from piccolo_st.mining.miner import (
@@ -261,13 +261,13 @@ def test_shards_hold_every_row_once_and_every_query_whole(queries: list[int], si
     [
         ({"num_negative": 3}, r"unknown key 'num_negative' in mining; did you mean num_negatives\?"),
         ({"sampling": "best"}, r"sampling of mining must be one of top, random, got 'best'"),
-        ({"num_negatives": -1}, r"num_negatives of mining must be at least 0, got -1"),
+        ({"num_negatives": -1}, r"num_negatives of mining must be a whole number of at least 0, got -1"),
         ({"range_min": 5, "range_max": 7, "num_negatives": 3}, r"range_min=5 to range_max=7 .* fewer candidates than"),
-        ({"pool": 0}, r"pool of mining must be at least 1, got 0"),
+        ({"pool": 0}, r"pool of mining must be a whole number of at least 1, got 0"),
     ],
 )
 def test_settings_that_cannot_be_say_why(mapping: dict[str, Any], message: str) -> None:
-    with pytest.raises(MixtureError, match=message):
+    with pytest.raises(InputError, match=message):
         MiningSettings.of(mapping)
 
 

@@ -16,6 +16,7 @@ from piccolo_st.modeling.instructions import PRESETS
 from piccolo_st.modeling.loading import load_encoder
 from piccolo_st.modeling.pooling import InstructionPooling
 from piccolo_st.modeling.tiny_bert import EncoderSettings, build_encoder, cached_encoder
+from piccolo_st.schema import build
 from tests.helpers.ranks import run_ranks
 
 TEXTS = ["今天天气很好", "明天下雨", "今天下雨", "hello hello world world"] * 3
@@ -122,16 +123,16 @@ def test_no_instructions_leaves_stock_pooling(built: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"layer": 2}, r"unknown key 'layer' in model.build; did you mean layers\?"),
+        ({"layer": 2}, r"unknown key 'model.build.layer' in model.build; did you mean model.build.layers\?"),
         ({"layers": 0}, r"model.build.layers must be a whole number of at least 1, got 0"),
         ({"hidden_size": 10, "heads": 4}, r"hidden_size must be a multiple of model.build.heads"),
         ({"dropout": 1.5}, r"model.build.dropout must be at least 0 and below 1, got 1.5"),
-        ({"layers": "two"}, r"layers of model.build"),
+        ({"layers": "two"}, r"model.build.layers must be of type int, got 'two'"),
     ],
 )
 def test_bad_settings(values: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        EncoderSettings.from_mapping(values)
+        build(EncoderSettings, values, "model.build", section="model.build")
 
 
 def test_a_broken_model_directory(built: Path, tmp_path: Path) -> None:

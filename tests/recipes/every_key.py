@@ -74,6 +74,8 @@ EVALUATION = {"batch_size": Row(7, "evaluators")}
 TRAIN = {
     "output_dir": Row("elsewhere", "output"),
     "num_train_epochs": Row(2.0, "schedule", {"train.max_steps": -1}),
+    "max_steps": Row(3, "schedule"),
+    "eval_steps": Row(3, "arguments", {"train.eval_strategy": "steps"}),
     "learning_rate": Row(0.5, "arguments"),
     "warmup_steps": Row(0.5, "arguments"),
     "logging_steps": Row(3, "arguments"),

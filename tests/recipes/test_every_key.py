@@ -19,12 +19,13 @@ import torch
 import yaml
 from torch import nn
 
-from piccolo_st.config import build_section, parse_run
+from piccolo_st.config import parse_run
 from piccolo_st.data.specs import DatasetSpec, HoldoutSpec, PresetSpec
 from piccolo_st.errors import InputError
 from piccolo_st.mining.candidates import MiningSettings
 from piccolo_st.modeling.packed.packing import packs
 from piccolo_st.modeling.tiny_bert import EncoderSettings
+from piccolo_st.schema import build
 from piccolo_st.training.arguments import FinetuneConfig, PiccoloTrainingArguments, PretrainConfig
 from piccolo_st.training.estimate import show_plan
 from piccolo_st.training.run import TrainingRun
@@ -198,7 +199,7 @@ def test_every_key_has_an_effect(group: str, key: str, files: Path, monkeypatch:
                 TrainingRun(configure(files, {"train.output_dir": str(files / "refused"), **changed}))
         COUNTS["refused"] += 1
     elif row.changes == "section":
-        kept = build_section(place, GROUPS[group][1], {"output_dir": str(files), key: row.value})
+        kept = build(GROUPS[group][1], {"output_dir": str(files), key: row.value}, place)
         assert getattr(kept, key) in (row.value, [row.value])
         COUNTS["handed to transformers as it is"] += 1
     elif row.changes == "plan":
@@ -234,8 +235,8 @@ def test_an_inherited_key_arrives_or_is_refused(key: str, files: Path, tmp_path:
             else value
         )
     given = {"output_dir": str(tmp_path), key: value}
-    found = getattr(build_section("train", cls, given), key)
-    plain = getattr(build_section("train", cls, {"output_dir": str(tmp_path)}), key)
+    found = getattr(build(cls, given, "train"), key)
+    plain = getattr(build(cls, {"output_dir": str(tmp_path)}, "train"), key)
     assert found != plain, f"{key}={value!r} leaves {found!r}"
     COUNTS["took effect"] += 1
 

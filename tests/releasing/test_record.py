@@ -101,7 +101,8 @@ def test_the_secrets_of_the_environment_are_known(monkeypatch: pytest.MonkeyPatc
 def settings_of(section: Any) -> dict[str, Any]:
     replaced = getattr(type(section), "REPLACED", {})
     fields = [item.name for item in dataclasses.fields(section) if item.init and item.name not in replaced]
-    return {name: str(getattr(section, name)) for name in fields}
+    values = {name: getattr(section, name) for name in fields}
+    return {name: str(float(value) if type(value) is int else value) for name, value in values.items()}
 
 
 @pytest.mark.parametrize("kind", [PretrainConfig, FinetuneConfig], ids=["pretrain", "finetune"])

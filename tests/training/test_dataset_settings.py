@@ -129,7 +129,10 @@ def test_mining_and_held_out_search_read_what_training_reads(
             {"instruction": {"query": "一二三四五" * 6 + "："}},
             r"query_length=30 of dataset 'other' is too short for the instruction '一二.* it takes 34 tokens",
         ),
-        ({"query_length": 0}, r"query_length of dataset 'other' of the mixture must be at least 1, got 0"),
+        (
+            {"query_length": 0},
+            r"query_length of dataset 'other' of the mixture must be a whole number of at least 1, got 0",
+        ),
     ],
 )
 def test_lengths_that_cannot_be_are_refused_before_anything_is_read(
