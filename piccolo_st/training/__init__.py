@@ -9,7 +9,8 @@ summary.py      what a run tells the user before it starts and when it has ended
 estimate.py     what a run will need: memory of a GPU, bytes on the wire, steps and hours
 
 trainer.py      PiccoloTrainer: ST's trainer with Piccolo's collator, sampler, reading, guards, logs and saving
-guards.py       what stops a run before it wastes time or spoils weights
+guards.py       what stops a run before it wastes time: settings that fail, signals, a process that has gone
+non_finite.py   steps whose loss or gradient is not finite change no weight
 metrics.py      what is logged: loss of each dataset, tokens, padding, alignment and uniformity
 
 resumable.py    ResumableTrainer: ST's trainer whose runs survive being killed and go on exactly

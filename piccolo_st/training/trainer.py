@@ -5,7 +5,7 @@ checkpoints.
 
     (1) each batch is read at once from one Arrow table (``homogeneous_dataloader``);
     (2) before each micro-step the ranks compare what they are about to do, and tell each other whether they were asked
-        to stop or ``args.max_seconds`` have passed; after each optimizer step they judge its gradient (guards.py);
+        to stop or ``args.max_seconds`` have passed; after each optimizer step they judge its gradient (non_finite.py);
     (3) tokens, padding, the wait for data, the loss of each dataset, alignment and uniformity, and what the losses and
         guards count enter the trainer's logs, and so every tracker; the progress bar says which dataset the step came
         from;
@@ -38,16 +38,23 @@ from piccolo_st.modeling import problems, save_native, save_portable, use_fast_d
 from piccolo_st.releasing import TrainingCardCallback
 from piccolo_st.training.arguments import PiccoloTrainingArguments
 from piccolo_st.training.guards import (
-    MicroStep,
-    NonFiniteGuard,
     StopSignals,
     TrainingStopped,
+    caches_gradients,
     check_stream,
     check_supported,
     lost_rank,
-    poison,
 )
-from piccolo_st.training.metrics import IDLE_STEPS, Batch, Features, Meter, alignment_and_uniformity, embed
+from piccolo_st.training.metrics import (
+    IDLE_STEPS,
+    Batch,
+    DatasetProgressCallback,
+    Features,
+    Meter,
+    alignment_and_uniformity,
+    embed,
+)
+from piccolo_st.training.non_finite import MicroStep, NonFiniteGuard, poison, rows_not_finite
 from piccolo_st.training.resumable import ResumableTrainer
 
 logger = logging.getLogger(__name__)
@@ -96,7 +103,7 @@ class PiccoloTrainer(ResumableTrainer):
         self._started: float | None = None
         self._last_features: Features = []
         if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(_DatasetProgressCallback(self))
+            self.add_callback(DatasetProgressCallback(lambda: self.step_dataset))
         self.add_callback(_BoundaryCallback(self))
 
     def call_model_init(self, trial: object = None) -> SentenceTransformer:
@@ -175,7 +182,7 @@ class PiccoloTrainer(ResumableTrainer):
 
     def _check_supported(self) -> None:
         """Refuse what is known to fail, then what could not be saved."""
-        cached = sorted({type(one).__name__ for one in self._loss_modules() if _caches_gradients(one)})
+        cached = sorted({type(one).__name__ for one in self._loss_modules() if caches_gradients(one)})
         dtypes = {weight.dtype for weight in self.model.parameters() if weight.requires_grad}
         check_supported(self.args, self.zero_stage, cached, dtypes)
         if isinstance(self.train_dataset, IterableDataset):
@@ -264,11 +271,11 @@ class PiccoloTrainer(ResumableTrainer):
         features, labels = self.collect_features(step.inputs)
         bad: set[int] = set()
         if isinstance(labels, Tensor) and labels.is_floating_point():
-            bad.update(_rows_not_finite(labels))
+            bad.update(rows_not_finite(labels))
         training = self.model.training
         self.model.eval()
         for one in features:
-            rows = _rows_not_finite(embed(self.model, one))
+            rows = rows_not_finite(embed(self.model, one))
             owner = one.get("owner")
             bad.update(rows if owner is None else (int(owner[row]) for row in rows))
         self.model.train(training)
@@ -325,20 +332,6 @@ class PiccoloTrainer(ResumableTrainer):
         save(self.model, str(folder), create_model_card=self._writing is None or self.args.push_to_hub)
 
 
-def _caches_gradients(loss: nn.Module) -> bool:
-    """Whether a loss embeds in mini-batches and runs a backward pass for each: PiccoloLoss, or ST's Cached losses."""
-    sizes = (getattr(loss, "mini_batch_size", None), getattr(loss, "mini_batch_num_tokens", None))
-    return any(size is not None for size in sizes)
-
-
-def _rows_not_finite(values: Tensor) -> list[int]:
-    return (
-        (~torch.isfinite(values).flatten(1 if values.ndim > 1 else 0).view(len(values), -1).all(1))
-        .nonzero()[:, 0]
-        .tolist()
-    )
-
-
 class _BoundaryCallback(TrainerCallback):
     """What happens at the boundary of a step."""
 
@@ -357,19 +350,3 @@ class _BoundaryCallback(TrainerCallback):
         if self.trainer._stopping or self.trainer.out_of_time:
             control.should_save = control.should_training_stop = True
             control.should_evaluate = not self.trainer._stopping and args.eval_strategy != "no"
-
-
-class _DatasetProgressCallback(ProgressCallback):
-    """The progress bar, with the name of the dataset that the step came from behind it."""
-
-    def __init__(self, trainer: PiccoloTrainer) -> None:
-        super().__init__()
-        self.trainer = trainer
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        """Write the dataset's name, then let the bar advance."""
-        if self.training_bar is not None and self.trainer.step_dataset:
-            self.training_bar.set_postfix_str(self.trainer.step_dataset, refresh=False)
-        super().on_step_end(args, state, control, **kwargs)  # type: ignore[no-untyped-call]
