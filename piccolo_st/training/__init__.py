@@ -17,6 +17,7 @@ resumable.py    ResumableTrainer: ST's trainer whose runs survive being killed a
 fingerprint.py  everything that decides a run's rows and numbers, as flat JSON
 resume.py       whether a run may go on from a checkpoint, and what that must hold
 checkpoint.py   checkpoints that are complete or not there
+manifest.py     what a checkpoint must hold, byte for byte
 disk.py         what to say when the disk did not take a checkpoint
 zero.py         DeepSpeed ZeRO checkpoints for another number of processes
 ownership.py    one owner of an output directory

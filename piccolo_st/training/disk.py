@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from piccolo_st.training import checkpoint
-from piccolo_st.training.checkpoint import CheckpointError
+from piccolo_st.training.manifest import CheckpointError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # As other ranks, and libraries that are no Python, spell them.

@@ -35,14 +35,8 @@ from piccolo_st.errors import InputError
 from piccolo_st.hashing import mix
 from piccolo_st.modeling import bare_encoders, check_savable
 from piccolo_st.releasing import PortablePushes
-from piccolo_st.training import checkpoint, disk, resume, zero
-from piccolo_st.training.checkpoint import Checkpoint, CheckpointError, RunFacts
-from piccolo_st.training.fingerprint import (
-    data_fingerprints,
-    run_fingerprint,
-    trainer_fingerprint,
-    weights_fingerprint,
-)
+from piccolo_st.training import checkpoint, disk, fingerprint, manifest, resume, zero
+from piccolo_st.training.manifest import Checkpoint, CheckpointError, RunFacts
 from piccolo_st.training.metrics import Batch
 from piccolo_st.training.ownership import own
 
@@ -69,7 +63,7 @@ class ResumableTrainer(PortablePushes, SentenceTransformerTrainer):
         self._plan: BatchPlan | None = None
         self._fingerprint: dict[str, object] = {}
         self._position = (0, 0)  # epoch, and batches of it that this rank has read
-        self._starting_weights = weights_fingerprint(self.model)
+        self._starting_weights = fingerprint.weights_fingerprint(self.model)
         self._writing: Path | None = None  # the hidden folder, while a checkpoint is being written
 
     @property
@@ -117,15 +111,18 @@ class ResumableTrainer(PortablePushes, SentenceTransformerTrainer):
             wanted = resume_from_checkpoint
             if wanted is None:
                 wanted = False if trial is not None else getattr(self.args, "resume", "never")
-            if trial is not None:
-                self._begin_trial(trial)
+            if trial is not None:  # the stock trainer sets arguments and model later than they are compared
+                self._hp_search_setup(trial)
+                if self.model is None:  # the search drops the model of the trial before
+                    self.model = self.call_model_init(trial)
+                self._starting_weights = fingerprint.weights_fingerprint(self.model)
             self._check_supported()
             steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
-            self._fingerprint = run_fingerprint(
+            self._fingerprint = fingerprint.run_fingerprint(
                 self.args,
                 self._plan.signature() if self._plan is not None else {},
-                data_fingerprints(self.train_datasets),
-                {**self.run_configuration, "trainer": trainer_fingerprint(self, self._starting_weights)},
+                fingerprint.data_fingerprints(self.train_datasets),
+                {**self.run_configuration, "trainer": fingerprint.trainer_fingerprint(self, self._starting_weights)},
             )
             self._compare_ranks()
             output_dir = Path(self._get_output_dir(trial))
@@ -142,25 +139,16 @@ class ResumableTrainer(PortablePushes, SentenceTransformerTrainer):
             finally:
                 self.args.eval_on_start = on_start
 
-    def _begin_trial(self, trial: object) -> None:
-        """Set a trial's arguments and model, which the stock trainer does later than they are compared."""
-        self._hp_search_setup(trial)
-        if self.model is None:  # the search drops the model of the trial before
-            self.model = self.call_model_init(trial)
-        self._starting_weights = weights_fingerprint(self.model)
-
     def _check_supported(self) -> None:
         """Refuse a model that no checkpoint could hold."""
         on_first_rank(lambda: check_savable(self.model))
 
     def _compare_ranks(self) -> None:
         """Compare data, code and configuration before a rank could wait in vain for another."""
-        facts: dict[str, object] = {
-            f"columns of {name}": sorted(d.column_names) for name, d in self.train_datasets.items()
-        }
         # Not the weights: those of the first rank are what DistributedDataParallel gives to all.
-        alike = {name: value for name, value in self._fingerprint.items() if not name.endswith("starting weights")}
-        facts |= {**alike, "engine": self._engine(), "piccolo_st": __version__, "torch": torch.__version__}
+        facts = {name: value for name, value in self._fingerprint.items() if not name.endswith("starting weights")}
+        facts |= {f"columns of {name}": sorted(one.column_names) for name, one in self.train_datasets.items()}
+        facts |= {"engine": self._engine(), "piccolo_st": __version__, "torch": torch.__version__}
         facts["parameters"] = sum(parameter.numel() for parameter in self.model.parameters())
         agree("the run", facts, self.args.device, remedy="start every process from the same files and configuration")
 
@@ -172,27 +160,26 @@ class ResumableTrainer(PortablePushes, SentenceTransformerTrainer):
             if aside is not None:
                 logger.warning("starting anew; the checkpoints of the earlier run are now in %s", aside)
             return None
-        found: Checkpoint | None
-        skipped: list[str]
+        words = resume.words(self.run_configuration)
         if isinstance(wanted, str) and wanted != "auto":
-            named = checkpoint.verify(Path(wanted))
-            resume.check_complete(named)
-            found, skipped = named, []
+            found = manifest.verify(Path(wanted))
+            resume.check_complete(found)
         else:
-            found, skipped = checkpoint.newest_complete(output_dir, resume.check_complete)
-        for reason in skipped:
-            logger.warning("passed over: %s", reason)
-        if found is None:
-            if wanted is True or skipped:
+            newest, skipped = checkpoint.newest_complete(output_dir, resume.check_complete)
+            for reason in skipped:
+                logger.warning("passed over: %s", reason)
+            if newest is None and (wanted is True or skipped):
                 raise CheckpointError(
                     f"there is no complete checkpoint in {output_dir} to go on from"
                     + (f" ({'; '.join(skipped)})" if skipped else "")
-                    + f"; start anew with {resume.words(self.run_configuration).never}"
+                    + f"; start anew with {words.never}"
                 )
-            return None
+            if newest is None:
+                return None
+            found = newest
         accept = bool(getattr(self.args, "accept_changes", False))
         elastic, ended = [resume.PLAIN, *zero.CONVERTIBLE], found.step >= steps
-        resume.decide(found, self._facts(), accept, elastic, resume.words(self.run_configuration), ended)
+        resume.decide(found, self._facts(), accept, elastic, words, ended)
         return found
 
     def _load_finished(self, found: Checkpoint) -> TrainOutput:
@@ -329,7 +316,7 @@ class ResumableTrainer(PortablePushes, SentenceTransformerTrainer):
         """Seal, publish and rotate; on the first rank alone."""
         self.state.save_to_json(str(folder / "trainer_state.json"))  # again: the best one may have a new place
         facts = self._facts()
-        checkpoint.seal(folder, facts, resume.expected_parts(facts, self.state.global_step))
+        manifest.seal(folder, facts, resume.expected_parts(facts, self.state.global_step))
         final = checkpoint.publish(folder)
         best = self.state.best_model_checkpoint
         checkpoint.rotate(final.parent, self.args.save_total_limit, [Path(best)] if best else [])
@@ -366,6 +353,5 @@ class ResumableTrainer(PortablePushes, SentenceTransformerTrainer):
         """The stage of DeepSpeed ZeRO, or None without DeepSpeed."""
         if not self.is_deepspeed_enabled:
             return None
-        return int(
-            self.accelerator.state.deepspeed_plugin.hf_ds_config.config.get("zero_optimization", {}).get("stage", 0)
-        )
+        settings = self.accelerator.state.deepspeed_plugin.hf_ds_config.config
+        return int(settings.get("zero_optimization", {}).get("stage", 0))

@@ -22,8 +22,8 @@ from sentence_transformers.base.model import BaseModel
 from torch import nn
 from transformers import TrainingArguments
 
-from piccolo_st.training.checkpoint import Checkpoint, CheckpointError, RunFacts, lacking
 from piccolo_st.training.fingerprint import changes, differences
+from piccolo_st.training.manifest import Checkpoint, CheckpointError, RunFacts, lacking
 
 logger = logging.getLogger(__name__)
 

@@ -83,8 +83,6 @@ class PiccoloTrainer(ResumableTrainer):
         >>> trainer.train().global_step
         {'train_runtime': ...}
         2
-        >>> trainer.train().global_step  # the run has ended, so its model is loaded
-        2
     """
 
     training_args_class: Any = PiccoloTrainingArguments
@@ -98,8 +96,7 @@ class PiccoloTrainer(ResumableTrainer):
         self.signals = StopSignals()
         self.guard = NonFiniteGuard(getattr(self.args, "max_non_finite_steps", 3), Path(str(self.args.output_dir)))
         self.meter = Meter()
-        self._stopping = False
-        self.out_of_time = False
+        self._stopping = self.out_of_time = False
         self._started: float | None = None
         self._last_features: Features = []
         if self.pop_callback(ProgressCallback) is not None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from piccolo_st.distributed import fail_together, get_rank, on_first_rank
 from piccolo_st.training import checkpoint
-from piccolo_st.training.checkpoint import Checkpoint, CheckpointError
+from piccolo_st.training.manifest import Checkpoint, CheckpointError
 
 if TYPE_CHECKING:
     from accelerate.utils import DeepSpeedPlugin

@@ -273,7 +273,7 @@ def checkpoint(manifest: Any = None, name: str = "checkpoint-3", **files: str) -
         planted[path + "manifest.json"] = manifest if isinstance(manifest, str) else json.dumps(manifest)
 
     def act(world: World) -> Any:
-        from piccolo_st.training.checkpoint import verify
+        from piccolo_st.training.manifest import verify
 
         for file, content in planted.items():
             world.write(file, content)
@@ -283,7 +283,7 @@ def checkpoint(manifest: Any = None, name: str = "checkpoint-3", **files: str) -
 
 
 def found(world: World, **run: Any) -> Any:
-    from piccolo_st.training.checkpoint import Checkpoint
+    from piccolo_st.training.manifest import Checkpoint
 
     before = {"resumable": True, "signature": {"seed": 1}, "engine": "plain", "world_size": 1, "environment": {}}
     return Checkpoint(world.tmp / "run" / "checkpoint-3", 3, {**before, **run})

@@ -55,9 +55,9 @@ ROWS: dict[str, list[Row]] = {
         Row("a GPU too small", finetune("--plan", "--plan.encoder", LARGE, "--plan.gpu_memory_gib", "1"),
             "the run must fit into 0.9 GiB of each GPU, 1…got 5.4 GiB; most of it is optimizer, 2.4 GiB…"),
     ],
-    "training.checkpoint": [
+    "training.manifest": [
         Row("a folder of another name",
-            call("training.checkpoint:seal", lambda w: w.write("last/x", "").parent, lambda w: {}),
+            call("training.manifest:seal", lambda w: w.write("last/x", "").parent, lambda w: {}),
             "a checkpoint must be a folder checkpoint-N, got TMP/last"),
         Row("no manifest", checkpoint(), "the checkpoint TMP/ckpt/checkpoint-3 has no manifest.json…"),
         Row("a manifest of the future", checkpoint({**SEALED, "format": 7}),

@@ -18,7 +18,7 @@ from piccolo_st.environment import versions
 from piccolo_st.redaction import redact
 from piccolo_st.releasing.record import RunRecord
 from piccolo_st.training.arguments import FinetuneConfig, PretrainConfig
-from piccolo_st.training.checkpoint import MANIFEST
+from piccolo_st.training.manifest import MANIFEST
 from tests.helpers.hub_clients import TOKEN
 from tests.helpers.hub_server import HubServer, User
 

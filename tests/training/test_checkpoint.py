@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piccolo_st.training import checkpoint
-from piccolo_st.training.checkpoint import CheckpointError
+from piccolo_st.training import checkpoint, manifest
+from piccolo_st.training.manifest import CheckpointError
 
 
 def write(output: Path, step: int, content: bytes = b"weights", **run: object) -> Path:
@@ -20,7 +20,7 @@ def write(output: Path, step: int, content: bytes = b"weights", **run: object) -
     (folder / "model.safetensors").write_bytes(content)
     (folder / "shards").mkdir()
     (folder / "shards" / "rank_0.pt").write_bytes(b"optimizer")
-    checkpoint.seal(folder, run)
+    manifest.seal(folder, run)
     return checkpoint.publish(folder)
 
 
@@ -32,7 +32,7 @@ def test_a_written_checkpoint_is_found_with_what_it_says_about_its_run(tmp_path:
     write(tmp_path, 4)
     final = write(tmp_path, 12, cursor=96)
     found, skipped = checkpoint.newest_complete(tmp_path)
-    assert found == checkpoint.Checkpoint(final, 12, {"cursor": 96})
+    assert found == manifest.Checkpoint(final, 12, {"cursor": 96})
     assert skipped == []
     assert names(tmp_path) == ["checkpoint-12", "checkpoint-4"]
     files = json.loads((final / "manifest.json").read_text())["files"]
@@ -43,7 +43,7 @@ def test_nothing_is_visible_before_it_is_published(tmp_path: Path) -> None:
     folder = checkpoint.begin(tmp_path, 3)
     (folder / "model.safetensors").write_bytes(b"half")
     assert checkpoint.checkpoints(tmp_path) == []
-    checkpoint.seal(folder, {})
+    manifest.seal(folder, {})
     assert checkpoint.newest_complete(tmp_path) == (None, [])
 
 
@@ -90,7 +90,7 @@ def test_a_damaged_newest_one_is_named_and_the_one_before_is_taken(tmp_path: Pat
     assert found is not None and found.path == whole
     assert len(skipped) == 1 and "checkpoint-8" in skipped[0]
     with pytest.raises(CheckpointError, match=fault):
-        checkpoint.verify(tmp_path / "checkpoint-8")
+        manifest.verify(tmp_path / "checkpoint-8")
 
 
 def edit(folder: Path, change: object) -> None:
@@ -106,18 +106,18 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     (final / "model.safetensors").unlink()
     (final / "model.safetensors").symlink_to(outside)  # same bytes, so only its place is wrong
     with pytest.raises(CheckpointError, match=r"leads out of the checkpoint"):
-        checkpoint.verify(final)
+        manifest.verify(final)
     folder = checkpoint.begin(tmp_path / "run", 5)
     (folder / "link").symlink_to(outside)
     with pytest.raises(CheckpointError, match=r"leads out of the checkpoint"):
-        checkpoint.seal(folder, {})
+        manifest.seal(folder, {})
 
 
 @given(st.text(max_size=20), st.sampled_from(["", "..", "../..", "/", "a/../..", "\\"]))
 def test_no_name_in_a_manifest_leaves_the_folder(name: str, prefix: str) -> None:
     folder = Path("/nowhere/checkpoint-1")
     try:
-        path = checkpoint._inside(folder, f"{prefix}/{name}" if prefix else name)
+        path = manifest._inside(folder, f"{prefix}/{name}" if prefix else name)
     except (CheckpointError, ValueError):  # ValueError: a null byte, which no file system takes
         return
     assert path.resolve().is_relative_to(folder)
@@ -127,7 +127,7 @@ def test_missing_parts_are_an_error_and_no_manifest_is_written(tmp_path: Path) -
     folder = checkpoint.begin(tmp_path, 4)
     (folder / "rng_state_0.pth").write_bytes(b"state")
     with pytest.raises(CheckpointError, match=r"checkpoint-4 lacks rng_state_1\.pth, x/\*_0\.pt"):
-        checkpoint.seal(folder, {}, ["rng_state_0.pth", "rng_state_1.pth", "x/*_0.pt"])
+        manifest.seal(folder, {}, ["rng_state_0.pth", "rng_state_1.pth", "x/*_0.pt"])
     assert not (folder / "manifest.json").exists()
 
 
@@ -135,7 +135,7 @@ def test_a_second_checkpoint_of_a_step_takes_the_place_of_the_first(tmp_path: Pa
     write(tmp_path, 4, b"first")
     final = write(tmp_path, 4, b"second")
     assert (final / "model.safetensors").read_bytes() == b"second"
-    assert checkpoint.verify(final).step == 4
+    assert manifest.verify(final).step == 4
     assert names(tmp_path) == ["checkpoint-4"]
 
 
@@ -148,7 +148,7 @@ def test_recover_removes_leftovers_and_undoes_half_a_replacement(tmp_path: Path)
     (tmp_path / ".checkpoint-9.mine").mkdir()
     checkpoint.recover(tmp_path)
     assert names(tmp_path) == [".checkpoint-9.mine", "checkpoint-4", "checkpoint-8"]
-    assert checkpoint.verify(final).step == 8
+    assert manifest.verify(final).step == 8
     checkpoint.recover(tmp_path / "not there")
 
 
@@ -192,5 +192,5 @@ def test_setting_aside_keeps_everything(tmp_path: Path) -> None:
     assert checkpoint.set_aside(tmp_path) == tmp_path / "earlier-1"
     write(tmp_path, 4)
     assert checkpoint.set_aside(tmp_path) == tmp_path / "earlier-2"
-    assert checkpoint.verify(tmp_path / "earlier-1" / "checkpoint-4").step == 4
+    assert manifest.verify(tmp_path / "earlier-1" / "checkpoint-4").step == 4
     assert checkpoint.checkpoints(tmp_path) == []

@@ -17,8 +17,8 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 
 from piccolo_st.losses import PiccoloLoss
 from piccolo_st.training.arguments import PiccoloTrainingArguments
-from piccolo_st.training.checkpoint import CheckpointError
 from piccolo_st.training.fingerprint import weights_fingerprint
+from piccolo_st.training.manifest import CheckpointError
 from piccolo_st.training.trainer import PiccoloTrainer
 from tests.conftest import build_encoder
 from tests.helpers.resume_cases import make_datasets, stop_after, weights_hash

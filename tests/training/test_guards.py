@@ -16,8 +16,8 @@ from sentence_transformers import SentenceTransformerTrainingArguments
 
 from piccolo_st.errors import InputError
 from piccolo_st.training.arguments import PiccoloTrainingArguments
-from piccolo_st.training.checkpoint import CheckpointError
 from piccolo_st.training.guards import STOPPED, StopSignals, TrainingStopped, check_supported
+from piccolo_st.training.manifest import CheckpointError
 from piccolo_st.training.non_finite import MicroStep, NonFiniteError, NonFiniteGuard, poison
 from tests.helpers.ranks import run_ranks
 from tests.helpers.resume_cases import Case, at_step, make_datasets, make_trainer, record_rows, weights_hash

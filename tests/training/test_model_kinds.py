@@ -30,7 +30,7 @@ from piccolo_st.modeling.instructions import set_prompts
 from piccolo_st.modeling.pooling import set_instruction_pooling
 from piccolo_st.modeling.portable.saving import load_portable, save_portable
 from piccolo_st.training.arguments import PiccoloTrainingArguments
-from piccolo_st.training.checkpoint import CheckpointError
+from piccolo_st.training.manifest import CheckpointError
 from piccolo_st.training.trainer import PiccoloTrainer
 from tests.helpers.resume_cases import make_datasets, stop_after, weights_hash
 

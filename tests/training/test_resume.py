@@ -14,8 +14,8 @@ import torch.distributed as dist
 from transformers import TrainerCallback
 
 from piccolo_st.training import resume, zero
-from piccolo_st.training.checkpoint import Checkpoint, CheckpointError
 from piccolo_st.training.fingerprint import data_fingerprints
+from piccolo_st.training.manifest import Checkpoint, CheckpointError
 from tests.helpers.ranks import run_ranks
 from tests.helpers.resume_cases import (
     Case,
