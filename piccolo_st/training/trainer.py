@@ -237,11 +237,12 @@ class PiccoloTrainer(ResumableTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, object]]:
         """ST's compute_loss, added to the losses of its dataset."""
+        name = inputs.get("dataset_name") or "train"  # ST takes it out
         result = super().compute_loss(cast(BaseModel, model), inputs, return_outputs, num_items_in_batch)
         if not model.training:
             return result
         loss = result[0] if isinstance(result, tuple) else result
-        self.meter.add_loss(inputs.get("dataset_name") or "train", loss)
+        self.meter.add_loss(name, loss)
         return (poison(loss), result[1]) if isinstance(result, tuple) else poison(loss)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: float | Tensor | None = None) -> float | Tensor:
