@@ -212,7 +212,7 @@ def test_overrides_reach_the_run(config: Path, finetune: Finetune, tmp_path: Pat
 BAD_INPUT = [
     (["--loss.directions", "[query_to_nowhere]"], "query_to_nowhere"),
     (["--data.mixture.datasets.faq.columns", "{query: question}"], "question"),
-    (["--data.mining.num_negativs", "2"], "unknown key 'num_negativs'"),
+    (["--data.mining.num_negativs", "2"], "unknown key 'data.mining.num_negativs'"),
     (["--data.mixing", "weights"], "must have a weight where data.mixing is 'weights', got none for 'faq'"),
     (["--data.mixture.datasets.faq.weight", "2"], "has the weight 2, which data.mixing 'proportional' does not read"),
     (["--train.output_dir", "/proc/no/such"], "train.output_dir /proc/no/such cannot be written to"),
