@@ -88,11 +88,9 @@ def load_yaml(path: Path) -> object:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"the configuration {path} does not exist; give the path of a YAML file") from None
+        raise ConfigError(f"{path} does not exist; give the path of a YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"the configuration {path} cannot be read: {reason(error)}; give the path of a YAML file"
-        ) from None
+        raise ConfigError(f"{path} cannot be read: {reason(error)}; give the path of a YAML file") from None
     try:
         return _load(text)
     except yaml.YAMLError as error:
@@ -103,7 +101,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping a YAML file holds; anything else raises ConfigError."""
     content = load_yaml(path)
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold a mapping of sections, got {type(content).__name__}")
+        raise ConfigError(f"{path} must hold a mapping of keys to values, got {type(content).__name__}")
     return content
 
 

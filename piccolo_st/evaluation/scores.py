@@ -9,10 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypedDict
 
-import yaml
-
+from piccolo_st.config import load_yaml
 from piccolo_st.environment import versions
-from piccolo_st.errors import InputError, reason
+from piccolo_st.errors import InputError
 from piccolo_st.evaluation.benchmarks import C_MTEB_35, Averages, Benchmark, average_scores, get_benchmark
 from piccolo_st.evaluation.results import ResultFile, from_mteb, read_results, task_scores
 from piccolo_st.modeling import Identity
@@ -88,12 +87,7 @@ def read_rows(path: str | Path) -> list[ModelScores]:
         InputError: the file is no such list; the message names the row.
     """
     path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(
-            f"the models to compare with in {path} cannot be read: {reason(error)}; give a YAML file"
-        ) from None
+    content = load_yaml(path)
     if not isinstance(content, list):
         raise InputError(f"{path} must hold a list of rows, got {type(content).__name__}")
     return [_model(build(ModelRow, row, f"{path}, row {n}"), path.parent) for n, row in enumerate(content, 1)]

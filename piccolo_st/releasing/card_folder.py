@@ -22,6 +22,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from sentence_transformers import SentenceTransformer
 
+from piccolo_st.config import load_yaml, read_yaml
 from piccolo_st.errors import InputError, nearest, reason
 from piccolo_st.evaluation import (
     C_MTEB_35,
@@ -64,9 +65,7 @@ def card_from_folder(folder: str | Path) -> str:
     """
     folder = Path(folder)
     path = folder / "card.yaml"
-    content = _yaml(path)
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a mapping of card fields, got {type(content).__name__}")
+    content = read_yaml(path)
     known = [item.name for item in dataclasses.fields(PiccoloModelCardData) if item.init]
     values: dict[str, Any] = {"local_files_only": True, "generate_widget_examples": False}
     for key, value in content.items():
@@ -117,7 +116,8 @@ def add_results(
     card.text = replace_block(card.text, "evaluation", section).replace(PLACEHOLDER_ID, own.model)
     (Path(model_dir) / "README.md").write_text(str(card), encoding="utf-8")
     for old in (Path(model_dir) / ".eval_results").glob("*.yaml"):
-        if any((entry.get("source") or {}).get("name") == "mteb" for entry in _yaml(old) or []):
+        entries = load_yaml(old)
+        if isinstance(entries, list) and any((entry.get("source") or {}).get("name") == "mteb" for entry in entries):
             old.unlink()
     for name, text in eval_result_files(results, benchmark).items():
         file = Path(model_dir) / name
@@ -205,12 +205,3 @@ def _load_card(folder: Path) -> ModelCard:
         return ModelCard.load(path)
     except (ValueError, yaml.YAMLError) as error:
         raise InputError(f"the metadata of {path} cannot be read: {reason(error)}") from None
-
-
-def _yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; write it, or name another folder") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {reason(error)}") from None

@@ -126,8 +126,6 @@ ROWS: dict[str, list[Row]] = {
         Row("a list that is a mapping",
             run("card", "TMP", files={"card.yaml": "comparison: rows.yaml", "rows.yaml": "{}"}),
             "TMP/rows.yaml must hold a list of rows, got dict"),
-        Row("rows that are not there", run("card", "TMP", files={"card.yaml": "comparison: rows.yaml"}),
-            "the models to compare with in TMP/rows.yaml cannot be read: …; give a YAML file"),
         Row("nothing to draw", call("evaluation.scores:plot_evaluations", lambda w: [], benchmark, "TMP/x.png"),
             "no model has every task of any type of c-mteb-35; evaluate the others"),
     ],
@@ -223,9 +221,6 @@ ROWS: dict[str, list[Row]] = {
             "(PiccoloLoss), where rows stand against each other"),
     ],
     "releasing.card_folder": [
-        Row("no card.yaml", run("card", "TMP"), "TMP/card.yaml does not exist; write it, or name another folder"),
-        Row("a broken card.yaml", run("card", "TMP", files={"card.yaml": "a: ["}),
-            "TMP/card.yaml is not YAML: …, line 1, column 5"),
         Row("no card to fill", run("release", "TMP", "org/name", "--fill-card"),
             "TMP has no README.md; save the model with its card first"),
         Row("a broken card", run("release", "TMP", "org/name", "--fill-card", files={"README.md": "---\na: [\n---\n"}),
@@ -271,7 +266,7 @@ ROWS: dict[str, list[Row]] = {
     ],
     "config": [
         Row("no such file of tasks", run("evaluate", "MODEL", "--benchmark", "TMP/nowhere.yaml"),
-            "the configuration TMP/nowhere.yaml does not exist; give the path of a YAML file"),
+            "TMP/nowhere.yaml does not exist; give the path of a YAML file"),
     ],
     "schema": [
         Row("everything dropped", finetune("--model.name_or_path", "null", "--model.build", "{dropout: 1}"),

@@ -89,7 +89,7 @@ def test_null_clears_an_optional_value(config: Path) -> None:
         (["--fruit.name.x", "1"], r"--fruit.name.x needs name to be a mapping, got '苹果'"),
         (["--fruit.name", "{a"], r"--fruit.name must be YAML, got '\{a': expected"),
         (["--count", "3"], r"'--count' is not an override; write --section.field value"),
-        (["count=3"], r"the configuration count=3 does not exist; give the path of a YAML file"),
+        (["count=3"], r"count=3 does not exist; give the path of a YAML file"),
     ],
 )
 def test_bad_command_lines(config: Path, arguments: list[str], message: str) -> None:
@@ -101,7 +101,7 @@ def test_bad_command_lines(config: Path, arguments: list[str], message: str) -> 
     ("text", "message"),
     [
         ("fruit: [1, 2", r"run.yaml is not YAML: .*, line 2, column 1$"),
-        ("just words", r"run.yaml must hold a mapping of sections, got str"),
+        ("just words", r"run.yaml must hold a mapping of keys to values, got str"),
         ("fruit: 3", r"section 'fruit' in .*run.yaml, line 1 must be a mapping, got 3"),
         ("fruit: {wieght: 3}", r"unknown key 'fruit.wieght' in .*run.yaml, line 1; did you mean fruit.weight\?"),
         ("fruit: !!python/object/apply:os.system ['true']", r"run.yaml is not YAML: .*, line 1, column 8$"),

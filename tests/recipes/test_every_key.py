@@ -139,6 +139,7 @@ def observe(run: TrainingRun, mined: list[Any]) -> dict[str, Any]:
     state = {name: (tuple(w.shape), str(w.dtype), float(w.float().sum())) for name, w in model.state_dict().items()}
     dropouts = sorted(float(module.p) for module in model.modules() if isinstance(module, nn.Dropout))
     heads = getattr(model[0].auto_model.config, "num_attention_heads", None)
+    searches = getattr(trainer.evaluator, "evaluators", [])
     return {
         "model": [state, dropouts, heads, model[1].get_config_dict(), len(model.tokenizer)],
         "modules": [[type(m).__name__ for m in model.modules()], packs(model)],
@@ -147,7 +148,7 @@ def observe(run: TrainingRun, mined: list[Any]) -> dict[str, Any]:
         | {"length": len(sampler), "names": sorted(batches), "signature": sampler.plan.signature()},
         "rows": {name: dataset[:] for name, dataset in run.train_dataset.items()},
         "losses": {name: simple(loss, model) for name, loss in trainer.loss.items()},
-        "evaluators": [[e.name, e.batch_size, sorted(e.queries), sorted(e.corpus)] for e in run._evaluators()],
+        "evaluators": [[e.name, e.batch_size, sorted(e.queries), sorted(e.corpus)] for e in searches],
         "arguments": {k: str(v) for k, v in trainer.args.to_dict().items() if "dir" not in k},
         "schedule": re.findall(r"steps +.*", run.describe()),
         "guard": trainer.guard.limit if hasattr(trainer.guard, "limit") else vars(trainer.guard).copy(),

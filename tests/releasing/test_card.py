@@ -111,7 +111,7 @@ def _copy(source: Path, target: Path) -> Path:
     ("text", "message"),
     [
         ("licence: mit", r"unknown key 'licence' in .*card\.yaml; did you mean license"),
-        ("- mit", r"card\.yaml must hold a mapping of card fields, got list"),
+        ("- mit", r"card\.yaml must hold a mapping of keys to values, got list"),
         ("comparison: rows.yaml", r"unknown key 'size' in .*rows\.yaml, row 1; did you mean size_gb"),
     ],
 )
