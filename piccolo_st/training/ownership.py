@@ -61,8 +61,10 @@ class Ownership:
         self.release()
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):  # an interpreter that ends gives everything up anyway
+        try:  # noqa: SIM105  # contextlib may be gone already in an interpreter that ends
             self.release()
+        except Exception:
+            pass
 
 
 def own(output_dir: str | Path) -> Ownership:
