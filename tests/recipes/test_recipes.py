@@ -143,7 +143,7 @@ def test_a_path_wins_over_the_name_of_a_shipped_configuration(
     monkeypatch.chdir(tmp_path)
     Path("quickstart").write_text("mdoel: {}", encoding="utf-8")
     code, _, error = finetune("quickstart")
-    assert code == 2 and "unknown section 'mdoel' in quickstart; did you mean model?" in error
+    assert code == 2 and "unknown section 'mdoel' in quickstart, line 1; did you mean model?" in error
     code, where, _ = command("configs", "cpu_zero1")
     assert code == 0 and Path(where.strip()).is_file()
     assert all(f"\n{name} " in "\n" + command("configs")[1] for name in shipped())
