@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 import yaml
 from yaml.constructor import ConstructorError
 
+from piccolo_st.describe import json_schema, keys
 from piccolo_st.errors import ConfigError, nearest, reason, shown
 from piccolo_st.schema import Keys, build
 
@@ -289,15 +289,12 @@ def _defaults(cls: type) -> dict[str, Any]:
 def _help(sections: Mapping[str, type], default: Path, description: str) -> str:
     lines = [description.strip(), "", f"usage: [CONFIG.yaml] [--section.field value ...]   (default: {default})", ""]
     for name, cls in sections.items():
-        documented = (cls.__doc__ or "").strip().splitlines()[0]
-        lines.append(f"{name}: {documented}")
-        own = inspect.get_annotations(cls)
-        for item in dataclasses.fields(cls):
-            if item.name in own:
-                value = item.default if item.default is not dataclasses.MISSING else item.default_factory()  # type: ignore[operator]
-                lines.append(f"  --{name}.{item.name:<24} {item.metadata.get('help', '')} [{value}]")
-        inherited = [base.__name__ for base in cls.__mro__[1:] if dataclasses.is_dataclass(base)]
-        if inherited:
-            lines.append(f"  ... and every other field of {inherited[0]}.")
+        schema, parent = json_schema(cls), ""
+        lines.append(f"{name}: {schema['description']}")
+        for key in keys(schema, f"{name}."):
+            if key.parent != parent:
+                lines.append(f"  inherited from {key.parent}:")
+            parent = key.parent
+            lines.append(f"  --{key.name:<32} {key.help} ({key.allowed})")
         lines.append("")
     return "\n".join(lines)

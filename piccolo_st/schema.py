@@ -53,13 +53,16 @@ PositiveShare = Annotated[Number, Field(gt=0, le=1)]
 ShareBelowOne = Annotated[Number, Field(ge=0, lt=1)]
 
 
-def read_by(read: Callable[[object, str], object]) -> BeforeValidator:
-    """For a field whose class reads what YAML says itself: ``read`` gets the value and its place for messages."""
+def read_by(read: Callable[[object, str], object], written: object) -> BeforeValidator:
+    """For a field whose class reads what YAML says itself: ``read`` gets the value and its place for messages.
+
+    ``written`` is the type of what YAML says.
+    """
 
     def validate(value: object, info: ValidationInfo) -> object:
         return read(value, info.context(info.field_name) if info.context else str(info.field_name))
 
-    return BeforeValidator(validate, json_schema_input_type=str | dict[str, str])
+    return BeforeValidator(validate, json_schema_input_type=written)
 
 
 def part_of(cls: type) -> BeforeValidator:

@@ -21,6 +21,7 @@ PACKAGE = Path(__file__).parent.parent / "piccolo_st"
 FLOORS = [
     {"_version", "errors"},
     {"schema"},
+    {"describe"},
     {"_lazy", "cache", "config", "distributed", "environment", "hashing", "redaction", "shipped", "tables"},
     {"command"},
     {"modeling"},
@@ -54,8 +55,8 @@ def _name(path: Path) -> str:
 
 
 def _room(name: str) -> str:
-    """The room of a file; the commands, which stand in the rooms and use any of them, are a floor of their own."""
-    return "commands" if name.endswith(".command") else name.split(".")[0]
+    """The room of a file; the commands and their reference, which use any of the rooms, are a floor of their own."""
+    return "commands" if name.endswith(".command") or name == "reference" else name.split(".")[0]
 
 
 def _at_import(body: list[ast.stmt]) -> Iterator[ast.stmt]:

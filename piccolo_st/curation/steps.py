@@ -51,7 +51,8 @@ class PrepareData:
     """What is prepared, and where the output goes."""
 
     mixture: dict[str, object] | str | None = field(
-        default=None, metadata={"help": "The data mixture: a YAML file, or the mapping itself; see data.mixture."}
+        default=None,
+        metadata={"help": "The data mixture: a YAML file, or the mapping itself; see recipes/REFERENCE.md."},
     )
     output: str = field(
         default="runs/prepare", metadata={"help": "Folder of the output; each step has its own inside."}

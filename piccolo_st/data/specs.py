@@ -111,7 +111,7 @@ class DatasetSpec:
     max_rows: Count | None = None
     holdout: HoldoutSpec | None = None
     mining: Mapping[str, object] | None = None
-    instruction: Annotated[Instructions | None, read_by(_instruction)] = None
+    instruction: Annotated[Instructions | None, read_by(_instruction, str | Instructions | None)] = None
     weight: Positive | None = None
     repeats: Count = 1
     batch_multiple: Positive = 1.0

@@ -50,7 +50,12 @@ NUMBERED_NEGATIVE = re.compile(r"(?:hard_)?neg(?:ative)?_?(\d+)")
 
 @dataclass(frozen=True)
 class Instructions:
-    """What goes before a query and before a document. An empty string is no instruction."""
+    """What goes before a query and before a document. An empty string is no instruction.
+
+    Attributes:
+        query: before a query.
+        document: before a document.
+    """
 
     query: str = ""
     document: str = ""

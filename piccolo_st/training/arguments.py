@@ -76,7 +76,7 @@ class ModelArguments:
     pooling: str | None = field(
         default=None, metadata={"help": "Pooling of a bare encoder: mean, cls, ...; empty: mean, or the model's own."}
     )
-    instructions: Annotated[Instructions, read_by(Instructions.from_plain)] = field(
+    instructions: Annotated[Instructions, read_by(Instructions.from_plain, str | Instructions)] = field(
         default=PRESETS["piccolo"],
         metadata={"help": f"A preset ({', '.join(PRESETS)}), or your own: {{query: ..., document: ...}}."},
     )
@@ -104,7 +104,8 @@ class DataArguments:
     STAGE: ClassVar[str] = "fine-tuning"
 
     mixture: dict[str, object] | str | None = field(
-        default=None, metadata={"help": "The data mixture: a YAML file, or the mapping itself; see data.mixture."}
+        default=None,
+        metadata={"help": "The data mixture: a YAML file, or the mapping itself; see recipes/REFERENCE.md."},
     )
     batch_size: Count = field(default=64, metadata={"help": "Samples per device and step."})
     mining_model: str | None = field(
@@ -167,9 +168,10 @@ _OLD_NAME = "activation_checkpointing" not in {item.name for item in fields(Sent
 
 @dataclass
 class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
-    """SentenceTransformerTrainingArguments with the defaults of Piccolo fine-tuning; only what changes is listed.
+    """SentenceTransformerTrainingArguments with the defaults of Piccolo fine-tuning.
 
-    The per-device batch size stands in the data section, because it decides which negatives a row meets.
+    Only what changes is listed. The per-device batch size stands in the data section, because it decides which
+    negatives a row meets.
 
     Example:
         >>> args = PiccoloTrainingArguments("runs/mine", num_train_epochs=3)
@@ -212,7 +214,7 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
     num_train_epochs: NotNegative = field(default=1.0, metadata={"help": "Passes over the mixture."})
     max_steps: Annotated[Whole, AfterValidator(_steps)] = field(
         default=-1,
-        metadata={"help": "Optimizer steps in all, in place of num_train_epochs; -1: not set."},
+        metadata={"help": "Optimizer steps in all, at least 1, in place of num_train_epochs; -1: not set."},
     )
     eval_steps: Positive | None = field(
         default=None,

@@ -1,0 +1,159 @@
+"""Write recipes/REFERENCE.md and the JSON Schemas of recipes/configs, from the dataclasses that read configurations.
+
+python -m piccolo_st.reference     in a checkout, after a key, its help or its default has changed
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from piccolo_st.config import Configuration
+from piccolo_st.curation import PrepareConfig
+from piccolo_st.data import DatasetSpec
+from piccolo_st.data.specs import MixtureSpec
+from piccolo_st.describe import JsonSchema, Key, json_schema, keys
+from piccolo_st.evaluation.local_tasks import LocalTaskSpec
+from piccolo_st.experiments.ablation import AblationSettings, Variant
+from piccolo_st.mining import MiningSettings
+from piccolo_st.training import FinetuneConfig, PretrainConfig
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+# Of them come the inherited keys, and the form of a schema.
+LIBRARIES = ("transformers", "sentence-transformers", "pydantic")
+
+_INTRODUCTION = """# Every key of every configuration
+
+Made by `python -m piccolo_st.reference` from the code that reads them; `python -m piccolo_st finetune --help` shows the
+same of the version that is installed. Inherited keys are those of
+{versions}.
+
+An editor that knows YAML schemas (VS Code with the YAML extension, any with yaml-language-server) completes keys and
+underlines mistakes in a file that names its schema in the first line:
+
+    # yaml-language-server: $schema=finetune.schema.json
+
+The schemas lie in [configs](configs) and, in an installed package, beside `python -m piccolo_st configs quickstart`:
+`finetune`, `pretrain`, `prepare`, `ablation`, `mixture` (a file of datasets) and `tasks` (evaluation tasks of one's
+own). A key with a dot lies inside the one before the dot. On the command line, `--section.key value` sets one for once.
+"""
+
+
+def main() -> None:
+    """Write every file."""
+    for path, text in files().items():
+        path.write_text(text, encoding="utf-8")
+
+
+def files() -> dict[Path, str]:
+    """Each file that is made, and what it must hold."""
+    made = {
+        RECIPES / "configs" / f"{name}.schema.json": json.dumps(schema, ensure_ascii=False, indent=1) + "\n"
+        for name, schema in schemas().items()
+    }
+    return {**made, RECIPES / "REFERENCE.md": reference()}
+
+
+def schemas() -> dict[str, JsonSchema]:
+    """Kind of file -> its schema; mixtures and runs are referred to where they are a part of another."""
+    mixture = json_schema(MixtureSpec)
+    mixture["properties"]["defaults"]["anyOf"] = [{"$ref": "#/$defs/dataset"}]
+    mixture["properties"]["defaults"].pop("additionalProperties")
+    mixture["properties"]["datasets"]["additionalProperties"] = {"$ref": "#/$defs/dataset"}
+    mixture["$defs"] = {"dataset": _dataset()}
+    task = json_schema(LocalTaskSpec)
+    runs = {"finetune": _run(FinetuneConfig), "pretrain": _run(PretrainConfig), "prepare": _run(PrepareConfig)}
+    settings = json_schema(AblationSettings)
+    settings["properties"]["tasks"]["items"] = {"$ref": "tasks.schema.json#/properties/tasks/items"}
+    sections = {
+        "ablation": settings,
+        "variants": {"type": "object", "additionalProperties": _variant(), "description": "Rows of the table."},
+        **{name: {"$ref": f"finetune.schema.json#/properties/{name}"} for name in FinetuneConfig.sections()},
+    }
+    return {
+        **runs,
+        "ablation": _object("A stage 2 run, and what its variants change.", sections, ["variants"]),
+        "mixture": mixture,
+        "tasks": _object(
+            "Evaluation tasks.", {"tasks": {"type": "array", "items": task, "description": "Each task."}}, ["tasks"]
+        ),
+    }
+
+
+def _object(description: str, properties: Mapping[str, object], required: Sequence[str] = ()) -> JsonSchema:
+    return {
+        "type": "object",
+        "description": description,
+        "properties": properties,
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
+def _run(kind: type[Configuration]) -> JsonSchema:
+    """Sections, each of which may be left empty."""
+    sections = {name: json_schema(cls) | {"type": ["object", "null"]} for name, cls in kind.sections().items()}
+    sections["data"]["properties"]["mixture"]["anyOf"][0] = {"$ref": "mixture.schema.json"}
+    return _object((kind.__doc__ or "").strip(), sections)
+
+
+def _dataset() -> JsonSchema:
+    """A dataset where it is written: its name is its key, and a mixture that it changes may have said the rest."""
+    schema = json_schema(DatasetSpec)
+    del schema["properties"]["name"], schema["required"]
+    schema["properties"]["mining"]["anyOf"][0] = json_schema(MiningSettings)
+    return schema
+
+
+def _variant() -> JsonSchema:
+    schema = json_schema(Variant)
+    del schema["properties"]["name"], schema["required"]
+    return schema
+
+
+def reference() -> str:
+    """The tables, as Markdown."""
+    versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    parts = [_INTRODUCTION.format(versions=versions)]
+    parts += _sections("Fine-tuning: `finetune`", FinetuneConfig)
+    parts += ["## Pretraining: `pretrain`\n", "The same keys, with other defaults of these:\n"]
+    parts += [_table(key for key in _keys(PretrainConfig) if key not in set(_keys(FinetuneConfig)))]
+    parts += _part("## A mixture", json_schema(MixtureSpec))
+    parts += _part("### A dataset of a mixture: `datasets.NAME`", _dataset())
+    parts += _sections("Preparing data: `prepare`", PrepareConfig)
+    parts += ["## Comparing variants: `ablation`\n", "The sections of `finetune`, and these:\n"]
+    parts += _part("### ablation", json_schema(AblationSettings)) + _part("### variants.NAME", _variant())
+    parts += _part("## Evaluation tasks of one's own: an item of `tasks`", json_schema(LocalTaskSpec))
+    return "\n".join(parts)
+
+
+def _keys(kind: type[Configuration]) -> list[Key]:
+    return [key for name, cls in kind.sections().items() for key in keys(json_schema(cls), f"{name}.")]
+
+
+def _sections(title: str, kind: type[Configuration]) -> list[str]:
+    parts = [f"## {title}\n"]
+    for name, cls in kind.sections().items():
+        parts += _part(f"### {name}", json_schema(cls))
+    return parts
+
+
+def _part(title: str, schema: JsonSchema) -> list[str]:
+    return [f"{title}\n", f"{schema['description']}\n", _table(keys(schema, ""))]
+
+
+def _table(rows: Iterable[Key]) -> str:
+    lines = ["| key | type | default | |", "|---|---|---|---|"]
+    for key in rows:
+        about = key.help + (f" (Inherited from {key.parent}.)" if key.parent else "")
+        default = "required" if key.default is None else f"`{key.default}`"
+        cells = (f"`{key.name}`", key.kind, default, about)
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    main()
