@@ -70,14 +70,18 @@ class _Schema(GenerateJsonSchema):
             of_key["description"] = helps[name]
             if (factory := items[name].default_factory) is not dataclasses.MISSING:
                 of_key["default"] = to_jsonable_python(factory())
-            home = next(base for base in cls.__mro__ if name in inspect.get_annotations(base))
-            if not _own(home):
+            if not _own(home := _home(cls, name)):
                 of_key["x-from"] = home.__module__.partition(".")[0]
         return found
 
 
 def _own(cls: type) -> bool:
     return cls.__module__.partition(".")[0] not in ("transformers", "sentence_transformers", "accelerate")
+
+
+def _home(cls: type, name: str) -> type:
+    """The class that a field is from, or that gives it another default."""
+    return next(base for base in cls.__mro__ if name in inspect.get_annotations(base))
 
 
 def help_of(cls: type) -> dict[str, str]:
@@ -89,9 +93,8 @@ def help_of(cls: type) -> dict[str, str]:
         helps |= {name: _one_line(said) for name in names.split(", ") if name in helps}
     for item in dataclasses.fields(cls):
         if words := item.metadata.get("help"):
-            home = next(base for base in cls.__mro__ if item.name in inspect.get_annotations(base))
             first = re.split(r"(?<=[^.][^.])\.\s", words.strip(), maxsplit=1)[0]
-            helps[item.name] = _one_line(words if _own(home) else first)
+            helps[item.name] = _one_line(words if _own(_home(cls, item.name)) else first)
     return helps
 
 

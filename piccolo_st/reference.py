@@ -65,13 +65,16 @@ def schemas() -> dict[str, JsonSchema]:
     mixture["properties"]["datasets"]["additionalProperties"] = {"$ref": "#/$defs/dataset"}
     mixture["$defs"] = {"dataset": _dataset()}
     task = json_schema(LocalTaskSpec)
+    stage2 = {name: {"$ref": f"finetune.schema.json#/properties/{name}"} for name in FinetuneConfig.sections()}
     runs = {"finetune": _run(FinetuneConfig), "pretrain": _run(PretrainConfig), "prepare": _run(PrepareConfig)}
+    own = PretrainConfig.__annotations__
+    runs["pretrain"]["properties"] |= {name: other for name, other in stage2.items() if name not in own}
     settings = json_schema(AblationSettings)
     settings["properties"]["tasks"]["items"] = {"$ref": "tasks.schema.json#/properties/tasks/items"}
     sections = {
         "ablation": settings,
         "variants": {"type": "object", "additionalProperties": _variant(), "description": "Rows of the table."},
-        **{name: {"$ref": f"finetune.schema.json#/properties/{name}"} for name in FinetuneConfig.sections()},
+        **stage2,
     }
     return {
         **runs,
@@ -120,7 +123,8 @@ def reference() -> str:
     parts = [_INTRODUCTION.format(versions=versions)]
     parts += _sections("Fine-tuning: `finetune`", FinetuneConfig)
     parts += ["## Pretraining: `pretrain`\n", "The same keys, with other defaults of these:\n"]
-    parts += [_table(key for key in _keys(PretrainConfig) if key not in set(_keys(FinetuneConfig)))]
+    of_finetune = set(_keys(FinetuneConfig))
+    parts += [_table(key for key in _keys(PretrainConfig) if key not in of_finetune)]
     parts += _part("## A mixture", json_schema(MixtureSpec))
     parts += _part("### A dataset of a mixture: `datasets.NAME`", _dataset())
     parts += _sections("Preparing data: `prepare`", PrepareConfig)

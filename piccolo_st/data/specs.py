@@ -124,7 +124,7 @@ class DatasetSpec:
 
 @dataclass(frozen=True)
 class MixtureSpec:
-    """A mixture file.
+    """Datasets and what holds for all of them: a file, or the mapping under ``data.mixture``.
 
     Attributes:
         datasets: name -> dataset.

@@ -57,7 +57,7 @@ class LocalTaskSpec:
         data: a BEIR folder (Retrieval) or a file.
         train: the file a classifier is fitted on (Classification).
         split: of a BEIR folder, for ``qrels/<split>.tsv``; the name of the split in results everywhere else.
-        columns: role -> column, where they differ; the roles of each type are shown above.
+        columns: role -> column, where they differ from those of its type in configs/evaluate_local.yaml.
         labels: label in the file -> 0 or 1 (PairClassification); by default they have to be 0 and 1.
         samples_per_label: rows of each label a classifier is fitted on; C-MTEB takes 32.
         experiments: classifiers or clusterings that the score is the mean of.

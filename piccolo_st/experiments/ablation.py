@@ -44,7 +44,7 @@ Sections: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class AblationSettings:
-    """The section ``ablation``.
+    """What is compared, and where the results go.
 
     Attributes:
         output_dir: where runs, the table and the picture go.
@@ -72,7 +72,7 @@ class Variant:
         stock: trained by sentence-transformers alone; None: as ``after`` is.
         concatenated: a stock run trains on one dataset of all pairs, shuffled, in place of one dataset after another.
         set: dotted keys of the sections -> values.
-        stage1: dotted keys for a stage 1 run whose model this one starts from; None: as ``after`` is; empty: none.
+        stage1: dotted keys for a stage 1 run whose model this one starts from; None: as ``after`` is; {}: none.
     """
 
     name: str
