@@ -3,8 +3,8 @@
 The house, ground first. A room imports only from rooms above it in this list, and through their ``__init__`` where that
 says the name. Names are loaded on first use, so importing this package costs nothing.
 
-    errors, schema, config, shipped, command    what bad input raises; YAML -> dataclasses; YAML by name; exit codes
-    describe      every key of the dataclasses in words
+    errors, schema, describe    what bad input raises; values -> dataclasses; every key in words
+    config, shipped    YAML files and the command line; YAML files by name
     cache, hashing, tables, environment, distributed, redaction    each small shared thing once
     modeling/     instructions, lengths, positions, pooling; packed/ (no padding), portable/ (loads everywhere)
     data/         what a mixture is and what its rows are
@@ -17,8 +17,7 @@ says the name. Names are loaded on first use, so importing this package costs no
     curation/     check, deduplicate, filter at any scale: nothing else imports it
     demo/         a page to see a model search, and the Space
     experiments/  what each part of the recipe is worth
-    reference.py  recipes/REFERENCE.md and the schemas, made from the dataclasses
-    __main__.py   every command: python -m piccolo_st COMMAND runs the command.py of a room
+    commands/     options and output of each command: python -m piccolo_st COMMAND
 """
 
 from __future__ import annotations

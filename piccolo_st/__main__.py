@@ -1,6 +1,6 @@
 """Every command of the package: ``python -m piccolo_st COMMAND``, ``accelerate launch -m piccolo_st COMMAND``.
 
-A command's code stands in its room's command.py, which is imported when the command is run.
+A command's code stands in commands/, and is imported when the command is run.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
-from piccolo_st.command import run_command
+from piccolo_st.commands.exit import run_command
 from piccolo_st.errors import ConfigError, nearest
 
 # command -> its function, and what it does
 COMMANDS = {
-    "finetune": ("training.command.finetune", "train on labelled pairs and triplets, stage 2"),
-    "pretrain": ("training.command.pretrain", "train on pairs, stage 1"),
-    "prepare": ("curation.command.main", "check, deduplicate and filter data, mine hard negatives"),
-    "evaluate": ("evaluation.command.main", "score a model on C-MTEB or your own tasks; compare two models"),
-    "release": ("releasing.command.main", "check a model, show what would change on the Hub, push it"),
-    "card": ("releasing.command.card", "write the README.md of folders with a card.yaml"),
+    "finetune": ("commands.train.finetune", "train on labelled pairs and triplets, stage 2"),
+    "pretrain": ("commands.train.pretrain", "train on pairs, stage 1"),
+    "prepare": ("commands.prepare.main", "check, deduplicate and filter data, mine hard negatives"),
+    "evaluate": ("commands.evaluate.main", "score a model on C-MTEB or your own tasks; compare two models"),
+    "release": ("commands.release.main", "check a model, show what would change on the Hub, push it"),
+    "card": ("commands.release.card", "write the README.md of folders with a card.yaml"),
     "configs": ("shipped.main", "list the shipped configurations, or say where one lies"),
-    "demo": ("demo.command.main", "a page to see a model search"),
-    "ablation": ("experiments.command.main", "measure what each part of a recipe is worth"),
+    "demo": ("commands.demo.main", "a page to see a model search"),
+    "ablation": ("commands.ablation.main", "measure what each part of a recipe is worth"),
 }
 USAGE = """usage: python -m piccolo_st COMMAND ...
        accelerate launch -m piccolo_st COMMAND ...

@@ -23,7 +23,6 @@ FLOORS = [
     {"schema"},
     {"describe"},
     {"_lazy", "cache", "config", "distributed", "environment", "hashing", "redaction", "shipped", "tables"},
-    {"command"},
     {"modeling"},
     {"data", "batches"},
     {"losses", "mining", "pooling"},
@@ -55,8 +54,7 @@ def _name(path: Path) -> str:
 
 
 def _room(name: str) -> str:
-    """The room of a file; the commands and their reference, which use any of the rooms, are a floor of their own."""
-    return "commands" if name.endswith(".command") or name == "reference" else name.split(".")[0]
+    return name.split(".")[0]
 
 
 def _at_import(body: list[ast.stmt]) -> Iterator[ast.stmt]:

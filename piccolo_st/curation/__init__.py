@@ -12,7 +12,6 @@ stages.py       Stages of independent tasks that leave files, done once each, he
 duplicates.py   Which rows are duplicates of others, or hold texts of evaluation sets
 quality.py      Which rows are worth training on, by length, language, repetition and consistency
 shingles.py     Texts as sets of character n-grams, and how much two such sets overlap
-command.py      ``python -m piccolo_st prepare``
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
 """Training: a run from its configuration to its checkpoint, and on from there.
 
-command.py      the commands finetune and pretrain
 arguments.py    a run's configuration: a dataclass for each section of its YAML
 unread.py       settings that nothing reads beside the others that are set
 run.py          TrainingRun: from a configuration to its model; the story from top to bottom

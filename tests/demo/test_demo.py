@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from piccolo_st.commands.demo import main
 from piccolo_st.demo import Searcher
-from piccolo_st.demo.command import main
 from piccolo_st.demo.corpus import read_corpus, thin_out
 from piccolo_st.demo.draw import MAP_POINTS, corpus_map, table
 from piccolo_st.demo.page import render

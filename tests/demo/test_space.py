@@ -10,9 +10,9 @@ import pytest
 import yaml
 from huggingface_hub import HfApi, snapshot_download
 
+from piccolo_st.commands.release import main
 from piccolo_st.demo.space import release_space, space_files
 from piccolo_st.releasing import ReleaseError, ReleaseOptions, release
-from piccolo_st.releasing.command import main
 from tests.helpers.demo_pages import serving
 from tests.helpers.hub_clients import REPO, TOKEN
 from tests.helpers.hub_server import HubServer

@@ -181,21 +181,21 @@ ROWS: dict[str, list[Row]] = {
         Row("an unknown configuration", run("finetune", "quikstart"),
             "a file must be named by its path, or by its name…got 'quikstart'; did you mean quickstart? known are…"),
     ],
-    "demo.command": [
+    "commands.demo": [
         Row("gradio missing", run("demo", "MODEL", "--corpus", "TMP/corpus.txt", files=TEXTS, without=["gradio"]),
             'the page needs gradio; run: pip install "piccolo_st[demo]"'),
     ],
-    "evaluation.command": [
+    "commands.evaluate": [
         Row("a misspelt key", run("evaluate", "--config", "TMP/e.yaml", files={"e.yaml": "benchmrk: STS"}),
             "unknown key 'benchmrk' in TMP/e.yaml; did you mean benchmark?"),
         Row("a word for a dimension", run("evaluate", "MODEL", "--truncate_dim", "half"),
             "--truncate_dim must be whole numbers, such as 256,512,1024, got 'half'"),
     ],
-    "curation.command": [
+    "commands.prepare": [
         Row("an unknown step", run("prepare", "dedupe"),
             "the first argument must be a step, got 'dedupe'; did you mean dedup?"),
     ],
-    "experiments.command": [
+    "commands.ablation": [
         Row("--only without a name", run("ablation", "--only"),
             "--only needs the names of variants, got none; write --only stock,full"),
     ],

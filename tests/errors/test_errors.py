@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import piccolo_st
-from piccolo_st.command import run_command
+from piccolo_st.commands.exit import run_command
 from piccolo_st.errors import InputError, reason
 from tests.errors import data_rows, model_rows, run_rows
 from tests.errors.acts import Row, World

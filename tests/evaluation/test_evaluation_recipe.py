@@ -12,8 +12,8 @@ pytest.importorskip("mteb")
 
 from sentence_transformers import SentenceTransformer
 
+from piccolo_st.commands import evaluate as command
 from piccolo_st.errors import InputError
-from piccolo_st.evaluation import command
 from piccolo_st.evaluation.benchmarks import C_MTEB_35, MTEB_CMN_V1
 from piccolo_st.evaluation.results import read_results, task_scores
 from piccolo_st.evaluation.scores import ModelScores, plot_evaluations, score_table

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
+from piccolo_st.commands.ablation import main
 from piccolo_st.config import parse_run
 from piccolo_st.errors import InputError
 from piccolo_st.experiments.ablation import Ablation
-from piccolo_st.experiments.command import main
 from piccolo_st.experiments.stock import train_stock
 from piccolo_st.training.arguments import FinetuneConfig
 

@@ -15,7 +15,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from piccolo_st.command import run_command
+from piccolo_st.commands.exit import run_command
 from piccolo_st.config import Configuration, parse_overrides, parse_run
 from piccolo_st.errors import ConfigError, InputError
 from piccolo_st.schema import build
@@ -248,7 +248,7 @@ ENDINGS = {
 def _ended(lines: str, stdout: int) -> tuple[int, str]:
     """The code and stderr of a process whose main is these lines."""
     script = (
-        "from piccolo_st.command import run_command\nfrom piccolo_st.errors import InputError\n"
+        "from piccolo_st.commands.exit import run_command\nfrom piccolo_st.errors import InputError\n"
         f"def main(arguments):\n    {lines}\nrun_command(main, [])\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}

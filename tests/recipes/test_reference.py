@@ -15,7 +15,7 @@ import yaml
 
 from piccolo_st.config import Configuration, parse_run
 from piccolo_st.curation import PrepareConfig
-from piccolo_st.reference import LIBRARIES, RECIPES, files, schemas
+from piccolo_st.commands.reference import LIBRARIES, RECIPES, files, schemas
 from piccolo_st.training import FinetuneConfig, PretrainConfig
 from piccolo_st.training.arguments import PiccoloTrainingArguments
 
@@ -83,7 +83,7 @@ def test_the_files_are_those_of_the_code() -> None:
     if said[1] != ", ".join(f"{name} {version(name)}" for name in LIBRARIES):
         pytest.skip(f"made with {said[1]}")
     stale = [path.name for path, text in made.items() if path.read_text(encoding="utf-8") != text]
-    assert not stale, f"{stale} are stale; run python -m piccolo_st.reference"
+    assert not stale, f"{stale} are stale; run python -m piccolo_st.commands.reference"
     assert {path for path in made if path.suffix == ".json"} == set(CONFIGS.glob("*.json"))
 
 

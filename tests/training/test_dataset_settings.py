@@ -12,8 +12,8 @@ import pytest
 import yaml
 from sentence_transformers import SentenceTransformer
 
+from piccolo_st.commands.prepare import main as prepare
 from piccolo_st.config import parse_run
-from piccolo_st.curation.command import main as prepare
 from piccolo_st.data.mixture import load_mixture
 from piccolo_st.errors import InputError, MixtureError
 from piccolo_st.modeling.instructions import Instructions, instruction_token_ids

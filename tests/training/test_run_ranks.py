@@ -12,7 +12,7 @@ import torch.distributed as dist
 import yaml
 
 from piccolo_st import tables
-from piccolo_st.command import run_command
+from piccolo_st.commands.exit import run_command
 from piccolo_st.config import parse_run
 from piccolo_st.training import FinetuneConfig, TrainingRun
 from tests.helpers.ranks import run_ranks

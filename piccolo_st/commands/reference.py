@@ -1,6 +1,6 @@
 """Write recipes/REFERENCE.md and the JSON Schemas of recipes/configs, from the dataclasses that read configurations.
 
-python -m piccolo_st.reference     in a checkout, after a key, its help or its default has changed
+python -m piccolo_st.commands.reference     in a checkout, after a key, its help or its default has changed
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from piccolo_st.experiments.ablation import AblationSettings, Variant
 from piccolo_st.mining import MiningSettings
 from piccolo_st.training import FinetuneConfig, PretrainConfig
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 # Of them come the inherited keys, and the form of a schema.
 LIBRARIES = ("transformers", "sentence-transformers", "pydantic")
 
 _INTRODUCTION = """# Every key of every configuration
 
-Made by `python -m piccolo_st.reference` from the code that reads them; `python -m piccolo_st finetune --help` shows the
+Made by `python -m piccolo_st.commands.reference` from the code that reads them; `python -m piccolo_st finetune --help` shows the
 same of the version that is installed. Inherited keys are those of
 {versions}.
 
