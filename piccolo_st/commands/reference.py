@@ -27,8 +27,8 @@ LIBRARIES = ("transformers", "sentence-transformers", "pydantic")
 
 _INTRODUCTION = """# Every key of every configuration
 
-Made by `python -m piccolo_st.commands.reference` from the code that reads them; `python -m piccolo_st finetune --help` shows the
-same of the version that is installed. Inherited keys are those of
+Made by `python -m piccolo_st.commands.reference` from the code that reads them. `python -m piccolo_st finetune --help`
+shows the same of the version that is installed. Inherited keys are those of
 {versions}.
 
 An editor that knows YAML schemas (VS Code with the YAML extension, any with yaml-language-server) completes keys and

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from piccolo_st.commands.reference import LIBRARIES, RECIPES, files, schemas
 from piccolo_st.config import Configuration, parse_run
 from piccolo_st.curation import PrepareConfig
-from piccolo_st.commands.reference import LIBRARIES, RECIPES, files, schemas
 from piccolo_st.training import FinetuneConfig, PretrainConfig
 from piccolo_st.training.arguments import PiccoloTrainingArguments
 
