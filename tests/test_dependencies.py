@@ -11,10 +11,11 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
-# Modules that are not called as their distribution is; gradio brings its client in the version it needs.
+# Modules that are not called as their distribution is; gradio brings its client and pydantic its core in the version it needs.
 DISTRIBUTION = {
     "faiss": "faiss-cpu",
     "gradio_client": "gradio",
+    "pydantic_core": "pydantic",
     "pytrec_eval": "pytrec-eval-terrier",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
