@@ -11,7 +11,8 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
-# Modules that are not called as their distribution is; gradio brings its client and pydantic its core in the version it needs.
+# Modules that are not called as their distribution is; gradio brings its client and pydantic its core, in the version
+# that each needs.
 DISTRIBUTION = {
     "faiss": "faiss-cpu",
     "gradio_client": "gradio",
