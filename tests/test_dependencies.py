@@ -35,12 +35,16 @@ def imported(folder: str) -> dict[str, Path]:
     return found
 
 
+def settings() -> configparser.ConfigParser:
+    found = configparser.ConfigParser(interpolation=None)
+    found.read(ROOT / "setup.cfg", encoding="utf-8")
+    return found
+
+
 def requirements(*but: str) -> list[Requirement]:
     """The requirements of setup.cfg: of the package, and of every extra but those named."""
-    settings = configparser.ConfigParser(interpolation=None)
-    settings.read(ROOT / "setup.cfg", encoding="utf-8")
-    lines = [settings["options"]["install_requires"]]
-    lines += [text for name, text in settings["options.extras_require"].items() if name not in but]
+    lines = [settings()["options"]["install_requires"]]
+    lines += [text for name, text in settings()["options.extras_require"].items() if name not in but]
     return [Requirement(line) for line in "\n".join(lines).split("\n") if line and not line.startswith("%(")]
 
 
@@ -51,6 +55,12 @@ def test_every_import_is_declared(folder: str) -> None:
     declared = {one.name.lower() for one in requirements(*([] if folder == "tests" else ["test", "dev"]))}
     missing = {name: str(path) for name, path in found.items() if name not in declared}
     assert not missing, f"imported and not declared in setup.cfg: {missing}"
+
+
+def test_every_folder_of_code_is_installed() -> None:
+    named = set(settings()["options"]["packages"].split())
+    code = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "piccolo_st").rglob("*.py")}
+    assert named - {f"piccolo_st.{name}" for name in ("accelerate", "configs", "model_cards")} == code
 
 
 def test_the_oldest_versions_are_the_lower_bounds() -> None:
