@@ -268,6 +268,13 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
     cpu_threads: Count | None = field(
         default=None, metadata={"help": "torch threads of a process on CPU; empty: the cores shared among processes."}
     )
+    average_with_start: ShareBelowOne = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the checkpoint's own weights in the model that a run leaves: the trained weights are "
+            "averaged with them at its end (WiSE-FT, arXiv 2109.01903), which gives back what was forgotten; 0: none."
+        },
+    )
     card_samples: bool = field(
         default=False, metadata={"help": "Whether the model's card shows rows of the training data."}
     )

@@ -60,6 +60,11 @@ def _load_model(config: FinetuneConfig, mixture: Mixture) -> SentenceTransformer
     instructions = [arguments.instructions, *own]
     name = arguments.name_or_path
     if not name:
+        if config.train.average_with_start:
+            raise InputError(
+                "train.average_with_start keeps a share of a checkpoint's weights and must be 0 for an encoder that is "
+                f"built, got {config.train.average_with_start:g}; set model.name_or_path"
+            )
         settings = arguments.build or EncoderSettings()
         name = str(cached_encoder(settings, _texts(mixture), mixture.fingerprint, instructions))
     with _blamed("model"):

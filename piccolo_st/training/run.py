@@ -4,7 +4,8 @@
     then find the results on disk;
 (2) make sampler, losses, evaluators and the PiccoloTrainer around them (assembly.py);
 (3) say what will run (summary.py); train, searching the held-out queries before, during and after;
-(4) leave in the output directory: ``model/`` (portable), ``config.yaml``, ``run.json``, ``curves.png``.
+(4) average the weights with those that the run started from, where that is asked for, and search once more;
+(5) leave in the output directory: ``model/`` (portable), ``config.yaml``, ``run.json``, ``curves.png``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 from sentence_transformers import SentenceTransformer
 
 from piccolo_st import tables
@@ -50,6 +52,9 @@ class TrainingRun:
         self.output = Path(str(config.train.output_dir))
         self._owned = own(self.output)
         self.mixture, self.model, self.train_dataset = first_rank_first(lambda: load(config))
+        self._start: list[torch.Tensor] = []
+        if config.train.average_with_start:
+            self._start = [weight.detach().to("cpu", copy=True) for weight in self.model.parameters()]
         self.trainer = make_trainer(config, self.mixture, self.model, self.train_dataset)
 
     def describe(self) -> str:
@@ -63,11 +68,20 @@ class TrainingRun:
         """
         with self._owned:
             self.trainer.train()
-            seconds = self.trainer.seconds_so_far
             if not (self.trainer.finished_before and on_first_rank(self._is_left)):
-                self._leave(seconds)
+                self._average_with_start()
+                self._leave(self.trainer.seconds_so_far)
             if self.trainer.args.push_to_hub:
                 self.trainer.push_saved(self.output / "model", "End of training")
+
+    @torch.no_grad()
+    def _average_with_start(self) -> None:
+        """Step (4): every weight becomes ``share * start + (1 - share) * trained``; checkpoints keep the trained."""
+        if self._start:
+            for weight, start in zip(self.model.parameters(), self._start, strict=True):
+                weight.lerp_(start.to(weight), self.config.train.average_with_start)
+            if self.trainer.evaluator is not None and self.trainer.args.eval_strategy != "no":
+                self.trainer.evaluate()
 
     def _is_left(self) -> bool:
         """Whether the output directory holds what this run left when it ended: its log, and the model of its record."""

@@ -92,6 +92,7 @@ TRAIN = {
     "activation_checkpointing_kwargs": Row({"use_reentrant": True}, "arguments"),
     "report_to": Row("tensorboard", "section"),
     "cpu_threads": Row(2, "threads"),
+    "average_with_start": Row(0.5, refused="must be 0 for an encoder that is built", beside=BUILT),
     "card_samples": Row(True, "card"),
 }
 PLAN = {
