@@ -1,5 +1,6 @@
 """Prepare the data of a run: see what it holds, and make it better.
 
+python -m piccolo_st prepare split CONFIG     rows of every dataset kept for a test, by seed; tasks.yaml for `evaluate`
 python -m piccolo_st prepare check CONFIG     every row validated: faults, lengths, duplicates; a table and a picture
 python -m piccolo_st prepare dedup CONFIG     no row twice or nearly so, and no text of an evaluation set
 python -m piccolo_st prepare filter CONFIG    length, language, repetition; --filter.top_k 2 for consistency as in E5

@@ -1,6 +1,6 @@
-"""Better data before a run: check, deduplicate, filter, mine, as steps that resume on any machine.
+"""Better data before a run: split, check, deduplicate, filter, mine, as steps that resume on any machine.
 
-A step is check, dedup, filter or mine; its stages run one after the other, the tasks of a stage in any order.
+A step is split, check, dedup, filter or mine; its stages run one after the other, the tasks of a stage in any order.
 
 steps.py        A step over a mixture, from its claim on a folder to its report
 step_check.py   The step ``check``: every row read and validated, and what the datasets hold

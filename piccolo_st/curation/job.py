@@ -154,7 +154,7 @@ def finish(job: Job, step: str, parts: Iterable[Part]) -> None:
     datasets: dict[str, object] = {}
     for name, spec in given.items():
         if spec.use == "evaluate":
-            datasets[name] = _evaluation_entry(spec, root)
+            datasets[name] = evaluation_entry(spec, root)
         elif (job.folder / name).is_dir():
             columns = pq.read_schema(next(iter(sorted((job.folder / name).glob("*.parquet"))))).names
             datasets[name] = _training_entry(columns, spec)
@@ -173,7 +173,7 @@ def finish(job: Job, step: str, parts: Iterable[Part]) -> None:
     shutil.rmtree(job.folder / "work", ignore_errors=True)
 
 
-def _settings(spec: DatasetSpec, without: Iterable[str]) -> dict[str, object]:
+def settings_of(spec: DatasetSpec, without: Iterable[str]) -> dict[str, object]:
     """The settings that are not the defaults, as plain values."""
     plain = dataclasses.asdict(spec)
     defaults = {f.name: f.default for f in dataclasses.fields(DatasetSpec)}
@@ -187,13 +187,14 @@ def _training_entry(columns: Iterable[str], spec: DatasetSpec) -> dict[str, obje
     if negatives:
         roles["negative"] = negatives[0] if len(negatives) == 1 else negatives
     positives = {"positives": "list"} if spec.positives == "list" else {}
-    return {"source": f"{spec.name}/*.parquet", **_settings(spec, _READING), "columns": roles, **positives}
+    return {"source": f"{spec.name}/*.parquet", **settings_of(spec, _READING), "columns": roles, **positives}
 
 
-def _evaluation_entry(spec: DatasetSpec, root: Path) -> dict[str, object]:
+def evaluation_entry(spec: DatasetSpec, root: Path) -> dict[str, object]:
+    """What a mixture elsewhere says of an evaluation set that stays where it is."""
     location = locate(spec, root)
     source = spec.source if location.format in ("hub", "jionlp") else str((root / spec.source).resolve())
-    return {"source": source, **_settings(spec, ("name", "source"))}
+    return {"source": source, **settings_of(spec, ("name", "source"))}
 
 
 def write_beir(folder: Path, holdout: RetrievalHoldout) -> None:

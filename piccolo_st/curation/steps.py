@@ -1,4 +1,4 @@
-"""Preparing a mixture before training: check, dedup, filter, mine; each resumes, and each feeds the next.
+"""Preparing a mixture before training: split, check, dedup, filter, mine; each resumes, and each feeds the next.
 
 (1) a step is claimed for its input and settings, so that a folder never mixes the work of two;
 (2) its stages run, here or on a cluster, passing over what is done (``stages``);
@@ -24,11 +24,12 @@ from piccolo_st.curation.step_check import CheckSettings, CheckStep
 from piccolo_st.curation.step_dedup import DedupStep
 from piccolo_st.curation.step_filter import FilterStep
 from piccolo_st.curation.step_mine import MineSettings, MineStep
+from piccolo_st.curation.step_split import SplitSettings, SplitStep
 from piccolo_st.data import build, locate, parse_mixture
 from piccolo_st.errors import MixtureError
 from piccolo_st.tables import table
 
-Settings = CheckSettings | DedupSettings | FilterSettings | MineSettings
+Settings = CheckSettings | DedupSettings | FilterSettings | MineSettings | SplitSettings
 
 
 class Step(Protocol):
@@ -39,6 +40,7 @@ class Step(Protocol):
 
 
 STEPS: dict[str, Callable[[Job, Any], Step]] = {
+    "split": SplitStep,
     "check": CheckStep,
     "dedup": DedupStep,
     "filter": FilterStep,
@@ -67,6 +69,7 @@ class PrepareConfig(Configuration):
     """The data, a section for each step, and where its tasks run."""
 
     data: PrepareData
+    split: SplitSettings
     check: CheckSettings
     dedup: DedupSettings
     filter: FilterSettings
@@ -84,7 +87,7 @@ def run_step(
     """Do one step, or what is left of it.
 
     Args:
-        step: check, dedup, filter or mine.
+        step: split, check, dedup, filter or mine.
         data: input and output.
         settings: of that step.
         executor: where tasks run.
@@ -111,10 +114,9 @@ def run_step(
         say(f"report, rejected rows{pictures}: {folder}")
     else:
         say(_counts_table(json.loads((folder / "report.json").read_text(encoding="utf-8"))["datasets"]))
-        say(
-            f"what stays: {folder / 'mixture.yaml'}"
-            + ("; what went: " + str(folder / "rejects") if step != "mine" else "")
-        )
+        beside = {"mine": "", "split": f"; the tests: {folder / 'tasks.yaml'}"}
+        went = f"; what went: {folder / 'rejects'}"
+        say(f"what stays: {folder / 'mixture.yaml'}{beside.get(step, went)}")
     return folder
 
 

@@ -30,13 +30,20 @@ if TYPE_CHECKING:
     from piccolo_st.data.chunks import Reject as Reject
     from piccolo_st.data.chunks import excerpt as excerpt
     from piccolo_st.data.holdout import RetrievalHoldout as RetrievalHoldout
+    from piccolo_st.data.holdout import clean as clean
+    from piccolo_st.data.holdout import draw as draw
+    from piccolo_st.data.holdout import forbidden as forbidden
     from piccolo_st.data.mixture import Mixture as Mixture
     from piccolo_st.data.mixture import load_mixture as load_mixture
     from piccolo_st.data.mixture import parse_mixture as parse_mixture
+    from piccolo_st.data.presets import CONTRADICTION as CONTRADICTION
+    from piccolo_st.data.presets import ENTAILMENT as ENTAILMENT
     from piccolo_st.data.report import DatasetReport as DatasetReport
+    from piccolo_st.data.report import HeldOutCounts as HeldOutCounts
     from piccolo_st.data.sources import locate as locate
     from piccolo_st.data.sources import read_chunks as read_chunks
     from piccolo_st.data.specs import DatasetSpec as DatasetSpec
+    from piccolo_st.data.specs import HoldoutSpec as HoldoutSpec
     from piccolo_st.data.tasks import LABELLED_TASKS as LABELLED_TASKS
     from piccolo_st.data.tasks import SCORED_TASKS as SCORED_TASKS
     from piccolo_st.data.tasks import TaskType as TaskType
@@ -47,11 +54,12 @@ __getattr__, __dir__ = lazily(
     {
         "beir": "read_qrels read_texts",
         "chunks": "Reject excerpt",
-        "holdout": "RetrievalHoldout",
+        "holdout": "RetrievalHoldout clean draw forbidden",
         "mixture": "Mixture load_mixture parse_mixture",
-        "report": "DatasetReport",
+        "presets": "CONTRADICTION ENTAILMENT",
+        "report": "DatasetReport HeldOutCounts",
         "sources": "locate read_chunks",
-        "specs": "DatasetSpec",
+        "specs": "DatasetSpec HoldoutSpec",
         "tasks": "LABELLED_TASKS SCORED_TASKS TaskType",
         "validation": "flatten",
     },

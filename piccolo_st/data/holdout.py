@@ -125,11 +125,11 @@ class Forbidden:
     queries: dict[str, pa.Array]
 
 
-def forbidden(holdouts: dict[str, RetrievalHoldout]) -> Forbidden:
-    """What the holdouts keep out of training."""
+def forbidden(holdouts: dict[str, RetrievalHoldout], further: Iterable[pa.Array] = ()) -> Forbidden:
+    """What the holdouts keep out of training, and ``further`` keys of texts."""
     documents = [h.corpus[d] for h in holdouts.values() for found in h.relevant.values() for d in sorted(found)]
     return Forbidden(
-        pc.unique(text_key(pa.array(documents, type=pa.string()))),
+        pc.unique(pa.concat_arrays([text_key(pa.array(documents, type=pa.string())), *further])),
         {name: pc.unique(text_key(pa.array(list(h.queries.values())))) for name, h in holdouts.items()},
     )
 
@@ -187,6 +187,8 @@ def clean(name: str, tables: Iterable[pa.Table], keys: Forbidden, counts: HeldOu
         gone: dict[str, NDArray[np.int64]] = {}
         for index, column in enumerate(table.schema.names):
             kind = table.schema.field(column).type
+            if column == "label":  # the name of a class may be a text as well
+                continue
             if pa.types.is_string(kind):
                 found = text_key(table[column])
                 bad |= pc.is_in(found, keys.anywhere).to_numpy(False)

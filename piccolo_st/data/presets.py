@@ -22,9 +22,9 @@ from piccolo_st.data.validation import clean_list
 from piccolo_st.errors import MixtureError
 
 # The names of the three NLI relations in use; numbers are those of SNLI and MultiNLI on the Hub.
-_ENTAILMENT = ("entailment", "entailed", "0")
+ENTAILMENT = ("entailment", "entailed", "0")
 _NEUTRAL = ("neutral", "1")
-_CONTRADICTION = ("contradiction", "contradictory", "2")
+CONTRADICTION = ("contradiction", "contradictory", "2")
 
 
 def apply_preset(spec: DatasetSpec, preset: PresetSpec, table: pa.Table) -> tuple[pa.Table, dict[str, int]]:
@@ -61,9 +61,9 @@ def _scored_pairs(table: pa.Table, preset: PresetSpec) -> tuple[pa.Table, dict[s
 
 
 def _nli(table: pa.Table, preset: PresetSpec) -> tuple[pa.Table, dict[str, int]]:
-    wanted = _CONTRADICTION + (_NEUTRAL if preset.neutral_as_negative else ())
+    wanted = CONTRADICTION + (_NEUTRAL if preset.neutral_as_negative else ())
     label = pc.utf8_lower(table["label"])
-    entailed = table.filter(pc.is_in(label, pa.array(_ENTAILMENT)))
+    entailed = table.filter(pc.is_in(label, pa.array(ENTAILMENT)))
     entailed = entailed.filter(pc.not_equal(entailed["premise"], entailed["hypothesis"]))
     against = table.filter(pc.is_in(label, pa.array(wanted)))
 

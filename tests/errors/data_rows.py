@@ -132,6 +132,10 @@ ROWS: dict[str, list[Row]] = {
             "executor.options must suit datatrove's local executor, got {'partitoin': 'cpu'}: …",
         ),
     ],
+    "curation.step_split": [
+        Row("a tenth of too few", prepare("split", "--split.share", "0.001"),
+            "the test of dataset 'faq' must have a row, got 0.001 of 100 distinct texts; raise split.share, or give…"),
+    ],
     "curation.steps": [
         Row("no data", run("prepare", "check", "TMP/empty.yaml", files={"empty.yaml": {"data": {}}}),
             "no data are named; give a mixture file, or a file whose section `data` has a `mixture`"),

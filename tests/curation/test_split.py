@@ -1,0 +1,120 @@
+"""The step split: tests drawn by rule out of every kind of training set, and nothing of them left to train on."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from piccolo_st.data import load_mixture
+
+Command = Callable[..., tuple[int, str, str]]
+DIGITS = "一二三四五六七八九十"
+NUMBERS = [a + b for a in DIGITS for b in DIGITS]
+RELATIONS = ("entailment", "neutral", "contradiction")
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "faq": [{"query": f"数{n}", "positive": f"{n}的结果", "negative": ["一一的结果", "一二的结果"]} for n in NUMBERS],
+    "alike": [{"sentence1": f"甲{n}", "sentence2": f"乙{n}", "score": i % 2} for i, n in enumerate(NUMBERS)],
+    "graded": [{"sentence1": f"丙{n}", "sentence2": f"甲{n}", "score": i % 5 / 4} for i, n in enumerate(NUMBERS)],
+    "relations": [{"premise": f"丁{n}", "hypothesis": f"{r}{n}", "label": r} for n in NUMBERS for r in RELATIONS],
+    "topics": [{"text": f"戊{n}", "label": n[0]} for n in [*NUMBERS, *DIGITS]]
+    + [{"text": d, "label": d} for d in DIGITS],
+}  # fmt: skip
+KINDS: dict[str, dict[str, Any]] = {
+    "faq": {"task": "retrieval", "weight": 2.0},
+    "alike": {"task": "pair"},
+    "graded": {"task": "sts"},
+    "relations": {"task": "retrieval", "preset": {"name": "nli"}},
+    "topics": {"task": "classification"},
+}
+
+
+def split(folder: Path, command: Command, rows: dict[str, list[dict[str, Any]]], *options: str) -> Path:
+    """The folder that ``prepare split`` leaves of such rows."""
+    folder.mkdir()
+    for name, found in rows.items():
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    datasets = {name: {"source": f"{name}.jsonl", **KINDS[name]} for name in rows}
+    (folder / "mixture.yaml").write_text(yaml.safe_dump({"datasets": datasets}), encoding="utf-8")
+    code, out, error = command("prepare", "split", folder / "mixture.yaml", "--data.output", folder / "out", *options)
+    assert code == 0 and "the tests: " in out, error
+    return folder / "out" / "split"
+
+
+def texts(rows: list[dict[str, Any]]) -> set[str]:
+    cells = [cell for row in rows for name, cell in row.items() if name not in ("label", "score")]
+    return {text for cell in cells for text in (cell if isinstance(cell, list) else [cell])}
+
+
+def drawn_in(folder: Path) -> dict[str, str]:
+    found = sorted([*folder.glob("*.test.jsonl"), *folder.glob("*_test/*")])
+    return {str(path.relative_to(folder)): "".join(sorted(path.open(encoding="utf-8"))) for path in found}
+
+
+def test_nothing_of_a_test_is_trained_on_whatever_the_order_of_rows(tmp_path: Path, command: Command) -> None:
+    folder = split(tmp_path / "one", command, ROWS)
+    tests = {name: [json.loads(line) for line in (folder / f"{name}.test.jsonl").open(encoding="utf-8")]
+             for name in ROWS if name != "faq"}  # fmt: skip
+    assert {name: len(rows) for name, rows in tests.items()} == {
+        "alike": 10,
+        "graded": 10,
+        "relations": 20,
+        "topics": 12,
+    }
+    queries, corpus = (
+        [json.loads(line) for line in (folder / "faq_test" / f"{name}.jsonl").open(encoding="utf-8")]
+        for name in ("queries", "corpus")
+    )
+    assert (len(queries), len(corpus)) == (10, 100)
+    first = {row[next(iter(row))] for rows in tests.values() for row in rows} | {row["text"] for row in queries}
+    answers = {text.removeprefix("数") + "的结果" for text in first if text.startswith("数")}
+    kept = {name: pq.read_table(folder / name).to_pylist() for name in ROWS}
+    assert not texts([row for rows in kept.values() for row in rows]) & (first | answers)
+    for name, rows in kept.items():
+        assert 0.75 * len(ROWS[name]) < len(rows) < len(ROWS[name])
+    assert {row["label"] for row in kept["topics"]} == set(DIGITS), "a class may have the name of a drawn text"
+
+    mixture = load_mixture(folder / "mixture.yaml")
+    assert mixture.specs["faq"].weight == 2.0 and mixture.train["relations"].column_names[2] == "negative"
+    assert not any(report.rejected or report.held_out for report in mixture.report.datasets.values())
+
+    generator = random.Random(1)
+    other = {name: generator.sample(rows, len(rows)) for name, rows in ROWS.items()}
+    again = drawn_in(split(tmp_path / "two", command, other))
+    assert {k: v for k, v in again.items() if "qrels" not in k and "_test/" not in k} == {
+        k: v for k, v in drawn_in(folder).items() if "qrels" not in k and "_test/" not in k
+    }
+    assert drawn_in(split(tmp_path / "three", command, ROWS, "--split.seed", "14")) != drawn_in(folder)
+
+
+def test_a_model_is_scored_on_the_tests(tmp_path: Path, command: Command, encoder_dir: Path) -> None:
+    pytest.importorskip("mteb")
+    folder = split(tmp_path / "one", command, ROWS)
+    code, out, error = command(
+        "evaluate", encoder_dir, "--benchmark", folder / "tasks.yaml", "--output", tmp_path / "scores"
+    )
+    assert code == 0, error
+    assert all(f"{name}-test" in out for name in ROWS), out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--split.share", "0.005"], "must have a row, got 0.005 of 100 distinct texts; raise split.share"),
+        (["--split.rows", "0"], "split.rows"),
+        (["--data.mixture.datasets", "{faq: {source: DIR/faq_test, task: retrieval}}"], "which is a test already"),
+    ],
+)
+def test_what_cannot_be_split(tmp_path: Path, command: Command, options: list[str], said: str) -> None:
+    folder = split(tmp_path / "one", command, {"faq": ROWS["faq"]})
+    own = [option.replace("DIR", str(folder)) for option in options]
+    mixture = tmp_path / "one" / "mixture.yaml"
+    code, _, error = command("prepare", "split", mixture, "--data.output", tmp_path / "other", *own)
+    assert code == 2 and said in error, error
