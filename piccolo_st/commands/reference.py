@@ -16,7 +16,7 @@ from piccolo_st.data import DatasetSpec
 from piccolo_st.data.specs import MixtureSpec
 from piccolo_st.describe import JsonSchema, Key, json_schema, keys
 from piccolo_st.evaluation.local_tasks import LocalTaskSpec
-from piccolo_st.experiments.ablation import AblationSettings, Variant
+from piccolo_st.experiments.variants import AblationSettings, Variant
 from piccolo_st.mining import MiningSettings
 from piccolo_st.training import FinetuneConfig, PretrainConfig
 

@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from piccolo_st.evaluation.benchmarks import C_MTEB_35 as C_MTEB_35
     from piccolo_st.evaluation.benchmarks import Averages as Averages
     from piccolo_st.evaluation.benchmarks import Benchmark as Benchmark
+    from piccolo_st.evaluation.benchmarks import BenchmarkTask as BenchmarkTask
     from piccolo_st.evaluation.benchmarks import average_scores as average_scores
     from piccolo_st.evaluation.benchmarks import get_benchmark as get_benchmark
+    from piccolo_st.evaluation.benchmarks import task_by_type as task_by_type
     from piccolo_st.evaluation.bootstrap import compare_models as compare_models
+    from piccolo_st.evaluation.bootstrap import mean_difference as mean_difference
     from piccolo_st.evaluation.curves import before_and_after as before_and_after
     from piccolo_st.evaluation.curves import evaluations as evaluations
     from piccolo_st.evaluation.curves import plot_curves as plot_curves
@@ -52,8 +55,8 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = lazily(
     __name__,
     {
-        "benchmarks": "Averages Benchmark C_MTEB_35 average_scores get_benchmark",
-        "bootstrap": "compare_models",
+        "benchmarks": "Averages Benchmark BenchmarkTask C_MTEB_35 average_scores get_benchmark task_by_type",
+        "bootstrap": "compare_models mean_difference",
         "curves": "before_and_after evaluations plot_curves",
         "in_training": "RetrievalEvaluator held_out_evaluators",
         "loading": "load_model",

@@ -16,7 +16,7 @@ A difference whose interval holds 0 may be chance; of twenty tasks without a dif
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,22 +106,18 @@ def compare_models(
             evaluated for both.
     """
     folders = (result_folder(a), result_folder(b))
-    rng = np.random.default_rng(seed)
     tail = (1 - confidence) / 2
     differences: list[Difference] = []
     missing: list[str] = []
     draws: list[np.ndarray] = []
-    for task in benchmark.tasks:
-        paths = [per_example.examples_path(folder / f"{task.name}.json") for folder in folders]
-        keys = [f"{split}/{task.subset}" for split in task.splits]
-        both = [per_example.load(path) if path.exists() else {} for path in paths]
-        if not all(key in arrays for key in keys for arrays in both):
+    for number, task in enumerate(benchmark.tasks):
+        found = _task([folders], task, resamples, [seed, number])
+        if found is None:
             missing.append(task.label)
             continue
-        scores, drawn = zip(*(_split(task, both[0][key], both[1][key], resamples, rng) for key in keys), strict=True)
-        score_a, score_b = 100 * np.mean(scores, axis=0)
-        draws.append(100 * np.mean(drawn, axis=0))
-        low, high = np.quantile(draws[-1], [tail, 1 - tail])
+        (score_a, score_b), drawn = found
+        draws.append(drawn)
+        low, high = np.quantile(drawn, [tail, 1 - tail])
         metric = "cosine_ap" if task.type == "PairClassification" else task.metric
         differences.append(Difference(task.label, metric, score_a, score_b, float(low), float(high)))
     if not differences:
@@ -133,6 +129,54 @@ def compare_models(
     mean_a, mean_b = (float(np.mean([getattr(row, side) for row in differences])) for side in ("a", "b"))
     differences.append(Difference(f"mean of {len(differences)}", "", mean_a, mean_b, float(low), float(high)))
     return Comparison(benchmark, tuple(differences), tuple(missing), confidence)
+
+
+def mean_difference(
+    pairs: Sequence[tuple[Path, Path]], tasks: Sequence[BenchmarkTask], *, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float, float] | None:
+    """By how much one way of training is better than another, on the mean of tasks and over several runs of both.
+
+    The runs of all pairs are scored on the same examples, so an example that is drawn is drawn for all of them: the
+    interval is that of other examples, and not of other seeds.
+
+    Args:
+        pairs: the folders of result files of two models each, such as those of one seed.
+        tasks: of which the mean is taken; those that a model has no examples of are left out.
+        resamples: how often the examples are drawn.
+        seed: of the draws.
+
+    Returns:
+        Second minus first in percent, and the ends of the 95% interval; None if nothing can be compared.
+    """
+    found = [_task(pairs, task, resamples, [seed, number]) for number, task in enumerate(tasks)]
+    known = [one for one in found if one is not None]
+    if not known:
+        return None
+    low, high = np.quantile(np.mean([drawn for _, drawn in known], axis=0), [0.025, 0.975])
+    return float(np.mean([b - a for (a, b), _ in known])), float(low), float(high)
+
+
+def _task(
+    pairs: Sequence[tuple[Path, Path]], task: BenchmarkTask, resamples: int, seed: Sequence[int]
+) -> tuple[tuple[float, float], np.ndarray] | None:
+    """Both scores of a task and (resamples,) drawn differences, in percent, means over splits and pairs of models.
+
+    None if a model has no examples of it.
+    """
+    keys = [f"{split}/{task.subset}" for split in task.splits]
+    scores, drawn = [], []
+    for folders in pairs:
+        paths = [per_example.examples_path(folder / f"{task.name}.json") for folder in folders]
+        both = [per_example.load(path) if path.exists() else {} for path in paths]
+        if not all(key in arrays for key in keys for arrays in both):
+            return None
+        rng = np.random.default_rng(seed)  # the same draws for every pair
+        for key in keys:
+            own, draws = _split(task, both[0][key], both[1][key], resamples, rng)
+            scores.append(own)
+            drawn.append(draws)
+    score_a, score_b = 100 * np.mean(scores, axis=0)
+    return (float(score_a), float(score_b)), 100 * np.mean(drawn, axis=0)
 
 
 def result_folder(path: str | Path) -> Path:

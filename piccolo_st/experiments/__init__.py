@@ -1,7 +1,12 @@
-"""What each part of the recipe is worth, beside sentence-transformers alone.
+"""What each part of the recipe is worth, beside sentence-transformers and FlagEmbedding alone.
 
-ablation.py  variants of one run, several seeds, one table and one picture
-stock.py     the same rows and encoder trained by sentence-transformers alone
+ablation.py        variants of one run, several seeds: trained, scored, kept
+variants.py        what its YAML may say, and what each variant runs with
+tasks.py           what variants are scored on
+report.py          the tables and the picture
+stock.py           the same rows and encoder trained by sentence-transformers alone
+flag_embedding.py  the same by FlagEmbedding, in an environment of its own
+memory.py          the highest memory of a process while something ran
 """
 
 from __future__ import annotations

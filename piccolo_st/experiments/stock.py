@@ -3,60 +3,97 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import CachedGISTEmbedLoss, MultipleNegativesRankingLoss
+from torch import nn
 from transformers import set_seed
 
-from piccolo_st.data import Mixture, load_mixture
-from piccolo_st.modeling import load_encoder
+from piccolo_st.data import Mixture
+from piccolo_st.modeling import dataset_prompts, load_encoder
+from piccolo_st.schema import Positive
 from piccolo_st.training import FinetuneConfig, own
 
 
-def train_stock(config: FinetuneConfig, concatenated: bool = False) -> tuple[Mixture, SentenceTransformer]:
-    """Train as sentence-transformers' documentation does: its trainer, loss, collator and default samplers.
+@dataclass(frozen=True)
+class StockOptions:
+    """How sentence-transformers trains.
+
+    Attributes:
+        loss: MultipleNegativesRankingLoss, or CachedGISTEmbedLoss with the untrained encoder as its guide.
+        scale: what the loss multiplies similarities by; GIST's temperature is its inverse.
+        batch_sampler: sentence-transformers' name of it.
+        concatenated: train on one dataset of all pairs, shuffled, in place of one dataset after another. Negatives are
+            left out: not all datasets have them, and the stock collator reads one set of columns.
+    """
+
+    loss: Literal["MultipleNegativesRankingLoss", "CachedGISTEmbedLoss"] = "MultipleNegativesRankingLoss"
+    scale: Positive = 20.0
+    batch_sampler: Literal["batch_sampler", "no_duplicates"] = "batch_sampler"
+    concatenated: bool = False
+
+
+def start_model(config: FinetuneConfig) -> SentenceTransformer:
+    """The checkpoint that a configuration starts from, with its instructions and lengths."""
+    return load_encoder(
+        str(config.model.name_or_path),
+        revision=config.model.revision,
+        pooling=config.model.pooling,
+        instructions=config.model.instructions,
+        query_length=config.model.query_length,
+        document_length=config.model.document_length,
+        positions=config.model.positions,
+        dtype=config.model.dtype,
+    )
+
+
+def train_stock(config: FinetuneConfig, mixture: Mixture, options: StockOptions | None = None) -> SentenceTransformer:
+    """Train as sentence-transformers' documentation does: its trainer, loss, collator and samplers.
 
     The rows are the same. Lists of negatives become as many columns as every row of the dataset can fill, which is the
     form that the stock collator reads.
 
     Args:
-        config: parsed with ``FinetuneConfig``; the section ``loss`` and the instructions are not used.
-        concatenated: put all pairs into one dataset, whose batches are then drawn from everything at once. Negatives
-            are left out: not all datasets have them, and the stock collator reads one set of columns.
+        config: parsed with ``FinetuneConfig``; of its section ``loss`` nothing is used.
+        mixture: that of the configuration.
+        options: loss and sampler.
     """
-    arguments, model_arguments = config.train, config.model
-    mixture = load_mixture(config.mixture)
+    options = options or StockOptions()
+    arguments = copy.copy(config.train)
     arguments.per_device_train_batch_size = config.data.batch_size
+    arguments.batch_sampler = options.batch_sampler
     set_seed(arguments.seed)
-    model = load_encoder(
-        str(model_arguments.name_or_path),
-        revision=model_arguments.revision,
-        pooling=model_arguments.pooling,
-        instructions="none",
-        query_length=model_arguments.query_length,
-        document_length=model_arguments.document_length,
-        positions=model_arguments.positions,
-        dtype=model_arguments.dtype,
-    )
-    model.max_seq_length = model_arguments.document_length  # what the stock collator cuts at
+    model = start_model(config)
+    model.max_seq_length = config.model.document_length  # what the stock collator cuts at
+    prompts: Any
     rows: Dataset | DatasetDict
-    if concatenated:
+    if options.concatenated:
         rows = concatenate_datasets(
             [dataset.select_columns(["query", "positive"]) for dataset in mixture.train.values()]
         )
+        prompts = dataset_prompts({"all": rows.column_names}, config.model.instructions)["all"]
     else:
         limit = config.data.num_negatives
         rows = DatasetDict({name: _flat(dataset, limit) for name, dataset in mixture.train.items()})
+        prompts = dataset_prompts(rows.column_names, config.model.instructions)
+    arguments.prompts = prompts
     trainer = SentenceTransformerTrainer(
-        model=model,
-        args=copy.copy(arguments),
-        train_dataset=rows,
-        loss=MultipleNegativesRankingLoss(model),
+        model=model, args=arguments, train_dataset=rows, loss=_loss(config, model, options)
     )
-    with own(arguments.output_dir):
+    with own(str(arguments.output_dir)):
         trainer.train()
-    return mixture, model
+    return model
+
+
+def _loss(config: FinetuneConfig, model: SentenceTransformer, options: StockOptions) -> nn.Module:
+    if options.loss == "MultipleNegativesRankingLoss":
+        return MultipleNegativesRankingLoss(model, scale=options.scale)
+    guide = start_model(config)
+    guide.max_seq_length = config.model.document_length
+    return CachedGISTEmbedLoss(model, guide, temperature=1 / options.scale)
 
 
 def _flat(dataset: Dataset, limit: int | None) -> Dataset:

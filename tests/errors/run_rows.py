@@ -19,11 +19,28 @@ from tests.errors.acts import (
 TEXTS = {"corpus.txt": "猫\n狗\n"}
 SEALED = {"format": 1, "step": 3, "run": {}, "files": {}}
 LARGE = "{layers: 24, hidden_size: 1024, heads: 16, intermediate_size: 4096, vocab_size: 21128}"
-ABLATION = {"data": {"batch_size": 8}, "variants": {"stock": {"stock": True}, "full": {"after": "stock"}}}
+ABLATION = {"data": {"batch_size": 8}, "variants": {"stock": {}, "full": {"after": "stock"}}}
 
 # fmt: off
 ROWS: dict[str, list[Row]] = {
     "experiments.ablation": [
+        Row("an unknown --only", ablation(ABLATION, "--only", "fll"),
+            "unknown variant 'fll' in TMP/ablation.yaml; did you mean full?"),
+        Row("a time limit", ablation({**ABLATION, "train": {"max_seconds": 5}}),
+            "variants are compared at equal steps, so 'full'…got 5 seconds; unset train.max_seconds…"),
+    ],
+    "experiments.flag_embedding": [
+        Row("no such interpreter", call("experiments.flag_embedding:run_module", lambda w: "nowhere/python", "x", {},
+                 lambda w: w.write("log.txt", "")),
+            "options.python of the trainer flag_embedding must be…got 'nowhere/python'…; give the path…"),
+    ],
+    "experiments.tasks": [
+        Row("a name twice", ablation({**ABLATION, "ablation": {"tasks": [{"name": "A"}, {"name": "A"}]}}),
+            "each of ablation.tasks of TMP/ablation.yaml must have a name of its own, got 'A' twice"),
+        Row("a file that is none of tasks", ablation({**ABLATION, "ablation": {"tasks": [{"file": "run.yaml"}]}}),
+            "an entry of ablation.tasks of TMP/ablation.yaml with a file must be {file: TASKS.yaml…"),
+    ],
+    "experiments.variants": [
         Row("a seed twice", ablation({**ABLATION, "ablation": {"seeds": [1, 1]}}),
             "ablation.seeds must be different numbers, at least one, got [1, 1]"),
         Row("a variant after itself", ablation({"variants": {"full": {"after": "full"}}}),
@@ -33,10 +50,10 @@ ROWS: dict[str, list[Row]] = {
             "labels of TMP/ablation.yaml must differ, 'half' and 'full' are both 'all'; change one"),
         Row("a variant after none", ablation({"variants": {"full": {"after": "stok"}}}),
             "`after` of variant 'full' of TMP/ablation.yaml must be a variant, got 'stok'; known are full"),
-        Row("an unknown --only", ablation(ABLATION, "--only", "fll"),
-            "unknown variant 'fll' in TMP/ablation.yaml; did you mean full?"),
-        Row("a time limit", ablation({**ABLATION, "train": {"max_seconds": 5}}),
-            "variants are compared at equal steps, so 'full'…got 5 seconds; unset train.max_seconds…"),
+        Row("against none", ablation({**ABLATION, "ablation": {"against": "stok"}}),
+            "ablation.against of TMP/ablation.yaml must be a variant, got 'stok'; did you mean stock?"),
+        Row("options of nobody", ablation({"variants": {"full": {"trainer": "none", "options": {"scale": 1}}}}),
+            "`options` of variant 'full' of TMP/ablation.yaml must be empty for the trainer none…; give it `trainer…"),
     ],
     "training.arguments": [
         Row("no data", finetune("--data.mixture", "null"),

@@ -16,9 +16,11 @@ import yaml
 
 from piccolo_st.commands.ablation import main
 from piccolo_st.config import parse_run
+from piccolo_st.data import load_mixture
 from piccolo_st.errors import InputError
 from piccolo_st.experiments.ablation import Ablation
-from piccolo_st.experiments.stock import train_stock
+from piccolo_st.experiments.flag_embedding import FlagEmbeddingOptions, train_flag_embedding
+from piccolo_st.experiments.stock import StockOptions, train_stock
 from piccolo_st.training.arguments import FinetuneConfig
 
 ROOT = Path(__file__).parent.parent.parent
@@ -39,6 +41,10 @@ def content(tmp_path: Path, encoder_dir: Path) -> dict[str, Any]:
     for name, found in (("rows", rows), ("pairs", pairs), ("scores", scores)):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
         (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    alike = [{"sentence1": f"数{n}", "sentence2": f"{n}的结果", "label": i % 2} for i, n in enumerate(NUMBERS)]
+    (tmp_path / "alike.jsonl").write_text("".join(json.dumps(row) + "\n" for row in alike), encoding="utf-8")
+    entry = {"type": "PairClassification", "data": "alike.jsonl"}
+    (tmp_path / "more.yaml").write_text(yaml.safe_dump({"tasks": [{"name": n, **entry} for n in ("Alike", "Left")]}))
     holdout = {"queries": 10, "min_corpus": 20}
     datasets = {
         "rows": {"source": "rows.jsonl", "task": "retrieval", "holdout": holdout},
@@ -47,15 +53,19 @@ def content(tmp_path: Path, encoder_dir: Path) -> dict[str, Any]:
     return {
         "ablation": {
             "output_dir": str(tmp_path / "out"), "seeds": [1, 2],
-            "tasks": [{"name": "Scores", "type": "STS", "data": "scores.jsonl"}],
+            "tasks": [
+                {"name": "Scores", "type": "STS", "data": "scores.jsonl", "group": "near"},
+                {"file": str(tmp_path / "more.yaml"), "group": "far", "only": ["Alike"]},
+            ],
         },
         "model": {"name_or_path": str(encoder_dir), "instructions": "none", "query_length": 16, "document_length": 24},
         "data": {"mixture": {"root": str(tmp_path), "datasets": datasets}, "batch_size": 8},
         "loss": {"directions": ["query_to_doc"]},
         "train": {"max_steps": 2, "learning_rate": 1e-3, "disable_tqdm": True},
         "variants": {
-            "stock": {"stock": True},
-            "plain": {"after": "stock", "stock": False, "label": "+ ours"},
+            "stock": {"trainer": "sentence_transformers"},
+            "plain": {"after": "stock", "trainer": "piccolo_st", "label": "+ ours"},
+            "start": {"trainer": "none"},
             "full": {"after": "plain", "set": {"model.instructions": "piccolo", "train.max_steps": 1},
                      "stage1": {"train.max_steps": 1}},
         },
@@ -76,13 +86,16 @@ def test_every_variant_runs_once_and_a_killed_one_again(
     said: list[str] = []
     main([str(path), "--table"])
     assert capsys.readouterr().out == "no variant has a result yet\n"
-    main([str(path), "--only", "stock,plain,full"])
+    main([str(path), "--only", "start,stock,plain,full"])
     said += [line for line in capsys.readouterr().out.splitlines() if ", seed " in line]
-    order = [(name, seed) for seed in (1, 2) for name in ("stock", "plain", "full")]
+    order = [(name, seed) for seed in (1, 2) for name in ("start", "stock", "plain", "full")]
+    order.remove(("start", 2))  # nothing is drawn where nothing is trained
     assert [line.split(":")[0] for line in said] == [f"{name}, seed {seed}" for name, seed in order]
     results = sorted((tmp_path / "out" / "runs").glob("*/*/result.json"))
-    assert len(results) == 6
-    assert set(json.loads(results[0].read_text())["scores"]) == {"rows", "Scores"}
+    assert len(results) == 7
+    found = json.loads(results[0].read_text(encoding="utf-8"))
+    assert set(found["scores"]) == {"rows", "Scores", "Alike"} and found["seconds"] > 0
+    assert not sys.platform.startswith("linux") or found["memory_mib"] > 100
     assert (tmp_path / "out/runs/full/seed-1/stage1/model").is_dir()
 
     results[0].rename(results[0].with_name("result.json.123"))  # as if killed before the rename
@@ -91,13 +104,22 @@ def test_every_variant_runs_once_and_a_killed_one_again(
     again.run(say=said.append)
     assert len(said) == 1 and said[0].startswith("full, seed 1")
 
-    table = again.write()
-    assert "+ ours" in table and "±" in table and " stock" in table
+    by_group, by_task = again.write().split("\n\n")
+    assert by_group.split("\n")[0].split()[:5] == ["variant", "held", "out", "difference", "near"]
+    (ours,) = (line for line in by_group.splitlines() if line.startswith("+ ours"))
+    assert ours.count(" to ") == 3, "two groups of tasks have intervals over examples, and the spread over seeds"
+    assert "±" in ours and " stock" in ours and ours.split()[-1] == "2"
+    assert by_task.split("\n")[0].split() == ["variant", "rows", "Scores", "Alike"]
     assert "| + ours |" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
     assert (tmp_path / "out" / "ablation.png").read_bytes().startswith(b"\x89PNG")
+    capsys.readouterr()
+    main([str(path), "--table", "--ablation.against", "start"])
+    header, _, *rows = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    assert header.count("difference against start") == 3
+    assert all(" to " in row for row in rows) and len(rows) == 4
 
     content["train"]["learning_rate"] = 2e-3  # another configuration: nothing counts any more
-    assert Ablation(write(content, tmp_path)).scores() == {}
+    assert Ablation(write(content, tmp_path)).results() == {}
 
 
 @pytest.mark.slow
@@ -107,6 +129,7 @@ def test_a_killed_driver_goes_on_and_its_table_is_that_of_one_left_alone(
 ) -> None:
     """kill -9, three times, each in the middle of a run: what was finished stays, and nothing else shows."""
     content["ablation"] |= {"tasks": [], "seeds": [1]}
+    del content["variants"]["start"]
     path = write(content, tmp_path)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
@@ -154,14 +177,16 @@ def test_a_killed_driver_goes_on_and_its_table_is_that_of_one_left_alone(
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
     for name, (_, text) in results(whole).items():
         one, other = json.loads(text), json.loads(results(killed)[name][1])
-        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+        unequal = {"seconds": 0, "memory_mib": 0}
+        assert {**one, **unequal} == {**other, **unequal}
     scores = json.loads((whole / "ablation.json").read_text("utf-8"))["scores"]
     assert len({json.dumps(found) for found in scores.values()}) == 3, "or the table would show nothing"
 
 
 def test_a_variant_is_what_it_comes_after_and_its_own(content: dict[str, Any], tmp_path: Path) -> None:
     resolved = Ablation(write(content, tmp_path), {"data.batch_size": 4}).resolved
-    assert [one.stock for one in resolved.values()] == [True, False, False]
+    trainers = [one.trainer for one in resolved.values()]
+    assert trainers == ["sentence_transformers", "piccolo_st", "none", "piccolo_st"]
     assert resolved["full"].sections["model"]["instructions"] == "piccolo"
     assert resolved["plain"].sections["model"]["instructions"] == "none"
     assert all(one.sections["data"]["batch_size"] == 4 for one in resolved.values())
@@ -177,14 +202,16 @@ def test_the_stock_run_is_sentence_transformers_own(
     monkeypatch.setattr(SentenceTransformerTrainer, "train", lambda self: seen.append(self))
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump({name: content[name] for name in ("model", "data", "loss", "train")}))
-    train_stock(parse_run([str(path)], FinetuneConfig, path))
+    config = parse_run([str(path)], FinetuneConfig, path)
+    mixture = load_mixture(config.mixture)
+    train_stock(config, mixture)
     trainer = seen[0]
     assert type(trainer) is SentenceTransformerTrainer
     assert trainer.loss.scale == 20.0
     assert type(trainer.get_train_dataloader().batch_sampler).__name__ == "ProportionalBatchSampler"
     assert trainer.train_dataset["rows"].column_names == ["query", "positive", "negative_1"]
 
-    train_stock(parse_run([str(path)], FinetuneConfig, path), concatenated=True)
+    train_stock(config, mixture, StockOptions(concatenated=True))
     mixed = seen[1].train_dataset
     assert mixed.column_names == ["query", "positive"] and len(mixed) == sum(map(len, trainer.train_dataset.values()))
     assert type(seen[1].get_train_dataloader().batch_sampler).__name__ == "DefaultBatchSampler"
@@ -193,12 +220,52 @@ def test_the_stock_run_is_sentence_transformers_own(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"stock": {"stok": True}}, r"unknown key 'stok' in variant 'stock' of .*; did you mean stock\?"),
+        ({"stock": {"trainr": "none"}}, r"unknown key 'trainr' in variant 'stock' of .*; did you mean trainer\?"),
         ({}, r"has no variants; give `variants` at least one"),
-        ({"a": {"concatenated": True}}, r"`concatenated` of variant 'a' of .* needs a stock run, got `stock: false`"),
+        ({"a": {"options": {"scale": 50}}}, r"`options` of variant 'a' of .* must be empty for the trainer piccolo_st"),
+        (
+            {"a": {"trainer": "sentence_transformers", "options": {"scale": 0}}},
+            r"scale of `options` of variant 'a' of .*, got 0",
+        ),
     ],
 )
 def test_bad_variants(content: dict[str, Any], tmp_path: Path, change: dict[str, Any], message: str) -> None:
     content["variants"] = change
     with pytest.raises(InputError, match=message):
         Ablation(write(content, tmp_path))
+
+
+def test_flag_embedding_gets_the_same_rows_in_its_own_form(content: dict[str, Any], tmp_path: Path) -> None:
+    """An interpreter that keeps what it is given and returns the checkpoint stands for FlagEmbedding's."""
+    script = tmp_path / "kept.py"
+    script.write_text(
+        "import json, shutil, sys\n"
+        "given = dict(zip(sys.argv[2::2], sys.argv[3::2]))\n"
+        "shutil.copytree(given['--model_name_or_path'], given['--output_dir'])\n"
+        "json.dump([sys.argv[1], given], open(sys.argv[0] + '.json', 'w'))\n"
+    )
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nshift\nexec {sys.executable} {script} "$@"\n')
+    python.chmod(0o755)
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({name: content[name] for name in ("model", "data", "loss", "train")}))
+    config = parse_run([str(path)], FinetuneConfig, path)
+    mixture = load_mixture(config.mixture)
+    options = FlagEmbeddingOptions(str(python), temperature=0.01)
+    model = train_flag_embedding(config, mixture, options, tmp_path / "flag")
+    assert model.encode_query(["数一"]).shape == (1, model.get_embedding_dimension())
+    module, given = json.loads((tmp_path / "kept.py.json").read_text(encoding="utf-8"))
+    assert module == "FlagEmbedding.finetune.embedder.encoder_only.base"
+    expected = {"query_max_len": "16", "passage_max_len": "24", "temperature": "0.01", "max_steps": "2",
+                "per_device_train_batch_size": "8", "learning_rate": "0.001"}  # fmt: skip
+    assert {name: given[f"--{name}"] for name in expected} == expected
+    assert "--query_instruction_for_retrieval" not in given
+    for name, dataset in mixture.train.items():
+        lines = (Path(given["--train_data"]) / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        assert [(row["query"], row["pos"]) for row in rows] == [(row["query"], [row["positive"]]) for row in dataset]
+        assert all(row["neg"] and all(isinstance(text, str) for text in row["neg"]) for row in rows)
+
+    python.write_text("#!/bin/sh\necho no module named FlagEmbedding; exit 3\n")
+    with pytest.raises(InputError, match=r"ended with 3: no module named FlagEmbedding; see .*, and give"):
+        train_flag_embedding(config, mixture, options, tmp_path / "flag")
