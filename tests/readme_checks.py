@@ -184,6 +184,8 @@ RUNS = (
     Row(r" --plan$", 120, planned),
     Row(r"^python -m piccolo_st demo$", 500, page, serves=True),
     Row(r"^python -m piccolo_st demo MODEL OTHER ", 500, page, serves=True, late=1),
+    Row(r"-m piccolo_st prepare split .*runs/zh$", 300, prepared("runs/zh/split")),
+    Row(r"-m piccolo_st prepare split .*runs/e5 ", 300, prepared("runs/e5/split")),
     Row(r"-m piccolo_st prepare check .*runs/zh$", 300, prepared("runs/zh/check")),
     Row(r"-m piccolo_st prepare check ", 300, prepared("runs/prepare/check")),
     Row(r"-m piccolo_st prepare dedup .*runs/zh$", 300, prepared("runs/zh/dedup")),

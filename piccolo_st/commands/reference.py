@@ -70,7 +70,7 @@ def schemas() -> dict[str, JsonSchema]:
     own = PretrainConfig.__annotations__
     runs["pretrain"]["properties"] |= {name: other for name, other in stage2.items() if name not in own}
     settings = json_schema(AblationSettings)
-    settings["properties"]["tasks"]["items"] = {"$ref": "tasks.schema.json#/properties/tasks/items"}
+    settings["properties"]["tasks"]["items"] = _scored_task(task)
     sections = {
         "ablation": settings,
         "variants": {"type": "object", "additionalProperties": _variant(), "description": "Rows of the table."},
@@ -109,6 +109,17 @@ def _dataset() -> JsonSchema:
     del schema["properties"]["name"], schema["required"]
     schema["properties"]["mining"]["anyOf"][0] = json_schema(MiningSettings)
     return schema
+
+
+def _scored_task(task: JsonSchema) -> JsonSchema:
+    """A task of an ablation, or a file of some, with the group that it is part of."""
+    text = {"type": "string"}
+    further = {
+        "group": {**text, "description": "The mean that it is part of."},
+        "file": {**text, "description": "A file of tasks, in place of one."},
+        "only": {"type": "array", "items": text, "description": "Names of those of the file that are scored; all."},
+    }
+    return {**task, "properties": {**task["properties"], **further}, "required": []}
 
 
 def _variant() -> JsonSchema:

@@ -43,7 +43,7 @@ def to_table(spec: DatasetSpec, columns: Columns, chunk: Chunk) -> tuple[pa.Tabl
         MixtureError: a columnar source has a column of a type that cannot play its role.
     """
     reasons = np.full(len(chunk.rows), None, dtype=object)
-    numeric = spec.task in SCORED_TASKS or (spec.preset is not None and spec.preset.name == "scored_pairs")
+    numeric = spec.task in SCORED_TASKS if spec.preset is None else spec.preset.name == "scored_pairs"
     arrays = {}
     for role, column in columns.names.items():
         kind: Kind = "text" if role != "label" else "number" if numeric else "label"

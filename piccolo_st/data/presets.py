@@ -2,12 +2,14 @@
 
     scored_pairs   sentence1, sentence2, label    -> query, positive, for pairs at or above the threshold
     nli            premise, hypothesis, label     -> query (the premise), positive (an entailment),
-                                                     negative (the list of contradictions of that premise)
+                                                     negative (the list of contradictions of that premise);
+                                                     for sts and pair sentence1, sentence2, label: 1 for an
+                                                     entailment, 0.5 for a neutral pair, 0 for a contradiction
     classes        text, label                    -> query, positive (another text of the class), negative (a list of
                                                      texts of other classes); with ``negatives: 0``, query, positive and
                                                      label: the loss compares all texts of the batch
 
-``nli`` and ``classes`` look at the whole dataset at once, which they hold in memory.
+``nli`` for retrieval and ``classes`` look at the whole dataset at once, which they hold in memory.
 """
 
 from __future__ import annotations
@@ -17,13 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from piccolo_st.data.specs import DatasetSpec, PresetSpec
-from piccolo_st.data.tasks import LABELLED_TASKS
+from piccolo_st.data.tasks import LABELLED_TASKS, SCORED_TASKS
 from piccolo_st.data.validation import clean_list
 from piccolo_st.errors import MixtureError
 
 # The names of the three NLI relations in use; numbers are those of SNLI and MultiNLI on the Hub.
 ENTAILMENT = ("entailment", "entailed", "0")
-_NEUTRAL = ("neutral", "1")
+NEUTRAL = ("neutral", "1")
 CONTRADICTION = ("contradiction", "contradictory", "2")
 
 
@@ -35,6 +37,8 @@ def apply_preset(spec: DatasetSpec, preset: PresetSpec, table: pa.Table) -> tupl
     """
     if preset.name == "scored_pairs":
         result, left_out = _scored_pairs(table, preset)
+    elif preset.name == "nli" and spec.task in SCORED_TASKS:
+        result, left_out = _scored_nli(table)
     elif preset.name == "nli":
         result, left_out = _nli(table, preset)
     else:
@@ -61,7 +65,7 @@ def _scored_pairs(table: pa.Table, preset: PresetSpec) -> tuple[pa.Table, dict[s
 
 
 def _nli(table: pa.Table, preset: PresetSpec) -> tuple[pa.Table, dict[str, int]]:
-    wanted = CONTRADICTION + (_NEUTRAL if preset.neutral_as_negative else ())
+    wanted = CONTRADICTION + (NEUTRAL if preset.neutral_as_negative else ())
     label = pc.utf8_lower(table["label"])
     entailed = table.filter(pc.is_in(label, pa.array(ENTAILMENT)))
     entailed = entailed.filter(pc.not_equal(entailed["premise"], entailed["hypothesis"]))
@@ -91,6 +95,19 @@ def _nli(table: pa.Table, preset: PresetSpec) -> tuple[pa.Table, dict[str, int]]
     return result, {
         "not an entailment (kept as a negative where its premise has one)": table.num_rows - result.num_rows
     }
+
+
+def _scored_nli(table: pa.Table) -> tuple[pa.Table, dict[str, int]]:
+    label = pc.utf8_lower(table["label"])
+    scores = pc.case_when(
+        pc.make_struct(*(pc.is_in(label, pa.array(names)) for names in (ENTAILMENT, NEUTRAL, CONTRADICTION))),
+        *(pa.scalar(score, pa.float32()) for score in (1.0, 0.5, 0.0)),
+    )
+    scored = pa.table({"sentence1": table["premise"], "sentence2": table["hypothesis"], "label": scores})
+    equal = pc.equal(table["premise"], table["hypothesis"])
+    kept = scored.filter(pc.and_(pc.is_valid(scores), pc.invert(equal)))
+    unknown = scores.null_count
+    return kept, {"no relation of that name": unknown, "equal sentences": table.num_rows - unknown - kept.num_rows}
 
 
 def _classes(spec: DatasetSpec, table: pa.Table, preset: PresetSpec) -> tuple[pa.Table, dict[str, int]]:

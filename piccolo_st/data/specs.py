@@ -33,8 +33,9 @@ class PresetSpec:
     """How rows of one kind become rows of another; see ``piccolo_st.data.presets``.
 
     Attributes:
-        name: ``nli`` (premise, hypothesis, label -> triplets), ``classes`` (text, label -> text, same class, other
-            classes), ``scored_pairs`` (sentence1, sentence2, score -> positives at or above ``threshold``).
+        name: ``nli`` (premise, hypothesis, label -> triplets; for sts and pair scores), ``classes`` (text, label ->
+            text, same class, other classes), ``scored_pairs`` (sentence1, sentence2, score -> positives at or above
+            ``threshold``).
         threshold: the least score, after scaling to 0..1, that makes a pair a positive (``scored_pairs``).
         negatives: how many texts of other classes are drawn for a row; the same one twice counts once; 0 keeps the
             label instead, and the loss compares all texts of the batch by it (``classes``).

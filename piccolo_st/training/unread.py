@@ -81,6 +81,10 @@ def _preset(spec: DatasetSpec) -> str | None:
     return None if spec.preset is None else spec.preset.name
 
 
+def _scored(spec: DatasetSpec) -> bool:
+    return _preset(spec) == "scored_pairs" or (spec.task in SCORED_TASKS and spec.preset is None)
+
+
 def _labelled(spec: DatasetSpec) -> bool:
     return spec.task in LABELLED_TASKS or _preset(spec) in ("nli", "classes")
 
@@ -96,12 +100,12 @@ DATASET: tuple[Rule, ...] = (
     ),
     (
         ("score_range",),
-        lambda s: "" if s.task in SCORED_TASKS or _preset(s) == "scored_pairs" else "its rows have no scores",
+        lambda s: "" if _scored(s) else "its rows have no scores",
     ),
     (("labels",), lambda s: "" if _labelled(s) else "its rows have no classes"),
     (
         ("query_length",),
-        lambda s: "its texts are cut at document_length" if s.task in SCORED_TASKS and not s.preset else "",
+        lambda s: "its texts are cut at document_length" if s.task in SCORED_TASKS else "",
     ),
     (
         ("positives",),

@@ -46,6 +46,19 @@ def test_neutral_hypotheses_are_negatives_only_when_asked(tmp_path: Path) -> Non
     assert mixture.train["faq"]["negative"][1] == ["甲假", "甲或"]
 
 
+@pytest.mark.parametrize("task", ["sts", "pair"])
+def test_nli_becomes_scores_where_the_task_is_of_scores(tmp_path: Path, task: str) -> None:
+    rows = [*NLI, {"premise": "同", "hypothesis": "同", "label": "entailment"},
+            {"premise": "丁", "hypothesis": "丁真", "label": "-"}]  # fmt: skip
+    mixture = _load(tmp_path, rows, task, preset={"name": "nli"})
+    expected = [1.0, 0.0, 0.0, 0.5, 1.0, 1.0, 0.0, 0.0]
+    assert list(mixture.train["faq"]) == [
+        {"sentence1": row["premise"], "sentence2": row["hypothesis"], "label": score}
+        for row, score in zip(NLI, expected, strict=True)
+    ]
+    assert mixture.report.datasets["faq"].left_out == {"no relation of that name": 1, "equal sentences": 1}
+
+
 def test_nli_takes_numbers_as_the_hub_has_them(tmp_path: Path) -> None:
     names = {"entailment": 0, "neutral": 1, "contradiction": 2}
     rows = [{**row, "label": names[row["label"].lower()]} for row in NLI]
