@@ -134,7 +134,7 @@ def test_the_recipe_of_the_card() -> None:
     assert config.train.fp16 and config.train.activation_checkpointing
 
 
-@pytest.mark.parametrize("name", [*PRETRAINING, *FINETUNING, "ablation-zh-mini", "zh-mini-mixture"])
+@pytest.mark.parametrize("name", [*PRETRAINING, *FINETUNING, "ablation-zh-mini", "ablation-e5", "zh-mini-mixture"])
 def test_the_header_says_how_to_start_it(name: str) -> None:
     text = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
     header = "\n".join(line for line in text.splitlines() if line.startswith("#"))
@@ -157,9 +157,23 @@ def test_the_example_mixture_of_the_header_is_one(name: str) -> None:
     assert len(specs) >= 2
 
 
-def test_the_ablation_parses() -> None:
-    ablation = Ablation(CONFIGS / "ablation-zh-mini.yaml")
-    assert len(ablation.settings.seeds) >= 3 and ablation.resolved["stock"].trainer == "sentence_transformers"
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("ablation-*.yaml")), ids=lambda path: path.stem)
+def test_the_variants_of_an_ablation_parse_and_start_from_one_encoder(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tasks = Path("runs/e5/split/tasks.yaml")  # what `prepare split` leaves
+    tasks.parent.mkdir(parents=True)
+    names = yaml.safe_load((CONFIGS / "zh-mini-mixture.yaml").read_text(encoding="utf-8"))["datasets"]
+    entries = [{"name": f"{name}-test", "type": "STS", "data": f"{name}.test.jsonl"} for name in names]
+    tasks.write_text(yaml.safe_dump({"tasks": entries}))
+    ablation = Ablation(path)
+    assert len(ablation.settings.seeds) >= 3
     sections = [one.sections for one in ablation.resolved.values()]
     starts = {json.dumps([s["model"].get("name_or_path"), s["model"].get("build")]) for s in sections}
     assert len(starts) == 1, "every variant starts from the same encoder"
+    for own in sections:
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
+        parse_run([str(tmp_path / "run.yaml")], FinetuneConfig, tmp_path / "run.yaml")
+    only: Any = [task["only"] for task in ablation.settings.tasks if "only" in task]
+    assert {name for own in only for name in own} <= {entry["name"] for entry in entries}
