@@ -16,6 +16,8 @@ from piccolo_st.training.arguments import FinetuneConfig
 from piccolo_st.training.trainer import PiccoloTrainer
 from piccolo_st.training.unread import unread
 
+_SHOWN = 40  # characters of a text in the snippet, which is to be read
+
 
 def describe(config: FinetuneConfig, mixture: Mixture, train_dataset: DatasetDict, trainer: PiccoloTrainer) -> str:
     """What will run: steps, batch, precision and processes; of each dataset, what became of its rows."""
@@ -74,10 +76,10 @@ def _snippet(folder: Path, held: RetrievalHoldout) -> list[str]:
     query, relevant = next(iter(held.relevant.items()))
     answer = held.corpus[min(relevant)]
     others = sorted((text for text in held.corpus.values() if text != answer), key=len)[len(held.corpus) // 4 :][:2]
-    texts = json.dumps([others[0], answer, others[1]], ensure_ascii=False)
+    texts = json.dumps([text[:_SHOWN] for text in (others[0], answer, others[1])], ensure_ascii=False)
     return [
         "from sentence_transformers import SentenceTransformer",
         f"model = SentenceTransformer({json.dumps(str(folder))})",
-        f"print(model.similarity(model.encode_query({json.dumps(held.queries[query], ensure_ascii=False)}), "
+        f"print(model.similarity(model.encode_query({json.dumps(held.queries[query][:_SHOWN], ensure_ascii=False)}), "
         f"model.encode_document({texts})))",
     ]
