@@ -23,12 +23,4 @@ if TYPE_CHECKING:
     from piccolo_st.batches.sampler import HomogeneousBatchSampler as HomogeneousBatchSampler
     from piccolo_st.batches.sampler import check_dataloader as check_dataloader
 
-__getattr__, __dir__ = lazily(
-    __name__,
-    {
-        "collator": "PiccoloDataCollator list_missing",
-        "plan": "BatchPlan",
-        "reading": "homogeneous_dataloader",
-        "sampler": "HomogeneousBatchSampler check_dataloader",
-    },
-)
+__getattr__, __dir__ = lazily(__name__, __file__)

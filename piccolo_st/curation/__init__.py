@@ -25,9 +25,4 @@ if TYPE_CHECKING:
     from piccolo_st.curation.steps import PrepareConfig as PrepareConfig
     from piccolo_st.curation.steps import run_step as run_step
 
-__getattr__, __dir__ = lazily(
-    __name__,
-    {
-        "steps": "STEPS PrepareConfig run_step",
-    },
-)
+__getattr__, __dir__ = lazily(__name__, __file__)

@@ -49,18 +49,4 @@ if TYPE_CHECKING:
     from piccolo_st.data.tasks import TaskType as TaskType
     from piccolo_st.data.validation import flatten as flatten
 
-__getattr__, __dir__ = lazily(
-    __name__,
-    {
-        "beir": "read_qrels read_texts",
-        "chunks": "Reject excerpt",
-        "holdout": "RetrievalHoldout clean draw forbidden",
-        "mixture": "Mixture load_mixture parse_mixture",
-        "presets": "CONTRADICTION ENTAILMENT",
-        "report": "DatasetReport HeldOutCounts",
-        "sources": "locate read_chunks",
-        "specs": "DatasetSpec HoldoutSpec",
-        "tasks": "LABELLED_TASKS SCORED_TASKS TaskType",
-        "validation": "flatten",
-    },
-)
+__getattr__, __dir__ = lazily(__name__, __file__)

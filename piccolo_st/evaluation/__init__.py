@@ -52,19 +52,5 @@ if TYPE_CHECKING:
     from piccolo_st.evaluation.scores import score_table as score_table
     from piccolo_st.evaluation.tasks import select as select
 
-__getattr__, __dir__ = lazily(
-    __name__,
-    {
-        "benchmarks": "Averages Benchmark BenchmarkTask C_MTEB_35 average_scores get_benchmark task_by_type",
-        "bootstrap": "compare_models mean_difference",
-        "curves": "before_and_after evaluations plot_curves",
-        "in_training": "RetrievalEvaluator held_out_evaluators",
-        "loading": "load_model",
-        "local_tasks": "load_local_tasks",
-        "results": "TaskResult counted read_results task_scores",
-        "runner": "TaskOutcome evaluate",
-        "scores": "Evaluation ModelFacts ModelScores plot_evaluations read_rows score_table",
-        "tasks": "select",
-    },
-    needs={"mteb": ("evaluation on tasks", "mteb", "eval"), "pytrec_eval": ("evaluation on tasks", "mteb", "eval")},
-)
+_MTEB = ("evaluation on tasks", "mteb", "eval")
+__getattr__, __dir__ = lazily(__name__, __file__, needs={"mteb": _MTEB, "pytrec_eval": _MTEB})

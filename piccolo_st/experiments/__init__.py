@@ -18,9 +18,4 @@ from piccolo_st._lazy import lazily
 if TYPE_CHECKING:
     from piccolo_st.experiments.ablation import Ablation as Ablation
 
-__getattr__, __dir__ = lazily(
-    __name__,
-    {
-        "ablation": "Ablation",
-    },
-)
+__getattr__, __dir__ = lazily(__name__, __file__)

@@ -23,12 +23,4 @@ if TYPE_CHECKING:
     from piccolo_st.mining.miner import shard_rows as shard_rows
     from piccolo_st.mining.miner import with_negatives as with_negatives
 
-__getattr__, __dir__ = lazily(
-    __name__,
-    {
-        "candidates": "MiningSettings",
-        "lexical": "lexical_encoder",
-        "limits": "check_dataset dataset_limits reading",
-        "miner": "Miner mine_mixture shard_rows with_negatives",
-    },
-)
+__getattr__, __dir__ = lazily(__name__, __file__)

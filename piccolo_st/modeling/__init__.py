@@ -70,28 +70,4 @@ if TYPE_CHECKING:
     from piccolo_st.modeling.tiny_bert import build_encoder as build_encoder
     from piccolo_st.modeling.tiny_bert import cached_encoder as cached_encoder
 
-__getattr__, __dir__ = lazily(
-    __name__,
-    {
-        "batching": (
-            "Features SortedRows columns_stay_apart embed_columns model_reads_task "
-            "row_borders row_count sort_rows token_chunks without_bookkeeping"
-        ),
-        "fingerprint": "Identity content_hash identify tokenizer_state",
-        "instructions": (
-            "COLUMNS Instructions InstructionSpec NUMBERED_NEGATIVE PRESETS Task column_task dataset_prompts "
-            "dataset_tasks resolve_instructions set_prompts"
-        ),
-        "lengths": "check_lengths other_lengths",
-        "loading": "check_dtype load_encoder load_pretrained weights_in_words",
-        "packed.dropout": "use_fast_dropout",
-        "packed.packing": "packs use_packing",
-        "pooling": "InstructionPooling set_instruction_pooling",
-        "portable.contents": "find_leaks release_files split_files",
-        "portable.limits": "bare_encoders check_savable problems",
-        "portable.onnx_export": "export_onnx",
-        "portable.readers": "CONSUMERS ConsumerReport check_portable",
-        "portable.saving": "load_portable save_native save_portable",
-        "tiny_bert": "EncoderSettings build_encoder cached_encoder",
-    },
-)
+__getattr__, __dir__ = lazily(__name__, __file__)

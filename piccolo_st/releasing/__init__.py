@@ -38,15 +38,4 @@ if TYPE_CHECKING:
     from piccolo_st.releasing.record import RunRecord as RunRecord
     from piccolo_st.releasing.training_card import TrainingCardCallback as TrainingCardCallback
 
-__getattr__, __dir__ = lazily(
-    __name__,
-    {
-        "card": "PiccoloModelCardData render_card stage_facts",
-        "card_folder": "add_results add_training card_from_folder prepare_card",
-        "checks": "Check check_release",
-        "publish": "Release ReleaseError ReleaseOptions publish_folder release",
-        "push": "PortablePushes",
-        "record": "DatasetRecord RunRecord",
-        "training_card": "TrainingCardCallback",
-    },
-)
+__getattr__, __dir__ = lazily(__name__, __file__)

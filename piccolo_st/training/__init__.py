@@ -36,12 +36,4 @@ if TYPE_CHECKING:
     from piccolo_st.training.ownership import own as own
     from piccolo_st.training.run import TrainingRun as TrainingRun
 
-__getattr__, __dir__ = lazily(
-    __name__,
-    {
-        "arguments": "FinetuneConfig PretrainConfig TIME_LIMIT",
-        "estimate": "show_plan",
-        "ownership": "own",
-        "run": "TrainingRun",
-    },
-)
+__getattr__, __dir__ = lazily(__name__, __file__)
