@@ -62,7 +62,9 @@ def schemas() -> dict[str, JsonSchema]:
     mixture = json_schema(MixtureSpec)
     mixture["properties"]["defaults"]["anyOf"] = [{"$ref": "#/$defs/dataset"}]
     mixture["properties"]["defaults"].pop("additionalProperties")
-    mixture["properties"]["datasets"]["additionalProperties"] = {"$ref": "#/$defs/dataset"}
+    mixture["properties"]["datasets"]["additionalProperties"] = {
+        "anyOf": [{"$ref": "#/$defs/dataset"}, {"type": "null"}]
+    }
     mixture["$defs"] = {"dataset": _dataset()}
     task = json_schema(LocalTaskSpec)
     stage2 = {name: {"$ref": f"finetune.schema.json#/properties/{name}"} for name in FinetuneConfig.sections()}

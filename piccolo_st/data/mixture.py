@@ -21,7 +21,7 @@ A mixture file::
         weight: 0.5
 
 A mapping may begin with a mixture file and change it: ``{file: zh.yaml, root: /data/zh}`` says where the data lie, and
-``datasets: {words: {weight: 2}}`` beside them changes one field of one dataset.
+``datasets: {words: {weight: 2}}`` beside them changes one field of one dataset, and ``{words: null}`` leaves it out.
 """
 
 from __future__ import annotations
@@ -157,6 +157,9 @@ def _read_mixture(
     datasets = dict(base.datasets)
     for name, settings in mixture.datasets.items():
         known = datasets.get(name)
+        if settings is None and name in datasets:
+            del datasets[name]
+            continue
         if isinstance(known, Mapping) and isinstance(settings, Mapping):
             settings = {**known, **settings}
         datasets[name] = settings

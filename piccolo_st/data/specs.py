@@ -130,7 +130,7 @@ class MixtureSpec:
     Attributes:
         datasets: name -> dataset.
         file: a mixture file to begin with; what stands beside this key is laid over it, dataset by dataset and field
-            by field.
+            by field; a dataset that is null there is left out.
         root: the folder that relative sources start from; None: the mixture file's folder.
         policy: what a faulty row does where its dataset does not say.
         defaults: fields given to every dataset that does not set them itself.

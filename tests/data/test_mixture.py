@@ -74,6 +74,7 @@ def test_a_mapping_begins_with_a_file_and_changes_it(folder: Path, monkeypatch: 
     mixture = load_mixture({"file": str(shipped), "root": folder.name}, cache_dir=folder / "cache")
     assert len(mixture.train["pairs"]) == 20
     assert parse_mixture({"file": str(shipped), "policy": "drop"})[1:] == (shipped.parent, "drop")
+    assert set(parse_mixture({"file": str(shipped), "datasets": {"scores": None}})[0]) == {"pairs", "labels"}
     (folder / "next.yaml").write_text(yaml.safe_dump({"file": "shipped/mixture.yaml", "root": "."}))
     assert parse_mixture(folder / "next.yaml")[1] == folder
     shipped.write_text(yaml.safe_dump({"file": "../next.yaml"}))
