@@ -33,6 +33,8 @@ def _whole(value: object) -> object:
     """YAML's true and 3.0 are no whole numbers, though Python would take them."""
     if isinstance(value, bool | float):
         raise ValueError("must be of type int")
+    if isinstance(value, int) and abs(value) >= 1 << 63:  # what counts in 64 bits further on would overflow
+        raise ValueError("must be below 2**63")
     return value
 
 
@@ -46,6 +48,7 @@ Whole = Annotated[int, BeforeValidator(_whole)]
 Count = Annotated[Whole, Field(ge=1)]
 Natural = Annotated[Whole, Field(ge=0)]
 Number = Annotated[float, BeforeValidator(_number)]
+Finite = Annotated[Number, Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[Number, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[Number, Field(ge=0, le=1)]

@@ -7,6 +7,8 @@ build.py       each dataset read, checked and written once, under the fingerprin
 sources.py     whatever a source is, as a stream of chunks of raw rows
 chunks.py      such a chunk, and the rows that could not be read
 text_files.py  JSON lines, JSON and delimited text
+columnar.py    Parquet and Arrow, checked before anything looks at them
+misread.py     what a file that was misread is, and the setting for it
 strict.py      numbers and lists written as text, where Python's own parsers take more than is meant
 beir.py        the BEIR layout
 jionlp.py      the dictionaries that the package jionlp ships

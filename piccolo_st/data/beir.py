@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def read_qrels(path: Path) -> tuple[list[tuple[int, str, str, float]], list[Reje
                 f"{path} must begin with the line query-id TAB corpus-id TAB score, got the columns {', '.join(record)}"
             )
         score = parse_number(str(record["score"]))
-        if score is None:
+        if score is None or not math.isfinite(score):
             rejects.append(Reject(str(path), row, "score: not a number", excerpt(record["score"])))
         else:
             judgements.append((row, str(record["query-id"]), str(record["corpus-id"]), score))

@@ -25,8 +25,9 @@ from datasets import Dataset
 
 from piccolo_st.cache import content_digest, digest, entry
 from piccolo_st.data.cells import to_table
-from piccolo_st.data.chunks import Chunk
+from piccolo_st.data.chunks import NOT_UTF8, Chunk, excerpt
 from piccolo_st.data.columns import Columns, Survey
+from piccolo_st.data.misread import looks_like
 from piccolo_st.data.presets import apply_preset
 from piccolo_st.data.report import Counts, suggestions
 from piccolo_st.data.sources import Location, read_chunks
@@ -36,7 +37,7 @@ from piccolo_st.errors import MixtureError
 from piccolo_st.hashing import text_ids
 
 # Raise when the rows that come out of the same input change.
-LAYOUT = 6
+LAYOUT = 7
 
 # Settings that do not change the rows of a dataset, only what is done with them.
 _NOT_ROWS = (
@@ -44,8 +45,12 @@ _NOT_ROWS = (
     "document_length", "loss", "licence", "note", "policy", "max_rejected", "source",
 )  # fmt: skip
 
-# Keys that only sources of these formats have; `split` of the others is "train", its default.
-_READ_OF = {"revision": ("hub",), "subset": ("hub",), "split": ("hub", "saved", "beir")}
+# Keys that only sources of these formats have; the others have their default.
+_READ_OF = {
+    "revision": ("hub",), "subset": ("hub",), "split": ("hub", "saved", "beir"),
+    "encoding": ("jsonl", "json", "csv", "tsv"),
+}  # fmt: skip
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(DatasetSpec)}
 
 
 def write_arrow(path: Path, tables: Iterable[pa.Table]) -> int:
@@ -103,7 +108,7 @@ def prepare(spec: DatasetSpec, location: Location, cache: Path) -> Prepared:
     """
     for name, formats in _READ_OF.items():
         value = getattr(spec, name)
-        if value not in (None, "train") and location.format not in formats:
+        if value != _DEFAULTS[name] and location.format not in formats:
             raise MixtureError(
                 f"{name} of dataset {spec.name!r} must be left out, got {value!r}: a source of the format "
                 f"{location.format} has none"
@@ -146,6 +151,10 @@ def _write_rows(spec: DatasetSpec, location: Location, folder: Path, survey: Sur
                 counts.left_out += Counter(left_out)
                 tables = iter([_ordered(table)])
         counts.kept = write_arrow(folder / "data.arrow", tables)
+    if counts.rejected.total() > counts.rows / 2 and location.files:
+        counts.misread = looks_like(location.files[0], location.format, spec.encoding)
+        if counts.rejected[NOT_UTF8] > counts.rows / 2 and location.format in ("parquet", "arrow", "saved"):
+            counts.misread = "its texts must be UTF-8, as the format requires: write it anew"
     counts.write(folder)
 
 
@@ -157,14 +166,18 @@ def _checked(spec: DatasetSpec, location: Location, counts: Counts, survey: Surv
         if not len(chunk.rows):  # nothing readable: no columns to go by
             yield Checked(pa.table({}), chunk.rejects, [])
             continue
-        now = survey.add(spec, chunk)
+        try:
+            now = survey.add(spec, chunk)
+        except MixtureError as error:  # no column for a role: the file may be another than it was read as
+            misread = looks_like(Path(chunk.file), location.format, spec.encoding)
+            raise MixtureError(f"{error}; {misread}") if misread else error from None
         if columns is not None and now != dataclasses.replace(columns, mixed=now.mixed, unused=now.unused):
             raise _ColumnsChanged
         columns = now
         table, reasons = to_table(spec, columns, chunk)
         yield check_rows(spec, columns, chunk, table, reasons)
     if columns is not None:
-        counts.unused_columns = list(columns.unused)
+        counts.unused_columns = [excerpt(name) for name in columns.unused]
         counts.written = sorted({columns.names[role] for role in columns.written})
         counts.suggestions = suggestions(spec, columns)
 

@@ -92,9 +92,7 @@ def _cast(chunk: Chunk, column: str, kind: Kind, spec: DatasetSpec, role: str) -
             f"column {column!r} of {chunk.file} must hold {wanted} to be the {role} of dataset {spec.name!r}, got the "
             f"type {given}; convert it, or name another in `columns`"
         )
-    if pa.types.is_dictionary(given):
-        array = array.dictionary_decode()
-    return array.cast(target)
+    return array.cast(target, safe=kind != "number")  # of a number that float64 cannot hold, the nearest one
 
 
 _ABSENT = object()

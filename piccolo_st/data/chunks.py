@@ -10,6 +10,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 CHUNK_ROWS = 20_000
+CHUNK_BYTES = 1 << 28
+"""The most rows of a chunk, and about the most bytes (of text formats: characters), so that long rows fit in memory."""
+
+NOT_UTF8 = "not UTF-8"
+"""The reason against a row with bytes that are no text."""
 
 Record = dict[str, object]
 """A raw row: column name -> whatever the file holds."""
@@ -61,6 +66,9 @@ class Chunk:
 
 def excerpt(value: object, length: int = 80) -> str:
     """The beginning of a value, on one line, for a message or rejects.jsonl."""
-    text = value if isinstance(value, str) else repr(value)
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, a number of over 4,300 digits
+        text = f"a {type(value).__name__} too long to show"
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return text if len(text) <= length else text[: length - 3] + "..."

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from piccolo_st.data.chunks import Chunk
+from piccolo_st.data.chunks import Chunk, excerpt
 from piccolo_st.data.specs import DatasetSpec
 from piccolo_st.data.strict import parse_list
 from piccolo_st.data.tasks import LABELLED_TASKS, SCORED_TASKS
@@ -102,7 +102,7 @@ def find_columns(spec: DatasetSpec, present: Sequence[str], file: str) -> dict[s
     """
     required, optional = required_roles(spec), optional_roles(spec)
     place = f"columns of dataset {spec.name!r}"
-    listed = ", ".join(present) or "(none)"
+    listed = excerpt(", ".join(present), 400) or "(none)"
     for role in spec.columns:
         if role not in required and role not in optional:
             raise MixtureError(unknown_key(role, [*required, *optional], place))

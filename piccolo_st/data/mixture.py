@@ -26,7 +26,9 @@ A mapping may begin with a mixture file and change it: ``{file: zh.yaml, root: /
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -43,7 +45,7 @@ from piccolo_st.data.report import DatasetReport, HeldOutCounts, MixtureReport, 
 from piccolo_st.data.sources import locate
 from piccolo_st.data.specs import DatasetSpec, HoldoutSpec, MixtureSpec, PresetSpec
 from piccolo_st.data.tasks import LABELLED_TASKS
-from piccolo_st.errors import InputError, MixtureError
+from piccolo_st.errors import InputError, MixtureError, shown
 from piccolo_st.hashing import text_ids
 from piccolo_st.schema import Keys, build, unknown_key
 from piccolo_st.shipped import find
@@ -177,8 +179,24 @@ def _checked_spec(spec: DatasetSpec, place: str) -> DatasetSpec:
     labelled = spec.task in LABELLED_TASKS and "query" not in spec.columns
     if labelled and spec.preset is None and spec.use == "train":
         spec = dataclasses.replace(spec, preset=PresetSpec("classes"))
-    if len(spec.score_range) != 2 or not spec.score_range[0] < spec.score_range[1]:
+    if len(spec.score_range) != 2 or not 0 < spec.score_range[1] - spec.score_range[0] < math.inf:
         raise MixtureError(f"score_range of {place} must be [lowest, highest], got {list(spec.score_range)}")
+    if spec.min_characters > spec.max_characters:
+        raise MixtureError(
+            f"min_characters of {place} must be at most its max_characters, {spec.max_characters}, got "
+            f"{spec.min_characters}"
+        )
+    if spec.labels == ():
+        raise MixtureError(f"labels of {place} must name at least one, got []; leave it out to allow any")
+    try:
+        "".encode(spec.encoding)
+    except (LookupError, ValueError):
+        raise MixtureError(
+            f"encoding of {place} must be one that Python knows, as utf-8, gb18030, big5 or utf-16, got "
+            f"{shown(spec.encoding)}"
+        ) from None
+    if codecs.lookup(spec.encoding).name == "utf-8":
+        spec = dataclasses.replace(spec, encoding="utf-8")
     if spec.holdout is not None and spec.use != "train":
         raise MixtureError(f"holdout of {place} needs `use: train`, got {spec.use!r}; remove `holdout`")
     return spec

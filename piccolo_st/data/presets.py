@@ -118,7 +118,8 @@ def _classes(spec: DatasetSpec, table: pa.Table, preset: PresetSpec) -> tuple[pa
     if len(sizes) < 2:
         raise MixtureError(
             f"the preset 'classes' of dataset {spec.name!r} needs at least two labels, got "
-            f"{encoded.dictionary[0].as_py()!r} in every row; check `columns`"
+            f"{encoded.dictionary[0].as_py()!r} in every row; "
+            + ("`max_rows` reads the first ones: shuffle the file" if spec.max_rows else "check `columns`")
         )
     generator = np.random.default_rng(preset.seed)
     order = np.argsort(codes, kind="stable")  # texts, class by class

@@ -28,6 +28,7 @@ class Counts:
         scores: the lowest and highest score, before scaling; None without scores.
         misfits: scores out of ``score_range``, or of a pair and neither end of it.
         suggestions: what to set in order to use columns whose names speak of a role.
+        misread: what the file is, where most rows were rejected and its beginning tells it.
 
     The others are those of DatasetReport, ``written`` its ``written_lists``; ``kept`` has the held-out rows as well.
     """
@@ -43,6 +44,7 @@ class Counts:
     suggestions: list[str] = field(default_factory=list)
     scores: list[float] | None = None
     misfits: int = 0
+    misread: str | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Counts:
@@ -98,10 +100,12 @@ def enforce(spec: DatasetSpec, counts: Counts, folder: Path, policy: str) -> Non
             f"{first.reason} ({first.excerpt}){more}; mend such rows or set `policy: drop`"
         )
     if rejected > spec.max_rejected * counts.rows:
+        remedy = f"; {counts.misread}" if counts.misread else ", and check `columns` and `task`"
+        if note := _score_note(spec, counts):
+            remedy = f", and check its scale: {note}"
         raise MixtureError(
             f"{rejected} of the {counts.rows} rows of dataset {spec.name!r} are faulty ({found}), more than "
-            f"max_rejected={spec.max_rejected:g}; look at {folder / 'rejects.jsonl'}, and check "
-            + (f"its scale: {note}" if (note := _score_note(spec, counts)) else "`columns` and `task`")
+            f"max_rejected={spec.max_rejected:g}; look at {folder / 'rejects.jsonl'}{remedy}"
         )
     if counts.kept == 0:
         raise MixtureError(f"dataset {spec.name!r} has no row left of {counts.rows}: {found or dict(counts.left_out)}")
@@ -116,6 +120,19 @@ def _score_note(spec: DatasetSpec, counts: Counts) -> str | None:
         f"its scores run from {low:g} to {high:g} and score_range is [{given[0]:g}, {given[1]:g}], so those that were "
         f"kept may be on the wrong scale as well; if {low:g} to {high:g} is theirs, set `score_range: [{low:g}, "
         f"{high:g}]`"
+    )
+
+
+def _first_rows_note(spec: DatasetSpec, counts: Counts) -> str | None:
+    """That the rows which ``max_rows`` reads have all the same score, as in a file sorted by it."""
+    if spec.max_rows is None or counts.rows < max(2, spec.max_rows) or counts.scores is None:
+        return None
+    low, high = counts.scores
+    if low != high:
+        return None
+    return (
+        f"all of its scores are {low:g}, and max_rows={spec.max_rows} reads the first rows of the file, which may be "
+        "sorted by score; shuffle it, or raise `max_rows`"
     )
 
 
@@ -191,6 +208,7 @@ class DatasetReport:
     @classmethod
     def of(cls, spec: DatasetSpec, counts: Counts, folder: Path, lost: HeldOutCounts) -> DatasetReport:
         """From what was counted while the dataset was read, and what then left it with the held-out texts."""
+        notes = (_score_note(spec, counts), _first_rows_note(spec, counts), *counts.suggestions)
         return cls(
             name=spec.name,
             task=spec.task,
@@ -203,7 +221,7 @@ class DatasetReport:
             removed={**counts.removed, **lost.removed},
             unused_columns=tuple(counts.unused_columns),
             written_lists=tuple(counts.written),
-            warnings=tuple(note for note in (_score_note(spec, counts), *counts.suggestions) if note),
+            warnings=tuple(note for note in notes if note),
             licence=spec.licence,
             rejects_path=folder / "rejects.jsonl",
         )

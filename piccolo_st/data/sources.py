@@ -14,20 +14,22 @@ from __future__ import annotations
 import glob
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from piccolo_st.data import chunks, jionlp
 from piccolo_st.data.beir import read_beir_pairs
 from piccolo_st.data.chunks import Chunk, Item, Record, Reject, excerpt
+from piccolo_st.data.columnar import columnar_chunks, read_arrow, read_parquet
+from piccolo_st.data.misread import looks_like
 from piccolo_st.data.specs import DatasetSpec
 from piccolo_st.data.text_files import read_delimited, read_json, read_jsonl
-from piccolo_st.errors import MixtureError
+from piccolo_st.errors import MissingPackage, MixtureError, reason, shown
 
 _SUFFIXES = {
     ".jsonl": "jsonl",
@@ -59,46 +61,78 @@ def locate(spec: DatasetSpec, root: Path) -> Location:
         MixtureError: nothing there, or no format can be told from it.
     """
     place = f"dataset {spec.name!r}"
+    try:
+        return _locate(spec, root, place)
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, no such user, a null character
+        if isinstance(error, MixtureError | MissingPackage):
+            raise
+        raise MixtureError(
+            f"the source of {place} must name what can be opened, got {shown(spec.source)}: {reason(error)}; check its "
+            "spelling"
+        ) from None
+
+
+def _locate(spec: DatasetSpec, root: Path, place: str) -> Location:
     if spec.source.startswith("jionlp:"):
         return Location("jionlp", (jionlp.archive(spec.source.removeprefix("jionlp:"), place),))
+    if spec.format == "jionlp":
+        raise MixtureError(f"the source of {place} must be jionlp:words or another set, got {shown(spec.source)}")
     path = Path(spec.source).expanduser()
     path = path if path.is_absolute() else root / path
+    if spec.format == "hub":
+        if path.exists():  # datasets would read it, and nobody would see that it changed
+            raise MixtureError(f"the source of {place} must be of the Hub for the format hub, got {path}; leave it out")
+        return Location("hub", version=_hub_version(spec))
     if path.is_dir():
         return _locate_folder(spec, path, place)
     files = (path,) if path.is_file() else tuple(Path(name) for name in sorted(glob.glob(str(path), recursive=True)))
     files = tuple(file for file in files if file.is_file())
     if files:
-        return Location(spec.format if spec.format != "auto" else _format_of(files[0], place), files)
-    if spec.format == "hub" or (spec.format == "auto" and _HUB_ID.fullmatch(spec.source) and not _suffix(path)):
-        return Location("hub", version=f"{spec.source}@{spec.revision}/{spec.subset or ''}/{spec.split}")
+        return Location(_format_of(spec, files, place), files)
+    if spec.format == "auto" and _HUB_ID.fullmatch(spec.source) and not _suffix(path):
+        return Location("hub", version=_hub_version(spec))
     raise MixtureError(
         f"the source of {place} does not exist: {path}; relative sources start at the mixture's `root`, by default "
         "the folder of its file"
     )
 
 
+def _hub_version(spec: DatasetSpec) -> str:
+    return f"{spec.source}@{spec.revision}/{spec.subset or ''}/{spec.split}"
+
+
 def _locate_folder(spec: DatasetSpec, path: Path, place: str) -> Location:
-    if spec.format in ("auto", "beir") and (path / "corpus.jsonl").is_file():
+    if spec.format == "beir" or (spec.format == "auto" and (path / "corpus.jsonl").is_file()):
         qrels = next((q for q in (path / "qrels" / f"{spec.split}.tsv", path / "qrels.tsv") if q.is_file()), None)
-        if qrels is None or not (path / "queries.jsonl").is_file():
+        if qrels is None or not all((path / name).is_file() for name in ("corpus.jsonl", "queries.jsonl")):
             raise MixtureError(
                 f"the BEIR folder of {place} must hold corpus.jsonl, queries.jsonl and qrels/{spec.split}.tsv "
-                f"(or qrels.tsv), got {path} with {sorted(p.name for p in path.iterdir())}"
+                f"(or qrels.tsv), got {path} with {excerpt(sorted(p.name for p in path.iterdir()), 200)}"
             )
         return Location("beir", (path / "corpus.jsonl", path / "queries.jsonl", qrels))
     state = path / spec.split if (path / spec.split / "state.json").is_file() else path
-    if spec.format in ("auto", "saved") and (state / "state.json").is_file():
-        shards = json.loads((state / "state.json").read_text(encoding="utf-8"))["_data_files"]
-        return Location("saved", tuple(state / shard["filename"] for shard in shards))
+    if spec.format == "saved" or (spec.format == "auto" and (state / "state.json").is_file()):
+        return Location("saved", _saved_shards(state, place))
     suffixes = {suffix for suffix, kind in _SUFFIXES.items() if spec.format in ("auto", kind)}
     files = tuple(sorted(p for p in path.rglob("*") if p.is_file() and _suffix(p) in suffixes))
-    kinds = {_SUFFIXES[_suffix(file)] for file in files}
-    if len(kinds) != 1:
-        raise MixtureError(
-            f"the source of {place} must be files of one format, got the folder {path} with {len(kinds)} formats; "
-            "name a file, a glob such as shards/*.parquet, or the `format`"
-        )
-    return Location(kinds.pop(), files)
+    return Location(_format_of(spec, files, f"{place}, the folder {path},"), files)
+
+
+def _saved_shards(folder: Path, place: str) -> tuple[Path, ...]:
+    try:
+        shards = json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]
+        files = tuple(folder / shard["filename"] for shard in shards)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        problem = f"state.json cannot be read ({type(error).__name__}: {reason(error)})"
+    else:
+        missing = [file.name for file in files if not file.is_file()]
+        if not missing:
+            return files
+        problem = f"{excerpt(missing[0])} is missing"
+    raise MixtureError(
+        f"the source of {place} must be a folder written by save_to_disk, got {folder}, in which {problem}; save it "
+        "anew, or name its files with a glob"
+    )
 
 
 def _suffix(path: Path) -> str:
@@ -108,14 +142,26 @@ def _suffix(path: Path) -> str:
     return suffixes[-1] if suffixes and suffixes[-1] in _SUFFIXES else ""
 
 
-def _format_of(path: Path, place: str) -> str:
-    suffix = _suffix(path)
-    if not suffix:
+def _format_of(spec: DatasetSpec, files: Sequence[Path], place: str) -> str:
+    """The format of files that are all of one, by ``format`` or else by their suffixes."""
+    suffixes = {_suffix(file) for file in files}
+    kinds = {_SUFFIXES.get(suffix, "") for suffix in suffixes}
+    if len(kinds) != 1:
+        names = ", ".join(sorted(kind or "an unknown one" for kind in kinds)) or "none"
         raise MixtureError(
-            f"no format is known for {path.name} of {place}; name one with `format`: "
+            f"the source of {place} must be files of one format, got {len(files)} files of {len(kinds)} ({names}); "
+            "name a file, a glob such as shards/*.parquet, or for a folder the `format`"
+        )
+    if spec.format == "beir":
+        raise MixtureError(f"the source of {place} must be a folder for the format beir, got the file {files[0]}")
+    if spec.format != "auto":
+        return spec.format
+    if kinds == {""}:
+        raise MixtureError(
+            f"no format is known for {files[0].name} of {place}; name one with `format`: "
             f"{', '.join(dict.fromkeys(_SUFFIXES.values()))}"
         )
-    return _SUFFIXES[suffix]
+    return kinds.pop()
 
 
 def read_chunks(spec: DatasetSpec, location: Location) -> Iterator[Chunk]:
@@ -128,27 +174,32 @@ def read_chunks(spec: DatasetSpec, location: Location) -> Iterator[Chunk]:
         yield from _read_hub(spec)
         return
     if location.format == "beir":
-        yield from read_beir_pairs(location.files)
+        yield from _told(spec, location.files[-1], "beir", read_beir_pairs(location.files))
         return
-    columnar = {"parquet": _read_parquet, "arrow": _read_arrow, "saved": _read_arrow}
-    by_row: dict[str, Callable[[Path], Iterator[Item]]] = {
-        "jsonl": read_jsonl,
-        "json": read_json,
-        "csv": lambda path: read_delimited(path, ","),
-        "tsv": lambda path: read_delimited(path, "\t"),
-        "jionlp": lambda path: jionlp.read(spec.source.removeprefix("jionlp:"), path),
+    encoding = spec.encoding
+    readers: dict[str, Callable[[Path], Iterator[Chunk]]] = {
+        "parquet": read_parquet,
+        "arrow": read_arrow,
+        "saved": read_arrow,
+        "jsonl": lambda path: _chunked(path, read_jsonl(path, encoding)),
+        "json": lambda path: _chunked(path, read_json(path, encoding)),
+        "csv": lambda path: _chunked(path, read_delimited(path, ",", encoding)),
+        "tsv": lambda path: _chunked(path, read_delimited(path, "\t", encoding)),
+        "jionlp": lambda path: _chunked(path, jionlp.read(spec.source.removeprefix("jionlp:"), path)),
     }
     for path in location.files:
-        try:
-            if location.format in columnar:
-                yield from columnar[location.format](path)
-            else:
-                yield from _chunked(path, by_row[location.format](path))
-        except (OSError, EOFError, pa.ArrowException) as error:
-            raise MixtureError(
-                f"{path} of dataset {spec.name!r} cannot be read as {location.format}: {excerpt(str(error), 200)}; "
-                "check that it is complete and readable"
-            ) from error
+        yield from _told(spec, path, location.format, readers[location.format](path))
+
+
+def _told(spec: DatasetSpec, path: Path, kind: str, read: Iterator[Chunk]) -> Iterator[Chunk]:
+    """The chunks; what stops their reader is an error of the dataset."""
+    try:
+        yield from read
+    except (OSError, EOFError, UnicodeError, zipfile.BadZipFile, pa.ArrowException) as error:
+        remedy = looks_like(path, kind, spec.encoding) or "check that it is complete and readable"
+        raise MixtureError(
+            f"{path} of dataset {spec.name!r} cannot be read as {kind}: {excerpt(reason(error), 200)}; {remedy}"
+        ) from error
 
 
 def _chunked(path: Path, items: Iterable[Item]) -> Iterator[Chunk]:
@@ -156,41 +207,30 @@ def _chunked(path: Path, items: Iterable[Item]) -> Iterator[Chunk]:
     rows: list[int] = []
     records: list[Record] = []
     rejects: list[Reject] = []
+    size = 0
     for item in items:
         if isinstance(item, Reject):
             rejects.append(item)
         else:
             rows.append(item[0])
             records.append(item[1])
-        if len(rows) + len(rejects) >= chunks.CHUNK_ROWS:
+            size += _size(item[1])
+        if len(rows) + len(rejects) >= chunks.CHUNK_ROWS or size >= chunks.CHUNK_BYTES:
             yield Chunk(str(path), np.array(rows, dtype=np.int64), records, rejects)
-            rows, records, rejects = [], [], []
+            rows, records, rejects, size = [], [], [], 0
     if rows or rejects:
         yield Chunk(str(path), np.array(rows, dtype=np.int64), records, rejects)
 
 
-def _read_parquet(path: Path) -> Iterator[Chunk]:
-    with pq.ParquetFile(path, memory_map=True) as file:
-        start = 1
-        for batch in file.iter_batches(batch_size=chunks.CHUNK_ROWS):
-            yield _columnar(str(path), start, pa.Table.from_batches([batch]))
-            start += batch.num_rows
-
-
-def _read_arrow(path: Path) -> Iterator[Chunk]:
-    """Arrow's streaming format (what ``datasets`` writes) or its file format (Feather)."""
-    with pa.memory_map(str(path)) as source:
-        try:
-            batches: Iterator[pa.RecordBatch] = iter(pa.ipc.open_stream(source))
-        except pa.ArrowInvalid:
-            reader = pa.ipc.open_file(source)
-            batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
-        start = 1
-        for batch in batches:
-            for offset in range(0, batch.num_rows, chunks.CHUNK_ROWS):
-                part = batch.slice(offset, chunks.CHUNK_ROWS)
-                yield _columnar(str(path), start, pa.Table.from_batches([part]))
-                start += part.num_rows
+def _size(record: Record) -> int:
+    """About how many characters a row holds."""
+    size = 0
+    for cell in record.values():
+        if type(cell) is str:
+            size += len(cell)
+        elif type(cell) is list:
+            size += sum(len(item) for item in cell if type(item) is str)
+    return size
 
 
 def _read_hub(spec: DatasetSpec) -> Iterator[Chunk]:
@@ -205,11 +245,5 @@ def _read_hub(spec: DatasetSpec) -> Iterator[Chunk]:
             "give a file, or a dataset that this machine can reach"
         ) from error
     name = f"hub://{spec.source}@{spec.revision}/{spec.split}"
-    start = 1
-    for table in dataset.with_format("arrow").iter(chunks.CHUNK_ROWS):
-        yield _columnar(name, start, table)
-        start += table.num_rows
-
-
-def _columnar(file: str, start: int, table: pa.Table) -> Chunk:
-    return Chunk(file, np.arange(start, start + table.num_rows, dtype=np.int64), table)
+    tables = dataset.with_format("arrow").iter(chunks.CHUNK_ROWS)
+    yield from columnar_chunks(name, (batch for table in tables for batch in table.to_batches()))

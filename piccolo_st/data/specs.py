@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from pydantic import Field
+
 from piccolo_st.data.tasks import TaskType
 from piccolo_st.modeling import Instructions
-from piccolo_st.schema import Count, Natural, Number, Positive, Share, Whole, read_by
+from piccolo_st.schema import Count, Finite, Natural, Positive, Share, Whole, read_by
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,10 @@ class PresetSpec:
     """
 
     name: Literal["nli", "classes", "scored_pairs"]
-    threshold: Number = 0.8
-    negatives: Natural = 4
+    threshold: Finite = 0.8
+    negatives: Annotated[Natural, Field(le=1000)] = 4
     neutral_as_negative: bool = False
-    seed: Whole = 13
+    seed: Natural = 13
 
 
 def _instruction(value: object, place: str) -> Instructions | None:
@@ -64,6 +66,7 @@ class DatasetSpec:
             ``jionlp:sayings``, ``jionlp:characters``, or a Hub id (``owner/name``).
         task: what the rows are for; decides the columns and, in a hybrid run, the loss.
         format: ``auto`` goes by the suffix or the folder's contents.
+        encoding: of the text of JSON lines, JSON, CSV and TSV, as Python names it: ``gb18030``, ``utf-16``, ``big5``.
         split: of a Hub dataset, a saved DatasetDict, or BEIR's ``qrels/<split>.tsv``.
         revision: of a Hub dataset; a commit hash makes the mixture reproducible.
         subset: a Hub dataset's configuration name.
@@ -96,6 +99,7 @@ class DatasetSpec:
     format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "beir", "saved", "hub", "jionlp"] = (
         "auto"
     )
+    encoding: str = "utf-8"
     split: str = "train"
     revision: str | None = None
     subset: str | None = None
@@ -104,7 +108,7 @@ class DatasetSpec:
     use: Literal["train", "evaluate"] = "train"
     positives: Literal["all", "first", "list"] = "all"
     labels: tuple[str, ...] | None = None
-    score_range: tuple[Number, ...] = (0.0, 1.0)
+    score_range: tuple[Finite, ...] = (0.0, 1.0)
     min_characters: Natural = 1
     max_characters: Count = 20_000
     policy: Literal["drop", "error"] | None = None

@@ -34,7 +34,7 @@ def parse_list(text: str) -> list[str] | None:
         return None
     try:
         found = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         found = _python_list(text)
     return found if isinstance(found, list) and all(isinstance(item, str) for item in found) else None
 

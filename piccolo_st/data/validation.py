@@ -62,10 +62,10 @@ class Checked:
 def text_faults(texts: pa.Array, spec: DatasetSpec) -> tuple[pa.Array, Reasons]:
     """The texts without surrounding whitespace, and for each None or the reason against it; nulls have none."""
     trimmed = pc.utf8_trim_whitespace(texts)
-    length = pc.fill_null(pc.utf8_length(trimmed), spec.min_characters or 1).to_numpy(False)
+    length = pc.fill_null(pc.utf8_length(trimmed), 0).to_numpy(False)
     faults = np.full(len(texts), None, dtype=object)
     faults[length > spec.max_characters] = LONG
-    faults[length < spec.min_characters] = SHORT
+    faults[(length < spec.min_characters) & trimmed.is_valid().to_numpy(False)] = SHORT
     for row in np.flatnonzero(_matches(trimmed, _SUSPICIOUS)):
         one = pa.array([trimmed[row].as_py()])
         patterns = ((_CONTROL, CONTROL), (r"\x{fffd}", REPLACEMENT), (_MOJIBAKE, MOJIBAKE))

@@ -254,6 +254,7 @@ def test_fingerprints_follow_contents_and_settings_and_nothing_else(
 # Another value for every field of a dataset, and whether its rows may be other ones then.
 FIELDS: dict[str, tuple[Any, bool]] = {
     "name": ("other", False), "source": ("copy.jsonl", False), "task": ("sts", True), "format": ("tsv", True),
+    "encoding": ("gb18030", True),
     "split": ("dev", True), "revision": ("abc", True), "subset": ("zh", True), "columns": ({"query": "positive"}, True),
     "preset": (PresetSpec("scored_pairs"), True), "use": ("evaluate", True), "positives": ("first", True),
     "labels": (("a",), True), "score_range": ((0.0, 5.0), True), "min_characters": (2, True),
