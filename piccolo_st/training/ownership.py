@@ -35,7 +35,8 @@ _NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 # (process, directory) -> its lock, and how often the process owns it. A forked child finds nothing of its own here.
 _held: dict[tuple[int, Path], tuple[FileLock | SoftFileLease, int]] = {}
-_guard = threading.Lock()
+# Reentrant: the garbage collector may release another directory's Ownership while this one is being taken.
+_guard = threading.RLock()
 
 
 @dataclass
