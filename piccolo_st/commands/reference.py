@@ -13,6 +13,7 @@ from pathlib import Path
 from piccolo_st.config import Configuration
 from piccolo_st.curation import PrepareConfig
 from piccolo_st.data import DatasetSpec
+from piccolo_st.data.shapes import SHAPES
 from piccolo_st.data.specs import MixtureSpec
 from piccolo_st.describe import JsonSchema, Key, json_schema, keys
 from piccolo_st.evaluation.local_tasks import LocalTaskSpec
@@ -39,6 +40,12 @@ underlines mistakes in a file that names its schema in the first line:
 The schemas lie in [configs](configs) and, in an installed package, beside `python -m piccolo_st configs quickstart`:
 `finetune`, `pretrain`, `prepare`, `ablation`, `mixture` (a file of datasets) and `tasks` (evaluation tasks of one's
 own). A key with a dot lies inside the one before the dot. On the command line, `--section.key value` sets one for once.
+"""
+
+
+_SHAPES = """Of a dataset for `retrieval`, in JSON lines, JSON, Parquet, Arrow and on the Hub; in CSV and TSV
+where all are texts or lists of texts. A passage is its title and its text, a conversation what is said in it. `columns`
+names what is called otherwise.
 """
 
 
@@ -140,11 +147,18 @@ def reference() -> str:
     parts += [_table(key for key in _keys(PretrainConfig) if key not in of_finetune)]
     parts += _part("## A mixture", json_schema(MixtureSpec))
     parts += _part("### A dataset of a mixture: `datasets.NAME`", _dataset())
+    parts += ["### Shapes that are read as they are\n", _SHAPES, _shapes()]
     parts += _sections("Preparing data: `prepare`", PrepareConfig)
     parts += ["## Comparing variants: `ablation`\n", "The sections of `finetune`, and these:\n"]
     parts += _part("### ablation", json_schema(AblationSettings)) + _part("### variants.NAME", _variant())
     parts += _part("## Evaluation tasks of one's own: an item of `tasks`", json_schema(LocalTaskSpec))
     return "\n".join(parts)
+
+
+def _shapes() -> str:
+    cells = [(s.whose, f"`{s.row}`", s.query, s.positive, s.negative) for s in SHAPES]
+    header = [("of", "a row, or the file", "query", "positive", "negatives"), ("---",) * 5]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [*header, *cells]) + "\n"
 
 
 def _keys(kind: type[Configuration]) -> list[Key]:

@@ -12,6 +12,7 @@ misread.py     what a file that was misread is, and the setting for it
 strict.py      numbers and lists written as text, where Python's own parsers take more than is meant
 beir.py        the BEIR layout
 jionlp.py      the dictionaries that the package jionlp ships
+shapes.py      the shapes of peers' data, and their texts out of passages, messages and documents
 columns.py     which column plays which role
 cells.py       a chunk's cells as one Arrow array a role
 validation.py  what is broken, in which file and row

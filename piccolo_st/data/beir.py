@@ -10,6 +10,7 @@ import numpy as np
 
 from piccolo_st.data import chunks
 from piccolo_st.data.chunks import Chunk, Reject, excerpt
+from piccolo_st.data.shapes import titled
 from piccolo_st.data.strict import parse_number
 from piccolo_st.data.text_files import read_delimited, read_jsonl
 from piccolo_st.errors import MixtureError
@@ -30,8 +31,7 @@ def read_texts(path: Path) -> tuple[dict[str, str], list[Reject]]:
         elif str(key) in texts:
             rejects.append(Reject(str(path), row, "an _id twice", excerpt(key)))
         else:
-            title = record.get("title")
-            texts[str(key)] = f"{title} {text}" if isinstance(title, str) and title.strip() else text
+            texts[str(key)] = titled(record.get("title"), text)
     return texts, rejects
 
 

@@ -26,10 +26,11 @@ from datasets import Dataset
 from piccolo_st.cache import content_digest, digest, entry
 from piccolo_st.data.cells import to_table
 from piccolo_st.data.chunks import NOT_UTF8, Chunk, excerpt
-from piccolo_st.data.columns import Columns, Survey
+from piccolo_st.data.columns import Columns, Survey, required_roles, role_columns
 from piccolo_st.data.misread import looks_like
 from piccolo_st.data.presets import apply_preset
 from piccolo_st.data.report import Counts, suggestions
+from piccolo_st.data.shapes import unfold
 from piccolo_st.data.sources import Location, read_chunks
 from piccolo_st.data.specs import DatasetSpec
 from piccolo_st.data.validation import Checked, check_rows
@@ -37,7 +38,7 @@ from piccolo_st.errors import MixtureError
 from piccolo_st.hashing import text_ids
 
 # Raise when the rows that come out of the same input change.
-LAYOUT = 7
+LAYOUT = 8
 
 # Settings that do not change the rows of a dataset, only what is done with them.
 _NOT_ROWS = (
@@ -160,7 +161,9 @@ def _write_rows(spec: DatasetSpec, location: Location, folder: Path, survey: Sur
 
 def _checked(spec: DatasetSpec, location: Location, counts: Counts, survey: Survey) -> Iterator[Checked]:
     columns: Columns | None = None
-    for chunk in _first_rows(read_chunks(spec, location), spec.max_rows):
+    labelled = required_roles(spec)[0] == "query" and "negative" not in spec.columns
+    for raw in _first_rows(read_chunks(spec, location), spec.max_rows):
+        chunk = unfold(raw, role_columns(spec), labelled)
         counts.rows += len(chunk.rows) + len(chunk.rejects) + sum(chunk.left_out.values())
         counts.left_out += Counter(chunk.left_out)
         if not len(chunk.rows):  # nothing readable: no columns to go by

@@ -6,8 +6,7 @@ sentence2, label`` (sts, pair, preset scored_pairs), ``text, label`` (classifica
 looked for only where the mixture names it.
 
     (1) ``find_columns`` maps roles to column names: those the mixture names, else the usual names, the peers' own
-        formats among them (FlagEmbedding's query, pos, neg; uniem's and piccolo-embedding's text, text_pos, text_neg,
-        text_pair, label);
+        formats among them (``shapes``);
     (2) ``Survey`` looks at a chunk before it is read, and says which columns hold lists. What a later chunk adds may
         change that; the chunks before it are then read again, so that the result does not depend on the order of rows.
 """
@@ -31,13 +30,20 @@ from piccolo_st.schema import unknown_key
 # Usual column names, by role, in the order in which they are tried.
 ALIASES: dict[str, tuple[str, ...]] = {
     **COLUMNS,
-    "query": (*COLUMNS["query"], "text"),
+    "query": (*COLUMNS["query"], "text", "messages"),
+    "positive": (
+        *COLUMNS["positive"],
+        "positive_passages", "positive_messages", "answer_paragraphs", "pos_doc", "docs", "response",
+    ),
+    "negative": (
+        *COLUMNS["negative"], "negative_passages", "negative_messages", "neg_doc", "rejected_response",
+    ),
     "sentence1": ("sentence1", "sentence_1", "text1", "text"),
     "sentence2": ("sentence2", "sentence_2", "text2", "text_pair", "text_pos"),
     "text": ("text", "sentence"),
     "premise": ("premise", "sentence1"),
     "hypothesis": ("hypothesis", "sentence2"),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,12 @@ def optional_roles(spec: DatasetSpec) -> tuple[str, ...]:
     if required_roles(spec)[0] != "query":
         return ()
     return ("negative", "label") if spec.task in LABELLED_TASKS else ("negative",)
+
+
+def role_columns(spec: DatasetSpec) -> set[str]:
+    """Every column that may play a role, by the usual names and those that the mixture names; numbered ones aside."""
+    named = [names if isinstance(names, tuple) else (names,) for names in spec.columns.values()]
+    return {name for names in (*ALIASES.values(), *named) for name in names}
 
 
 def find_columns(spec: DatasetSpec, present: Sequence[str], file: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import AnyStr, Literal
 import pyarrow as pa
 
 from piccolo_st.data.chunks import NOT_UTF8, Item, Reject, excerpt
+from piccolo_st.data.shapes import rows_of
 
 LINE_LIMIT = 1 << 26
 """The most that a line, or a row of delimited text, may hold: bytes of JSON lines, characters of delimited text."""
@@ -85,10 +86,10 @@ def _object(path: Path, number: int, record: object) -> Item:
 
 
 def read_json(path: Path, encoding: str = "utf-8") -> Iterator[Item]:
-    """A JSON array of objects; the row number is the position in the array.
+    """A JSON array of objects, or an object of a known shape; the row number is the position in it.
 
     Raises:
-        OSError: no array, or one that is too large to be held.
+        OSError: neither, or one that is too large to be held.
     """
     with pa.input_stream(path, compression="detect") as stream:
         parts, size = [], 0
@@ -101,9 +102,7 @@ def read_json(path: Path, encoding: str = "utf-8") -> Iterator[Item]:
         content = parse_json(b"".join(parts).decode("utf-8-sig" if encoding == "utf-8" else encoding))
     except ValueError as error:  # what a decoder says of the encoding as well
         raise OSError(f"{error.__cause__ or error}") from None
-    if not isinstance(content, list):
-        raise OSError(f"it must hold a list of objects, got {type(content).__name__}")
-    for number, record in enumerate(content, start=1):
+    for number, record in enumerate(rows_of(content), start=1):
         yield _object(path, number, record)
 
 

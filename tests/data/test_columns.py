@@ -59,7 +59,7 @@ def test_numbered_negatives_are_taken_in_the_order_of_their_numbers(stem: str, t
 @pytest.mark.parametrize(
     ("column", "remedy"),
     [
-        ("negative_passages", "columns: {negative: negative_passages}"),
+        ("other_negatives", "columns: {negative: other_negatives}"),
         ("text_negative", "columns: {negative: text_negative}"),
         ("hardNegatives", "columns: {negative: hardNegatives}"),
         ("query_text", "columns: {query: query_text}"),
@@ -76,9 +76,9 @@ def test_an_unused_column_that_looks_like_a_role_is_asked_about(column: str, rem
 
 
 def test_what_a_warning_says_to_set_can_be_set(tmp_path: Path) -> None:
-    rows = [{"query": f"问{i}", "positive": f"答{i}", "negative_passages": ["错"], "label": i % 2} for i in range(4)]
+    rows = [{"query": f"问{i}", "positive": f"答{i}", "other_negatives": ["错"], "label": i % 2} for i in range(4)]
     source = _jsonl(tmp_path, rows)
-    assert load(source, columns={"negative": "negative_passages"}).train["faq"]["negative"] == [["错"]] * 4
+    assert load(source, columns={"negative": "other_negatives"}).train["faq"]["negative"] == [["错"]] * 4
     columns = {"sentence1": "query", "sentence2": "positive", "label": "label"}
     mixture = load(source, columns=columns, preset={"name": "scored_pairs"})
     assert mixture.train["faq"]["query"] == ["问1", "问3"]
