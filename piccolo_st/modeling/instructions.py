@@ -265,11 +265,12 @@ def instruction_token_ids(tokenizer: PreTrainedTokenizerBase, instruction: str) 
     def encode(text: str) -> list[int]:
         return list(tokenizer(text, padding=False, truncation=False)["input_ids"])
 
-    alone = encode(instruction)
-    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    alone, around, unknown = encode(instruction), encode(""), tokenizer.unk_token_id
+    # Qwen's unknown token is the one that texts end with as well.
+    special = set(tokenizer.all_special_ids) - ({unknown} - set(around))
     if not set(alone) - special:
         raise InputError(f"the instruction {instruction!r} has no tokens; leave it out, or write one with text")
-    if tokenizer.unk_token_id in alone:
+    if alone.count(unknown) > around.count(unknown):
         raise InputError(
             f"the instruction {instruction!r} has characters this tokenizer does not know; write it with characters of "
             "the vocabulary, since other unknown ones would be taken for it"

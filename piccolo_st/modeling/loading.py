@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from piccolo_st.errors import ConfigError, InputError, nearest, reason
+from piccolo_st.modeling.decoders import append_end_token, see_both_ways
 from piccolo_st.modeling.instructions import Instructions, InstructionSpec, resolve_instructions, set_prompts
 from piccolo_st.modeling.lengths import set_lengths
 from piccolo_st.modeling.pooling import set_instruction_pooling
@@ -57,7 +58,7 @@ def load_pretrained(
         return load(name_or_path, **options)
     except InputError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, TypeError) as error:  # a package or an argument that it does not have
         raise InputError(f"{place} cannot be loaded, got {name_or_path!r}: {reason(error)}; {remedy}") from error
 
 
@@ -74,6 +75,11 @@ def load_encoder(
     document_length: int = 512,
     positions: int | None = None,
     dtype: str = "float32",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    bidirectional: bool = False,
+    model_kwargs: Mapping[str, object] | None = None,
+    processor_kwargs: Mapping[str, object] | None = None,
 ) -> SentenceTransformer:
     """Load a checkpoint and give it Piccolo's prompts, pooling and lengths.
 
@@ -90,12 +96,20 @@ def load_encoder(
         positions: tokens that the encoder has positions for afterwards; fewer of them are extended
             (``extend_positions``). Default: as many as it has.
         dtype: of all weights, one of ``DTYPES``; float32 is what small steps of training need.
+        attn_implementation: who computes attention: sdpa, eager, flash_attention_2, ... Default: transformers' choice.
+        trust_remote_code: run the code that the checkpoint brings.
+        bidirectional: let the tokens of a decoder see those after them (``see_both_ways``).
+        model_kwargs: further arguments of ``from_pretrained`` of the encoder.
+        processor_kwargs: of the tokenizer.
 
     Raises:
-        InputError: an unknown dtype, a directory that holds no model, a Hub that gives none, or positions that cannot
-            be extended.
+        InputError: an unknown dtype, a directory that holds no model, a Hub that gives none, an attention that this
+            machine cannot run, an encoder that cannot be bidirectional, or positions that cannot be extended.
     """
     check_dtype(dtype)
+    _check_attention(attn_implementation)
+    if named := sorted(_OWN_SETTING & set(model_kwargs or {})):
+        raise ConfigError(f"model.model_kwargs must leave out what has a setting of its own, got {', '.join(named)}")
     folder = Path(name_or_path)
     if folder.is_dir() and not ((folder / "modules.json").exists() or (folder / "config.json").exists()):
         raise InputError(
@@ -103,8 +117,21 @@ def load_encoder(
             "directory that save_pretrained wrote, or a Hub id"
         )
     # Without it, transformers 5 loads in the stored dtype, and half-precision weights take next to no small step.
-    options = {"dtype": "auto" if dtype == "stored" else dtype}
-    model = load_pretrained(_with_pooling, name_or_path, place, revision=revision, pooling=pooling, options=options)
+    options = dict(model_kwargs or {}) | {"dtype": "auto" if dtype == "stored" else dtype}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    model = load_pretrained(
+        _with_pooling,
+        name_or_path,
+        place,
+        revision=revision,
+        pooling=pooling,
+        trust_remote_code=trust_remote_code,
+        model_kwargs=options,
+        processor_kwargs=dict(processor_kwargs or {}),
+    )
+    if bidirectional:
+        see_both_ways(cast("Transformer", model[0]).auto_model)
     if positions is not None and positions > (usable_positions(cast("Transformer", model[0]).auto_model) or positions):
         extend_positions(model, positions)
     own = resolve_instructions(instructions)
@@ -116,8 +143,26 @@ def load_encoder(
     return model
 
 
+_OWN_SETTING = frozenset({"dtype", "torch_dtype", "attn_implementation", "trust_remote_code", "revision"})
+
+
+def _check_attention(name: str | None) -> None:
+    """Refuse flash attention where there is no GPU; transformers would only fail in the first step."""
+    import torch
+
+    if name and ("flash" in name or "/" in name) and not torch.cuda.is_available():
+        raise InputError(
+            f"model.attn_implementation {name!r} needs a CUDA GPU, which this machine does not have; set it to sdpa"
+        )
+
+
 def _with_pooling(
-    name_or_path: str, revision: str | None, pooling: str | None, options: dict[str, str]
+    name_or_path: str,
+    revision: str | None,
+    pooling: str | None,
+    trust_remote_code: bool,
+    model_kwargs: dict[str, object],
+    processor_kwargs: dict[str, object],
 ) -> SentenceTransformer:
     """A sentence-transformers model as it is, or an encoder with a pooling layer behind it."""
     from sentence_transformers import SentenceTransformer
@@ -125,12 +170,26 @@ def _with_pooling(
     from sentence_transformers.util import is_sentence_transformer_model
 
     if not is_sentence_transformer_model(name_or_path, revision=revision):
-        transformer = Transformer(name_or_path, model_kwargs={"revision": revision, **options})
+        origin = {"revision": revision, "trust_remote_code": trust_remote_code}
+        transformer = Transformer(
+            name_or_path,
+            model_kwargs=model_kwargs | origin,
+            processor_kwargs=processor_kwargs | origin,
+            config_kwargs=dict(origin),
+        )
+        if pooling == "lasttoken":
+            append_end_token(transformer.tokenizer)
         modules = [transformer, Pooling(transformer.get_embedding_dimension(), pooling or "mean")]
         return SentenceTransformer(modules=modules)
     if pooling is not None:
         raise InputError(f"model.pooling must be empty where {name_or_path} brings its own, got {pooling!r}")
-    return SentenceTransformer(name_or_path, revision=revision, model_kwargs=options)
+    return SentenceTransformer(
+        name_or_path,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        model_kwargs=model_kwargs,
+        processor_kwargs=processor_kwargs,
+    )
 
 
 def weights_in_words(model: nn.Module, revision: str | None = None) -> str:

@@ -74,7 +74,8 @@ class ModelArguments:
         metadata={"help": "The size of an encoder to build when name_or_path is empty."},
     )
     pooling: str | None = field(
-        default=None, metadata={"help": "Pooling of a bare encoder: mean, cls, ...; empty: mean, or the model's own."}
+        default=None,
+        metadata={"help": "Pooling of a bare encoder: mean, cls, lasttoken, ...; empty: mean, or the model's own."},
     )
     instructions: Annotated[Instructions, read_by(Instructions.from_plain, str | Instructions)] = field(
         default=PRESETS["piccolo"],
@@ -94,6 +95,21 @@ class ModelArguments:
     )
     dtype: Literal["float32", "bfloat16", "float16", "stored"] = field(
         default="float32", metadata={"help": "Of the weights trained and saved; stored: as they are in the checkpoint."}
+    )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={"help": "Who computes attention: sdpa, eager, flash_attention_2, ...; empty: transformers' choice."},
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that the checkpoint brings."})
+    bidirectional: bool = field(
+        default=False,
+        metadata={"help": "Let the tokens of a decoder see those after them; refused where that does not work."},
+    )
+    model_kwargs: dict[str, object] | None = field(
+        default=None, metadata={"help": "Further arguments of from_pretrained of the encoder."}
+    )
+    processor_kwargs: dict[str, object] | None = field(
+        default=None, metadata={"help": "Arguments of from_pretrained of the tokenizer."}
     )
 
 

@@ -80,6 +80,11 @@ def _load_model(config: FinetuneConfig, mixture: Mixture) -> SentenceTransformer
             document_length=arguments.document_length,
             positions=arguments.positions,
             dtype=arguments.dtype,
+            attn_implementation=arguments.attn_implementation,
+            trust_remote_code=arguments.trust_remote_code,
+            bidirectional=arguments.bidirectional,
+            model_kwargs=arguments.model_kwargs,
+            processor_kwargs=arguments.processor_kwargs,
         )
         if arguments.dimension is not None:
             scale_dimension(model, arguments.dimension)
@@ -220,4 +225,7 @@ def _settings(config: FinetuneConfig) -> dict[str, dict[str, object]]:
     """The sections that decide what is learnt; of an encoder that is built, what the YAML says of it."""
     sections = {name: dataclasses.asdict(getattr(config, name)) for name in ("model", "data", "loss")}
     sections["model"]["build"] = config.resolved["model"]["build"]
+    for name in ("attn_implementation", "trust_remote_code", "bidirectional", "model_kwargs", "processor_kwargs"):
+        if not sections["model"][name]:
+            del sections["model"][name]  # checkpoints from before these settings go on
     return sections

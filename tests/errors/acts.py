@@ -196,6 +196,16 @@ def tokenizer(world: World) -> Any:
     return model(world).tokenizer
 
 
+def endless_tokenizer(world: World) -> Any:
+    """One that ends texts with no special token, and has none to end them with."""
+    from tokenizers import processors
+
+    found = tokenizer(world)
+    found.backend_tokenizer.post_processor = processors.ByteLevel()
+    found.eos_token = None
+    return found
+
+
 def without_positions(world: World) -> Any:
     loaded = model(world)
     loaded[0].auto_model.embeddings.position_embeddings = None  # as an encoder with rotary ones

@@ -12,6 +12,7 @@ from tests.errors.acts import (
     broken_weights,
     call,
     dataset,
+    endless_tokenizer,
     examples,
     finetune,
     jsonl,
@@ -39,6 +40,8 @@ ROWS: dict[str, list[Row]] = {
     "modeling.loading": [
         Row("a pooling beside another", finetune("--model.name_or_path", "MODEL", "--model.pooling", "cls"),
             "model.pooling must be empty where MODEL brings its own, got 'cls'"),
+        Row("flash attention on a CPU", finetune("--model.attn_implementation", "flash_attention_2"),
+            "model.attn_implementation 'flash_attention_2' needs a CUDA GPU…; set it to sdpa"),
         Row("no such model", finetune("--model.name_or_path", "TMP/nowhere"),
             "model.name_or_path cannot be loaded, got 'TMP/nowhere'…; give the directory of a model…"),
         Row("no such model to evaluate", run("evaluate", "TMP/nowhere", "--benchmark", "STS"),
@@ -51,6 +54,10 @@ ROWS: dict[str, list[Row]] = {
             "mine.tokenizer cannot be loaded, got 'TMP/nowhere'…; give the directory of a model…"),
         Row("a plan for no model", finetune("--plan", "--model.name_or_path", "TMP/nowhere"),
             "the configuration of model.name_or_path cannot…got 'TMP/nowhere': …; give the encoder's shape…"),
+    ],
+    "modeling.decoders": [
+        Row("no token to end texts with", call("modeling.decoders:append_end_token", endless_tokenizer),
+            "pooling lasttoken needs a tokenizer that ends…end-of-text token None; set model.processor_kwargs.eos…"),
     ],
     "evaluation.bootstrap": [
         Row("no task in common", run(

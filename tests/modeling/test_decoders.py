@@ -1,0 +1,184 @@
+"""Language models as encoders: the last token of every text, both padding sides, sight in both directions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from tokenizers import pre_tokenizers
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    Gemma3TextConfig,
+    Gemma3TextModel,
+    LlamaConfig,
+    LlamaModel,
+    LlamaTokenizer,
+    MistralConfig,
+    MistralModel,
+    ModernBertConfig,
+    ModernBertModel,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2Model,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
+)
+
+from piccolo_st.errors import InputError
+from piccolo_st.modeling.decoders import see_both_ways
+from piccolo_st.modeling.loading import load_encoder
+from piccolo_st.modeling.portable.saving import save_portable
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "pad_token_id": 0,
+}
+DECODER = {**SHAPE, "num_key_value_heads": 2, "head_dim": 8}
+TEXTS = ["短", "今天天气很好，明天下雨" * 9, "长短文字"]
+
+
+def llama_tokenizer() -> LlamaTokenizer:
+    """One that begins texts with <s> and, as it is published, does not end them."""
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, "▁": 3, **{f"<0x{byte:02X}>": 4 + byte for byte in range(256)}}
+    return LlamaTokenizer(vocab=vocabulary, merges=[], add_bos_token=True, add_eos_token=False, pad_token="<unk>")
+
+
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<|endoftext|>": 0, **{letter: 1 + place for place, letter in enumerate(letters)}}
+    return Qwen2Tokenizer(vocab=vocabulary, merges=[], pad_token="<|endoftext|>", eos_token="<|endoftext|>")
+
+
+TOKENIZERS: dict[str, Callable[[], Any]] = {"llama": llama_tokenizer, "qwen": qwen_tokenizer}
+
+
+def decoder(folder: Path, tokenizer: Any, model: PreTrainedModel | None = None) -> str:
+    torch.manual_seed(0)
+    tokenizer.save_pretrained(folder)
+    (model or Qwen3Model(Qwen3Config(**DECODER))).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_the_end_survives_truncation_and_saving(name: str, tmp_path: Path) -> None:
+    folder = decoder(tmp_path / "decoder", TOKENIZERS[name]())
+    plain = AutoTokenizer.from_pretrained(folder)
+    end, bare = plain.eos_token_id, plain(TEXTS[2])["input_ids"]
+    assert bare[-1] != end
+    model = load_encoder(folder, pooling="lasttoken", query_length=24, document_length=40)
+    save_portable(model, tmp_path / "saved")
+    for tokenizer in (model.tokenizer, AutoTokenizer.from_pretrained(tmp_path / "saved")):
+        assert tokenizer(TEXTS[2], truncation=False)["input_ids"] == [*bare, end]
+        cut = tokenizer(TEXTS[1], truncation=True, max_length=24)["input_ids"]
+        assert len(cut) == 24 and cut == [*plain(TEXTS[1])["input_ids"][:23], end]
+    stock = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    assert np.abs(stock.encode(TEXTS) - model.encode(TEXTS)).max() < 1e-6
+
+
+def test_left_and_right_padding_and_a_text_alone_give_one_vector(tmp_path: Path) -> None:
+    model = load_encoder(decoder(tmp_path, qwen_tokenizer()), pooling="lasttoken", query_length=60, document_length=60)
+    right = model.encode_query(TEXTS)
+    assert model.tokenizer.padding_side == "right"
+    ids = model.preprocess(TEXTS, task="query")
+    last = ids["attention_mask"].sum(dim=1) - 1
+    states = model[0](ids)["token_embeddings"]
+    own = states[torch.arange(len(TEXTS)), last].detach().numpy()  # of the end-of-text token, prompts aside
+    assert np.abs(model.encode(TEXTS) - own)[[0, 2]].max() < 1e-5
+    model.tokenizer.padding_side = "left"
+    assert np.abs(model.encode_query(TEXTS) - right).max() < 1e-5
+    assert max(np.abs(model.encode_query(text) - right[place]).max() for place, text in enumerate(TEXTS)) < 1e-5
+
+
+def test_a_tokenizer_that_ends_texts_is_left_as_it_is(encoder_dir: Path, tmp_path: Path) -> None:
+    model = load_encoder(str(encoder_dir), pooling="lasttoken", query_length=20, document_length=40)
+    assert model.tokenizer("今天")["input_ids"][-1] == model.tokenizer.sep_token_id
+    without = qwen_tokenizer()
+    without.eos_token = None
+    folder = decoder(tmp_path / "without", without)
+    with pytest.raises(InputError, match=r"lasttoken needs a tokenizer that ends texts .* set model.processor_kwargs"):
+        load_encoder(folder, pooling="lasttoken")
+    named = load_encoder(folder, pooling="lasttoken", processor_kwargs={"eos_token": "<|endoftext|>"})
+    assert named.tokenizer("a")["input_ids"][-1] == 0
+
+
+BIDIRECTIONAL: dict[str, Callable[[], PreTrainedModel]] = {
+    "qwen2": lambda: Qwen2Model(Qwen2Config(**SHAPE, num_key_value_heads=2)),
+    "qwen3": lambda: Qwen3Model(Qwen3Config(**DECODER)),
+    "llama": lambda: LlamaModel(LlamaConfig(**DECODER)),
+    "mistral": lambda: MistralModel(MistralConfig(**DECODER)),
+    "gemma3": lambda: Gemma3TextModel(Gemma3TextConfig(**DECODER)),
+}
+
+
+@pytest.mark.parametrize("name", BIDIRECTIONAL)
+def test_a_later_token_changes_an_earlier_state_also_of_the_saved_model(name: str, tmp_path: Path) -> None:
+    folder = decoder(tmp_path / "decoder", qwen_tokenizer(), BIDIRECTIONAL[name]())
+    first = []
+    for bidirectional in (False, True):
+        model = load_encoder(folder, bidirectional=bidirectional, instructions="none")
+        save_portable(model, tmp_path / "saved")
+        stock = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+        # The shorter row is padded in one call and alone in the other: with and without a mask.
+        for texts in (["abc", "abd"], ["abc", "abd", "a longer one"]):
+            states = [one.numpy()[0] for one in stock.encode(texts, output_value="token_embeddings")]
+            first.append(float(np.abs(states[0] - states[1]).max()))
+    assert max(first[:2]) == 0 and min(first[2:]) > 1e-3
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["is_causal"] is False
+
+
+class Deaf(Qwen3Model):
+    """A decoder whose mask does not come from its configuration."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.config.is_causal = True
+        return super().forward(*args, **kwargs)
+
+
+def test_a_decoder_that_does_not_listen_is_refused() -> None:
+    with pytest.raises(InputError, match=r"got Deaf, in which a later token changes no earlier state; set it to false"):
+        see_both_ways(Deaf(Qwen3Config(**DECODER, attn_implementation="eager")))
+    for encoder in (BertModel(BertConfig(**SHAPE)), ModernBertModel(ModernBertConfig(**SHAPE))):
+        see_both_ways(encoder)
+
+
+def test_what_reaches_transformers(encoder_dir: Path) -> None:
+    model = load_encoder(
+        str(encoder_dir),
+        attn_implementation="eager",
+        model_kwargs={"add_pooling_layer": False},
+        processor_kwargs={"padding_side": "left"},
+    )
+    config = model[0].auto_model.config
+    assert config._attn_implementation == "eager" and model[0].auto_model.pooler is None
+    assert model.tokenizer.padding_side == "left"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"attn_implementation": "flash_attention_2"},
+            r"model.attn_implementation 'flash_attention_2' needs a CUDA GPU",
+        ),
+        ({"attn_implementation": "spda"}, r"model.name_or_path cannot be loaded, .*spda"),
+        ({"model_kwargs": {"dtype": "auto"}}, r"model_kwargs must leave out what has a setting of its own, got dtype"),
+        ({"model_kwargs": {"poolng": False}}, r"cannot be loaded, .*'poolng'"),
+        ({"pooling": "last"}, r"cannot be loaded, .*lasttoken"),
+    ],
+)
+def test_what_is_refused(options: dict[str, Any], message: str, encoder_dir: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        load_encoder(str(encoder_dir), **options)
