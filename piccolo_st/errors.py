@@ -35,6 +35,8 @@ def reason(error: BaseException) -> str:
     mark = getattr(error, "problem_mark", None)
     if mark is not None:
         return f"{getattr(error, 'problem', error)}, line {mark.line + 1}, column {mark.column + 1}"
+    if isinstance(error, OSError) and error.strerror:  # without its number, and the path that the sentence has
+        return error.strerror
     lines = str(error).strip().splitlines()
     return lines[0].strip().rstrip(".:") if lines else type(error).__name__
 
