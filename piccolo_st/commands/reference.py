@@ -45,7 +45,8 @@ own). A key with a dot lies inside the one before the dot. On the command line, 
 
 _SHAPES = """Of a dataset for `retrieval`, in JSON lines, JSON, Parquet, Arrow and on the Hub; in CSV and TSV
 where all are texts or lists of texts. A passage is its title and its text, a conversation what is said in it. `columns`
-names what is called otherwise.
+names what is called otherwise. `python -m piccolo_st prepare describe FILE` shows the rows of a file as they will be
+trained on, and writes the mixture that reads it.
 """
 
 

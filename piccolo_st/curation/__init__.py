@@ -7,6 +7,7 @@ step_check.py   The step ``check``: every row read and validated, and what the d
 step_dedup.py   The step ``dedup``: exact and near duplicates, and texts of the evaluation sets
 step_filter.py  The step ``filter``: length, language and repetition, and the consistency of query and positive
 step_mine.py    The step ``mine``: hard negatives for retrieval datasets, shard by shard
+entries.py      ``describe``: the entry of a mixture that reads a file, and its rows as the trainer will see them
 job.py          What the steps share: the mixture they read, its rows in parts, and the mixture they leave
 stages.py       Stages of independent tasks that leave files, done once each, here or by datatrove
 duplicates.py   Which rows are duplicates of others, or hold texts of evaluation sets
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 from piccolo_st._lazy import lazily
 
 if TYPE_CHECKING:
+    from piccolo_st.curation.entries import describe as describe
     from piccolo_st.curation.steps import STEPS as STEPS
     from piccolo_st.curation.steps import PrepareConfig as PrepareConfig
     from piccolo_st.curation.steps import run_step as run_step

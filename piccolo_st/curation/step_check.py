@@ -127,7 +127,7 @@ def _measure(step: CheckStep, task: int) -> None:
             counts = pc.list_value_length(values).to_numpy(False)
             measured["negatives"] = (int(counts.min()), float(counts.mean()), int(counts.max()))
         texts = flatten(values)[0] if pa.types.is_list(values.type) else values
-        lengths = _lengths(step.settings.tokenizer, texts)
+        lengths = token_lengths(step.settings.tokenizer, texts)
         if len(lengths):
             limit = limits[0] if column_task(column, sample.column_names) == "query" else limits[1]
             percentiles = np.percentile(lengths, [50, 90, 99, 100]).round().astype(int).tolist()
@@ -140,7 +140,7 @@ def _measure(step: CheckStep, task: int) -> None:
     path.write_text(json.dumps(measured), encoding="utf-8")
 
 
-def _lengths(tokenizer: str | None, texts: pa.Array) -> np.ndarray:
+def token_lengths(tokenizer: str | None, texts: pa.Array) -> np.ndarray:
     """(n,) int64: tokens with the special ones, or characters and the two special tokens of BERT."""
     if tokenizer is None:
         return pc.utf8_length(texts).to_numpy(False).astype(np.int64) + 2

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from piccolo_st.data.beir import read_texts as read_texts
     from piccolo_st.data.chunks import Reject as Reject
     from piccolo_st.data.chunks import excerpt as excerpt
+    from piccolo_st.data.columns import find_columns as find_columns
+    from piccolo_st.data.columns import role_columns as role_columns
     from piccolo_st.data.holdout import RetrievalHoldout as RetrievalHoldout
     from piccolo_st.data.holdout import clean as clean
     from piccolo_st.data.holdout import draw as draw
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from piccolo_st.data.presets import ENTAILMENT as ENTAILMENT
     from piccolo_st.data.report import DatasetReport as DatasetReport
     from piccolo_st.data.report import HeldOutCounts as HeldOutCounts
+    from piccolo_st.data.shapes import unfold as unfold
     from piccolo_st.data.sources import locate as locate
     from piccolo_st.data.sources import read_chunks as read_chunks
     from piccolo_st.data.specs import DatasetSpec as DatasetSpec

@@ -109,7 +109,9 @@ def unfold(chunk: Chunk, columns: Set[str], labelled: bool) -> Chunk:
         labelled = labelled and _LABELS in kinds and is_list(kinds[_LABELS])
         if not labelled and not any(name in columns and _is_nested(kind) for name, kind in kinds.items()):
             return chunk
-        records = records.to_pylist()
+        empty = dict.fromkeys(kinds)  # the other columns stay known, and their cells unread
+        wanted = records.select([name for name in kinds if name in columns or name == _LABELS])
+        records = [empty | record for record in wanted.to_pylist()]
     unfolded, rejects, kept = [], list(chunk.rejects), np.ones(len(records), dtype=bool)
     for place, record in enumerate(records):
         for name in columns & record.keys():

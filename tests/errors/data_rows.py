@@ -41,6 +41,12 @@ ROWS: dict[str, list[Row]] = {
         Row("a row without a positive", collate({"query": "猫", "positive": ["狗"]}, {"query": "鱼", "positive": []}),
             "row 1 of the batch must list at least one text in column 'positive', got none; drop such rows"),
     ],
+    "curation.entries": [
+        Row("nothing to look at", run("prepare", "describe"),
+            "describe needs a file, a folder…got none; name one or more"),
+        Row("an output that is there", run("prepare", "describe", "a.jsonl", "--output", "TMP"),
+            "--output must be a new file, got TMP; remove it, or name another"),
+    ],
     "curation.quality": [
         Row("OpenCC missing", prepare("filter", "--filter.simplify", "true", without=["opencc"]),
             'simplify needs OpenCC; run: pip install "piccolo_st[data]"'),
