@@ -181,8 +181,8 @@ def _checked(spec: DatasetSpec, location: Location, counts: Counts, survey: Surv
         yield check_rows(spec, columns, chunk, table, reasons)
     if columns is not None:
         counts.unused_columns = [excerpt(name) for name in columns.unused]
-        counts.written = sorted({columns.names[role] for role in columns.written})
-        counts.suggestions = suggestions(spec, columns)
+        counts.written = sorted({excerpt(columns.names[role]) for role in columns.written})
+        counts.suggestions = [excerpt(one, 400) for one in suggestions(spec, columns)]
 
 
 def _first_rows(chunks: Iterator[Chunk], limit: int | None) -> Iterator[Chunk]:

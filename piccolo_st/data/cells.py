@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from piccolo_st.data.chunks import Chunk, Record
+from piccolo_st.data.chunks import Chunk, Record, excerpt
 from piccolo_st.data.columns import Columns, is_list, is_text
 from piccolo_st.data.specs import DatasetSpec
 from piccolo_st.data.strict import parse_list, parse_number
@@ -49,7 +49,7 @@ def to_table(spec: DatasetSpec, columns: Columns, chunk: Chunk) -> tuple[pa.Tabl
         kind: Kind = "text" if role != "label" else "number" if numeric else "label"
         kind = "written" if role in columns.written else "list" if role in columns.lists else kind
         if isinstance(chunk.records, pa.Table):
-            arrays[role] = _cast(chunk, column, kind, spec, role)
+            arrays[role] = _cast(chunk, column, kind, spec, role, reasons)
             if role != "negative" or role not in columns.lists:
                 _note(reasons, np.flatnonzero(arrays[role].is_null().to_numpy(False)), f"{role}: {NULL}")
             cells = chunk.records.column(column).to_pylist() if role in columns.mixed else []
@@ -67,7 +67,7 @@ def _note(reasons: Reasons, rows: Iterable[int], reason: str) -> None:
             reasons[row] = reason
 
 
-def _cast(chunk: Chunk, column: str, kind: Kind, spec: DatasetSpec, role: str) -> pa.Array:
+def _cast(chunk: Chunk, column: str, kind: Kind, spec: DatasetSpec, role: str, reasons: Reasons) -> pa.Array:
     assert not isinstance(chunk.records, list)  # a columnar format
     if column not in chunk.records.column_names:  # a later file of the same source with another schema
         raise MixtureError(
@@ -80,7 +80,7 @@ def _cast(chunk: Chunk, column: str, kind: Kind, spec: DatasetSpec, role: str) -
     if kind in ("written", "list") and is_text(given):  # lists written as text, or one negative or none
         split = parse_list if kind == "written" else lambda text: [text]
         lists = [None if cell is None else split(cell) or [] for cell in array.to_pylist()]
-        return pa.array([[] if one is None and role == "negative" else one for one in lists], target)
+        return _array([[] if one is None and role == "negative" else one for one in lists], target, role, reasons)
     fits = {
         "text": is_text(given),
         "label": is_text(given) or pa.types.is_integer(given),
@@ -90,7 +90,7 @@ def _cast(chunk: Chunk, column: str, kind: Kind, spec: DatasetSpec, role: str) -
         wanted = {"number": "numbers", "list": "lists of text", "written": "lists of text"}.get(kind, "text")
         raise MixtureError(
             f"column {column!r} of {chunk.file} must hold {wanted} to be the {role} of dataset {spec.name!r}, got the "
-            f"type {given}; convert it, or name another in `columns`"
+            f"type {excerpt(str(given), 200)}; convert it, or name another in `columns`"
         )
     return array.cast(target, safe=kind != "number")  # of a number that float64 cannot hold, the nearest one
 
@@ -117,6 +117,10 @@ def _from_records(records: Sequence[Record], column: str, kind: Kind, role: str,
             values.append(converted)
         if reason is not None and reasons[row] is None:
             reasons[row] = f"{role}: {reason}"
+    return _array(values, target, role, reasons)
+
+
+def _array(values: list[object], target: pa.DataType, role: str, reasons: Reasons) -> pa.Array:
     try:
         return pa.array(values, type=target)
     except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell and UTF-8 cannot

@@ -70,5 +70,6 @@ def excerpt(value: object, length: int = 80) -> str:
         text = value if isinstance(value, str) else repr(value)
     except (RecursionError, ValueError):  # nested too deeply, a number of over 4,300 digits
         text = f"a {type(value).__name__} too long to show"
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return text if len(text) <= length else text[: length - 3] + "..."
+    if len(text) > length:
+        text = text[: length - 3] + "..."
+    return " ".join(text.encode("utf-8", "backslashreplace").decode("utf-8").splitlines())

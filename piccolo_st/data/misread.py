@@ -57,7 +57,7 @@ def looks_like(path: Path, format: str, encoding: str) -> str | None:
 def _decoded(sample: bytes, encoding: str) -> str | None:
     try:
         return codecs.getincrementaldecoder(encoding)().decode(sample)  # which may end within a character
-    except UnicodeDecodeError:
+    except UnicodeError:  # also of UTF-16 without its mark
         return None
 
 
