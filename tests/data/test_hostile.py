@@ -31,7 +31,7 @@ SENTENCES: dict[str, tuple[str, bytes, dict[str, Any], str]] = {
     "UTF-16": ("a.jsonl", LINES.encode("utf-16"), {}, r"set `encoding: utf_16`"),
     "an array in JSON lines": ("a.jsonl", ARRAY.encode(), {}, r"it is a JSON array: set `format: json`"),
     "JSON lines in JSON": ("a.json", LINES.encode(), {}, r"it has an object a line: set `format: jsonl`"),
-    "one object in JSON": ("a.json", b'{"data": []}', {}, r"got dict; it is one object: write the list of rows"),
+    "one object in JSON": ("a.json", b'{"data": 3}', {}, r"it is one object: write the list of rows"),
     "Parquet as JSON lines": ("a.jsonl", PARQUET, {}, r"it is a Parquet file: set `format: parquet`"),
     "text as Parquet": ("a.parquet", LINES.encode(), {}, r"it is plain text: check its name"),
     "gzip without its suffix": ("a.jsonl", gzip.compress(LINES.encode()), {}, r"let its name end in \.gz"),
@@ -106,7 +106,7 @@ def test_a_saved_folder_with_a_broken_state_is_refused(state: str, tmp_path: Pat
 LOST: dict[str, tuple[str, str]] = {
     "5,000 digits": ('{"query": "问", "positive": "答", "n": ' + "9" * 5000 + "}", "a number of too many digits"),
     "nesting of 100,000": ('{"query": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
-    "nesting of 900": ('{"positive": "答", "query": ' + "[" * 900 + "]" * 900 + "}", "query: wrong type"),
+    "nesting of 900": ('{"query": "问", "positive": {"a": ' + "[" * 900 + "]" * 900 + "}}", "positive: wrong type"),
 }  # fmt: skip
 
 
