@@ -82,6 +82,8 @@ class Instructions:
             raise InputError(str(error)) from None
 
 
+_WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
+
 PRESETS: Mapping[str, Instructions] = MappingProxyType(
     {
         # As the usage section of the Piccolo model card types them, with a full-width colon. The default.
@@ -89,6 +91,11 @@ PRESETS: Mapping[str, Instructions] = MappingProxyType(
         # As the training notes of the same card write them. They tokenize differently.
         "piccolo-training-notes": Instructions("查询: ", "结果: "),
         "none": Instructions(),
+        # Of published models that people start from, as the card of each types them; single datasets have other tasks.
+        "bge-zh": Instructions("为这个句子生成表示以用于检索相关文章："),  # hf.co/BAAI/bge-base-zh-v1.5
+        "e5": Instructions("query: ", "passage: "),  # hf.co/intfloat/multilingual-e5-small
+        "gte-qwen2": Instructions(f"Instruct: {_WEB_SEARCH}\nQuery: "),  # hf.co/Alibaba-NLP/gte-Qwen2-1.5B-instruct
+        "qwen3-embedding": Instructions(f"Instruct: {_WEB_SEARCH}\nQuery:"),  # hf.co/Qwen/Qwen3-Embedding-0.6B
     }
 )
 

@@ -31,6 +31,10 @@ def test_presets_are_those_of_the_model_card() -> None:
     assert PRESETS["piccolo"] == Instructions("查询：", "结果：")
     assert PRESETS["piccolo-training-notes"] == Instructions("查询: ", "结果: ")
     assert PRESETS["none"] == Instructions("", "")
+    assert PRESETS["e5"] == Instructions("query: ", "passage: ")
+    task = "Given a web search query, retrieve relevant passages that answer the query"
+    assert PRESETS["qwen3-embedding"] == Instructions(f"Instruct: {task}\nQuery:")  # no blank, unlike gte-Qwen2
+    assert PRESETS["gte-qwen2"] == Instructions(f"Instruct: {task}\nQuery: ")
     with pytest.raises(TypeError):
         PRESETS["mine"] = Instructions()  # type: ignore[index]
 
@@ -65,13 +69,14 @@ def test_resolve_instructions(spec: Any, expected: Instructions) -> None:
         (
             "picollo",
             ValueError,
-            r"must be a preset \(piccolo, piccolo-training-notes, none\) or instructions of your own, "
-            r"\{query: \"\.\.\.\", document: \"\.\.\.\"\}, got 'picollo'; did you mean piccolo\?$",
+            r"must be a preset \(piccolo, piccolo-training-notes, none, bge-zh, e5, gte-qwen2, .*\) "
+            r"or instructions of your own, \{query: \"\.\.\.\", document: \"\.\.\.\"\}, "
+            r"got 'picollo'; did you mean piccolo\?$",
         ),
         (
             "查询：",
             ValueError,
-            r"instructions of your own, .*, got '查询：'; known are none, piccolo, piccolo-training",
+            r"instructions of your own, .*, got '查询：'; known are bge-zh, e5, gte-qwen2, none, ",
         ),
         ({"question": "问："}, ValueError, r"\(or passage in the place of document\), got the keys \['question'\]$"),
         ({"document": "a", "passage": "b"}, ValueError, r"got the keys \['document', 'passage'\]$"),
