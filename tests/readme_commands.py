@@ -29,6 +29,9 @@ PLACEHOLDERS = {
 EXCEPTIONS = {
     r"^pytest$": "the test suite; a step of .ci/run",
     r"hfl/chinese-roberta-wwm-ext|intfloat/multilingual-e5-small": "downloads a checkpoint from the Hub",
+    r"finetune (CONFIG|finetune-bge-base-zh|finetune-multilingual-e5-small) --data\.mixture MIXTURE\.yaml$": (
+        "downloads a checkpoint from the Hub"
+    ),
     r"^python -m piccolo_st evaluate MODEL( --config \S+| --benchmark STS)?$": "downloads C-MTEB from the Hub",
     r"^python -m piccolo_st ablation": "minutes for each of dozens of runs",
     r"pytest -m benchmark ": "minutes each, some of them with data of one's own; collected only",
