@@ -50,6 +50,11 @@ MODEL = {
     "positions": Row(600, "model"),
     "dimension": Row(8, "model"),
     "dtype": Row("bfloat16", "model"),
+    "attn_implementation": Row("eager", "model"),
+    "trust_remote_code": Row(False, refused="contains custom code", beside={"model.name_or_path": "coded"}),
+    "bidirectional": Row(True, "model"),
+    "model_kwargs": Row({"add_pooling_layer": False}, "model"),
+    "processor_kwargs": Row({"padding_side": "left"}, "batches"),
 }
 DATA = {
     "mixture": Row(None, refused="names no data"),
@@ -114,6 +119,7 @@ DATASET = {
     "source": Row("other.jsonl", "rows"),
     "task": Row("classification", refused="needs a column", at=f"{PAIRS}.task"),
     "format": Row("tsv", refused="faq.jsonl"),
+    "encoding": Row("gb18030", refused="of dataset 'faq' are faulty"),
     "split": Row("dev", refused="split of dataset 'faq' must be left out"),
     "revision": Row("abc", refused="revision of dataset 'faq' must be left out"),
     "subset": Row("zh", refused="subset of dataset 'faq' must be left out"),

@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,15 @@ def files(tmp_path_factory: pytest.TempPathFactory, encoder_dir: Path) -> Path:
     write(root / "listed.jsonl", [{**row, "positive": [row["positive"], row["positive"] + "水"]} for row in faq])
     write(root / "negatives.jsonl", [{**row, "negative": own} for row, own in zip(faq, negatives, strict=True)])
     write(root / "faulty.jsonl", [{**row, "query": "" if i == 3 else row["query"]} for i, row in enumerate(faq)])
+    shutil.copytree(encoder_dir, root / "coded")  # a checkpoint that brings its code
+    config = json.loads((root / "coded" / "config.json").read_text(encoding="utf-8"))
+    config |= {"model_type": "coded", "auto_map": {"AutoConfig": "coded.Config", "AutoModel": "coded.Model"}}
+    (root / "coded" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (root / "coded" / "coded.py").write_text(
+        "from transformers import BertConfig, BertModel\n\n\n"
+        "class Config(BertConfig):\n    model_type = 'coded'\n\n\n"
+        "class Model(BertModel):\n    config_class = Config\n"
+    )
     labels = ("entailment", "contradiction", "neutral")
     write(root / "nli.jsonl", [{"premise": f"天{a}", "hypothesis": f"{b}{k}", "label": k}
                                for a, b in zip(NUMBERS, later, strict=True) for k in labels])  # fmt: skip
@@ -138,7 +148,8 @@ def observe(run: TrainingRun, mined: list[Any]) -> dict[str, Any]:
         batches.setdefault(str(batch.get("dataset_name")), plain)
     state = {name: (tuple(w.shape), str(w.dtype), float(w.float().sum())) for name, w in model.state_dict().items()}
     dropouts = sorted(float(module.p) for module in model.modules() if isinstance(module, nn.Dropout))
-    heads = getattr(model[0].auto_model.config, "num_attention_heads", None)
+    encoder = model[0].auto_model.config
+    heads = [getattr(encoder, name, None) for name in ("num_attention_heads", "_attn_implementation", "is_causal")]
     searches = getattr(trainer.evaluator, "evaluators", [])
     return {
         "model": [state, dropouts, heads, model[1].get_config_dict(), len(model.tokenizer)],
@@ -210,6 +221,15 @@ def test_every_key_has_an_effect(group: str, key: str, files: Path, monkeypatch:
         before, after = built(files, row.beside, monkeypatch), built(files, changed, monkeypatch)
         assert before[row.changes] != after[row.changes]
         COUNTS["told that it is not read" if row.changes == "unread" else "took effect"] += 1
+
+
+def test_a_checkpoint_that_brings_its_code_is_run_where_it_is_trusted(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(files)
+    trusted = {"model.name_or_path": "coded", "model.trust_remote_code": True}
+    run = TrainingRun(configure(files, {"train.output_dir": str(files / "trusted"), **trusted}))
+    assert type(run.model[0].auto_model).__module__.startswith("transformers_modules.coded")
 
 
 @pytest.mark.parametrize("key", inherited())
