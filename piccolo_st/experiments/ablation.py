@@ -134,6 +134,7 @@ class Ablation:
         with PeakMemory() as memory:
             config, mixture, model = self._train(resolved, seed, folder)
         seconds = time.perf_counter() - start
+        mib = None if resolved.trainer == "flag_embedding" else memory.mib  # it trains in another process
         scores, examples = self._score(model, mixture, config, folder)
         result = {
             "variant": resolved.variant.name,
@@ -141,7 +142,7 @@ class Ablation:
             "configuration": self._key(resolved, seed),
             "scores": scores,
             "seconds": round(seconds, 1),
-            "memory_mib": memory.mib,
+            "memory_mib": mib,
             "examples": str(examples.relative_to(folder)) if examples is not None else None,
             "mixture": mixture.fingerprint,
             "versions": environment.versions(),
@@ -149,7 +150,7 @@ class Ablation:
         cache.write_whole(folder / "result.json", json.dumps(result, ensure_ascii=False, indent=2) + "\n")
         del model
         gc.collect()
-        return report.Result(scores, seconds, memory.mib, examples)
+        return report.Result(scores, seconds, mib, examples)
 
     def _train(
         self, resolved: ResolvedVariant, seed: int, folder: Path
