@@ -84,7 +84,8 @@ class BenchmarkEncoder(AbsEncoder):
         progress: bool = False,
     ) -> None:
         self.model = model
-        use_packing(model)
+        if model.device.type == "cpu":  # encoding is in float32, which no kernel on a GPU takes
+            use_packing(model)
         self.settings = dict(settings or {})
         self.remember = remember
         self.progress = progress

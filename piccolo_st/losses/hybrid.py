@@ -32,7 +32,7 @@ from piccolo_st.distributed import gather_rows
 from piccolo_st.errors import InputError, nearest
 from piccolo_st.losses.batch import agree_on_columns, local_owners
 from piccolo_st.losses.contrast import check_temperature, unit
-from piccolo_st.losses.piccolo import PiccoloLoss, chunk_tokens_for
+from piccolo_st.losses.piccolo import PiccoloLoss
 from piccolo_st.losses.sincere import SINCERELoss
 from piccolo_st.modeling import Features, embed_columns, row_count
 
@@ -78,7 +78,7 @@ class OwnNegativesLoss(nn.Module):
         """
         columns = list(sentence_features)
         rows = agree_on_columns(columns, {"the loss": type(self).__name__, "temperature": self.temperature})
-        embeddings = embed_columns(self.model, columns, chunk_tokens_for(self.model, self.chunk_tokens, columns))
+        embeddings = embed_columns(self.model, columns, self.chunk_tokens)
         queries, positives, *negatives = [unit(part) for part in embeddings]
         owner = local_owners(columns)  # (M,)
         own = (queries * positives).sum(dim=-1) / self.temperature  # (N,)
@@ -135,7 +135,7 @@ class ScoredPairsLoss(CoSENTLoss):
                 f"CoSENTLoss needs two columns of texts and a score for each row, got {len(columns)} columns, "
                 f"{row_count(columns[0])} rows and {scored} scores"
             )
-        embeddings = embed_columns(self.model, columns, chunk_tokens_for(self.model, self.chunk_tokens, columns))
+        embeddings = embed_columns(self.model, columns, self.chunk_tokens)
         gathered = gather_rows(*[unit(rows) for rows in embeddings], labels.reshape(-1))
         *embeddings, labels = [one.rows for one in gathered]
         return self.compute_loss_from_embeddings(embeddings, labels)

@@ -23,7 +23,7 @@ from sentence_transformers.base.losses.gradcache import CachedLossMixin, RandCon
 from torch import Tensor, nn
 
 from piccolo_st.distributed import gather_rows, get_world_size
-from piccolo_st.losses.batch import Batch, describe, device_of
+from piccolo_st.losses.batch import Batch, describe
 from piccolo_st.losses.contrast import (
     DIRECTIONS,
     Contrast,
@@ -39,15 +39,9 @@ from piccolo_st.modeling import (
     columns_stay_apart,
     embed_columns,
     model_reads_task,
-    packs,
+    packs_now,
     sort_rows,
 )
-
-CPU_CHUNK_TOKENS = 512
-"""Tokens in one forward pass on a CPU with padding: small ones have little of it. Of long rows, two rows."""
-
-PACKED_CHUNK_TOKENS = 2048
-"""The same where rows are packed without padding; larger ones leave the cache."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +83,8 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
             memory of a small batch, for a second forward pass. None: no caching.
         mini_batch_num_tokens: the same, with the mini-batches cut by their number of tokens.
         chunk_tokens: without caching, the largest forward pass in tokens, padding included, rows sorted by length.
-            "auto": on a CPU 2,048 where the model packs (modeling/packed/packing.py), else 512 or two rows; everything
-            at once elsewhere. None: everything at once.
+            "auto": on a CPU 2,048 where the model packs (modeling/packed/packing.py), else 512 or two rows; elsewhere
+            everything at once where it packs, else up to 8 chunks of rows of similar length. None: everything at once.
         show_progress_bar: of the mini-batches.
 
     Raises:
@@ -168,16 +162,14 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
     def _embed_and_compare(self, columns: Sequence[Features], batch: Batch) -> Tensor:
         """Steps (2) to (4)."""
         if not self.uses_gradient_cache:
-            return self._loss(
-                embed_columns(self.model, columns, chunk_tokens_for(self.model, self.chunk_tokens, columns)), batch
-            )
+            return self._loss(embed_columns(self.model, columns, self.chunk_tokens), batch)
         if columns_stay_apart():
             raise ValueError(
                 "AdaptiveLayerLoss and Matryoshka2dLoss embed a batch once for all layers, gradient caching embeds it "
                 "again; leave mini_batch_size and mini_batch_num_tokens unset inside them"
             )
         refuse_early_reduction(self.model)
-        rows = sort_rows(columns, model_reads_task(self.model))
+        rows = sort_rows(columns, model_reads_task(self.model), packs_now(self.model))
         # The mixin hands what it calls the labels to calculate_loss as they are. Ours are the step.
         step = cast(Tensor, _Step(batch, rows))
         return self.forward_cached([group.features for group in rows.groups], step)
@@ -266,19 +258,6 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
     def citation(self) -> str:
         """BibTeX of what this configuration implements, for ST's model card."""
         return GTE_CITATION + (GRADCACHE_CITATION if self.uses_gradient_cache else "")
-
-
-def chunk_tokens_for(model: nn.Module, setting: int | str | None, columns: Sequence[Features]) -> int | None:
-    """The size of a forward pass in tokens: the setting itself, or for "auto" what suits the device and the model."""
-    if setting != "auto":
-        return None if setting is None else int(setting)
-    if device_of(columns).type != "cpu":
-        return None
-    if packs(model):
-        return PACKED_CHUNK_TOKENS
-    masks = (features["attention_mask"] for features in columns if "attention_mask" in features)
-    widest = max((mask.shape[-1] for mask in masks), default=1)
-    return max(CPU_CHUNK_TOKENS, 2 * widest)
 
 
 def refuse_early_reduction(model: nn.Module) -> None:

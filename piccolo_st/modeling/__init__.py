@@ -1,6 +1,7 @@
 """Models: instructions, lengths, positions, pooling; loaded, batched without padding, saved for everybody.
 
 batching.py      Embed the rows of several columns together, with little padding, and return them in their own ...
+cutting.py       Where rows sorted by length are cut into chunks, one forward pass each
 fingerprint.py   Who a model is: a name and a revision that differ whenever the embeddings may differ
 instructions.py  Instructions: the short text put before a query or a document, and who gets which
 lengths.py       Two lengths: queries are cut at 64 tokens, documents at 512, the instruction is never cut
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from piccolo_st.modeling.batching import row_borders as row_borders
     from piccolo_st.modeling.batching import row_count as row_count
     from piccolo_st.modeling.batching import sort_rows as sort_rows
-    from piccolo_st.modeling.batching import token_chunks as token_chunks
     from piccolo_st.modeling.batching import without_bookkeeping as without_bookkeeping
+    from piccolo_st.modeling.cutting import token_chunks as token_chunks
     from piccolo_st.modeling.fingerprint import Identity as Identity
     from piccolo_st.modeling.fingerprint import content_hash as content_hash
     from piccolo_st.modeling.fingerprint import identify as identify
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from piccolo_st.modeling.loading import weights_in_words as weights_in_words
     from piccolo_st.modeling.packed.dropout import use_fast_dropout as use_fast_dropout
     from piccolo_st.modeling.packed.packing import packs as packs
+    from piccolo_st.modeling.packed.packing import packs_now as packs_now
     from piccolo_st.modeling.packed.packing import use_packing as use_packing
     from piccolo_st.modeling.pooling import InstructionPooling as InstructionPooling
     from piccolo_st.modeling.pooling import set_instruction_pooling as set_instruction_pooling

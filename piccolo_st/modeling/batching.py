@@ -8,8 +8,7 @@ computes that padding: half of all tokens on short Chinese questions. Here:
     StaticEmbedding has them), those without an attention mask and those that are not text alone (images have tensors
     that do not go by row) are groups of their own and are embedded as they came.
 (2) Within a group all rows are sorted by length, longest first.
-(3) The sorted rows are cut into chunks of at most ``chunk_tokens`` tokens, padding included, each no wider than its
-    longest row. The first chunk is the largest, so a run that fits its memory there fits it everywhere.
+(3) The sorted rows are cut into chunks (``cutting.py``), each no wider than its longest row.
 (4) Each chunk is one forward pass.
 (5) The embeddings are put back in order and split into columns.
 
@@ -23,7 +22,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from itertools import islice
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +32,9 @@ from sentence_transformers.base.modules import Router
 from torch import Tensor, nn
 
 from piccolo_st.distributed import last_forward_syncs
-
-Features = dict[str, Any]
+from piccolo_st.modeling.cutting import chunk_ranges
+from piccolo_st.modeling.packed.packing import ROW_LENGTHS, packs_now
+from piccolo_st.modeling.packed.varlen import Features as Features
 
 # What the collator writes for the loss and no model may see: whose row a hard negative is, and which text a row holds.
 BOOKKEEPING = ("owner", "text_id")
@@ -75,26 +76,6 @@ def row_count(features: Features) -> int:
     raise ValueError(f"features without any tensor have no rows; got the keys {sorted(features)}")
 
 
-def token_chunks(lengths: Sequence[int], chunk_tokens: int | None) -> list[tuple[int, int]]:
-    """Cut rows into consecutive ranges of at most ``chunk_tokens`` tokens each, padding included.
-
-    Args:
-        lengths: tokens of each row, longest first.
-        chunk_tokens: the limit; a row that is longer gets a chunk of its own. None: one chunk.
-
-    Returns:
-        (begin, end) of each chunk; the chunk is ``lengths[begin]`` wide.
-    """
-    if chunk_tokens is None:
-        return [(0, len(lengths))] if lengths else []
-    ranges, begin = [], 0
-    while begin < len(lengths):
-        end = min(len(lengths), begin + max(1, chunk_tokens // max(1, lengths[begin])))
-        ranges.append((begin, end))
-        begin = end
-    return ranges
-
-
 @dataclass(frozen=True)
 class RowGroup:
     """Rows of one or more columns that one forward pass can take.
@@ -102,18 +83,21 @@ class RowGroup:
     Attributes:
         features: of all rows, longest first, padded to the longest; as they came where ``lengths`` is None.
         lengths: tokens of each row, longest first; None for a group that is not sorted and not cut.
+        padded: tokens of the columns as they came, each padded to its longest row.
     """
 
     features: Features
     lengths: tuple[int, ...] | None
+    padded: int = 0
 
-    def chunks(self, chunk_tokens: int | None) -> list[Features]:
-        """Features of each chunk, trimmed to its longest row. See :func:`token_chunks`."""
+    def chunks(self, chunk_tokens: int | str | None, packed: bool = False) -> list[Features]:
+        """Features of each chunk, trimmed to its longest row. See :func:`cutting.chunk_ranges`."""
         if self.lengths is None:
             return [dict(self.features)]
         total, width = len(self.lengths), max(1, self.lengths[0])
+        device = _device(self.features).type
         chunks = []
-        for begin, end in token_chunks(self.lengths, chunk_tokens):
+        for begin, end in chunk_ranges(self.lengths, chunk_tokens, device, packed, self.padded):
             chunk = {}
             for key, value in self.features.items():
                 if _is_per_row(value, key, total):
@@ -150,16 +134,17 @@ class SortedRows:
         return list(rows.index_select(0, self.position).split(self.sizes))
 
 
-def sort_rows(columns: Sequence[Features], reads_task: bool = False) -> SortedRows:
+def sort_rows(columns: Sequence[Features], reads_task: bool = False, packed: bool = False) -> SortedRows:
     """Steps (1) and (2). Waits for the device once, for the lengths.
 
     Args:
         columns: features of each column; the loss's own keys (``owner``, ``text_id``) are left out.
         reads_task: whether the model treats columns differently by ``task``; see :func:`model_reads_task`.
+        packed: whether the model packs the rows: then it is told their lengths, so that it need not wait for them.
     """
     plain = [without_bookkeeping(features) for features in columns]
     sizes = tuple(row_count(features) for features in columns)
-    lengths = _lengths(plain)
+    lengths, whole = _lengths(plain)
     members: dict[object, list[int]] = {}
     for index, (features, column_lengths) in enumerate(zip(plain, lengths, strict=True)):
         key = index if column_lengths is None else _signature(features, sizes[index], reads_task)
@@ -176,7 +161,11 @@ def sort_rows(columns: Sequence[Features], reads_task: bool = False) -> SortedRo
             continue
         by_length = sorted(range(len(rows)), key=lambda row: -group_lengths[row])
         merged = _merge([plain[index] for index in indices], [sizes[index] for index in indices], by_length)
-        groups.append(RowGroup(_trim(merged, len(rows), group_lengths), tuple(group_lengths[row] for row in by_length)))
+        merged = _trim(merged, len(rows), group_lengths)
+        by_row = tuple(group_lengths[row] for row in by_length)
+        if packed and all(whole[index] for index in indices):
+            merged[ROW_LENGTHS] = torch.tensor(by_row)
+        groups.append(RowGroup(merged, by_row, sum(sizes[index] * max(lengths[index] or [0]) for index in indices)))
         order += [rows[row] for row in by_length]
 
     position = torch.empty(len(order), dtype=torch.int64)
@@ -192,14 +181,14 @@ def model_reads_task(model: nn.Module) -> bool:
     )
 
 
-def embed_columns(model: nn.Module, columns: Sequence[Features], chunk_tokens: int | None = None) -> list[Tensor]:
+def embed_columns(model: nn.Module, columns: Sequence[Features], chunk_tokens: int | str | None = None) -> list[Tensor]:
     """Embed all columns, steps (1) to (5).
 
     Args:
         model: a SentenceTransformer, or DistributedDataParallel or DeepSpeed's engine around one.
         columns: features of each column.
-        chunk_tokens: the largest forward pass, in tokens, padding included. None: one forward pass for all rows that
-            the model treats alike.
+        chunk_tokens: the largest forward pass, in tokens, padding included; "auto": what suits the device. None: one
+            forward pass for all rows that the model treats alike.
 
     Returns:
         (rows, dim) for each column.
@@ -209,8 +198,9 @@ def embed_columns(model: nn.Module, columns: Sequence[Features], chunk_tokens: i
     """
     if columns_stay_apart():
         return _embed_in_place(model, columns)
-    rows = sort_rows(columns, model_reads_task(model))
-    chunks = [chunk for group in rows.groups for chunk in group.chunks(chunk_tokens)]
+    packed = packs_now(model)
+    rows = sort_rows(columns, model_reads_task(model), packed)
+    chunks = [chunk for group in rows.groups for chunk in group.chunks(chunk_tokens, packed)]
     embeddings = []
     for number, chunk in enumerate(chunks, start=1):
         with last_forward_syncs(model, last=number == len(chunks)):
@@ -270,29 +260,34 @@ def _goes_by_row(features: Features) -> bool:
     )
 
 
-def _lengths(columns: Sequence[Features]) -> list[list[int] | None]:
-    """Tokens of each row up to its last one, by column; None where rows cannot be sorted and trimmed."""
+def _lengths(columns: Sequence[Features]) -> tuple[list[list[int] | None], list[bool]]:
+    """Tokens of each row up to its last one, by column; None where rows cannot be sorted and trimmed.
+
+    And whether all of each row's tokens up to there count, and are any.
+    """
     parts: list[Tensor] = []
-    sizes: list[int | None] = []
     for features in columns:
         mask = features.get("attention_mask")
         if mask is None or not _goes_by_row(features):
-            sizes.append(None)
             continue
         present = mask != 0
         length = (present * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1)
         left_padded = (~present[:, :1] & present.any(dim=1, keepdim=True)).any()
-        parts.append(torch.cat([length, left_padded.long().reshape(1)]))
-        sizes.append(mask.shape[0])
-    values = torch.cat(parts).tolist() if parts else []
+        whole = ((present.sum(dim=1) == length) & (length > 0)).all()
+        parts.append(torch.cat([torch.stack([left_padded, whole]).long(), length]))
+    values = iter(torch.cat(parts).tolist() if parts else [])
     lengths: list[list[int] | None] = []
-    for size in sizes:
-        if size is None:
+    wholes = []
+    for features in columns:
+        if not _goes_by_row(features):
             lengths.append(None)
+            wholes.append(False)
             continue
-        lengths.append(None if values[size] else values[:size])
-        values = values[size + 1 :]
-    return lengths
+        left_padded, whole = next(values), next(values)
+        column = list(islice(values, len(features["attention_mask"])))
+        lengths.append(None if left_padded else column)
+        wholes.append(bool(whole))
+    return lengths, wholes
 
 
 def _signature(features: Features, rows: int, reads_task: bool) -> object:

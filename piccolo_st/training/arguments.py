@@ -269,7 +269,10 @@ class PiccoloTrainingArguments(SentenceTransformerTrainingArguments):
         metadata={"help": "On a CPU, draw dropout masks ten times faster than torch; see modeling/packed/dropout.py."},
     )
     packing: bool = field(
-        default=True, metadata={"help": "On a CPU, run rows without padding, where that changes nothing else."}
+        default=True,
+        metadata={
+            "help": "Run rows without padding, where that changes nothing else: on a CPU, and on CUDA in bf16 or fp16."
+        },
     )
     # The parent's own since transformers 5.23; before it, which is what Python 3.10 has, gradient_checkpointing.
     activation_checkpointing: bool | None = field(

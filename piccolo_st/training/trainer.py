@@ -111,11 +111,12 @@ class PiccoloTrainer(ResumableTrainer):
         return model
 
     def _speed_up(self, model: SentenceTransformer) -> None:
-        if self.args.device.type == "cpu" and not self.args.torch_compile:  # a compiler wants stock modules
-            if getattr(self.args, "fast_dropout", False):
-                use_fast_dropout(model)
-            if getattr(self.args, "packing", False):
-                use_packing(model)
+        if self.args.torch_compile:  # a compiler wants stock modules
+            return
+        if self.args.device.type == "cpu" and getattr(self.args, "fast_dropout", False):
+            use_fast_dropout(model)
+        if getattr(self.args, "packing", False):
+            use_packing(model, torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None)
 
     def preprocess_dataset(
         self, dataset: DatasetDict | Dataset | None = None, dataset_name: str | None = None

@@ -16,9 +16,9 @@ from piccolo_st.modeling.batching import (
     model_reads_task,
     row_count,
     sort_rows,
-    token_chunks,
     without_bookkeeping,
 )
+from piccolo_st.modeling.cutting import FEW, chunk_ranges, few_chunks, token_chunks
 
 QUERIES = ["天气", "猫和狗都是动物", "好"]
 POSITIVES = ["今天天气很好，明天有雨", "狗", "好的"]
@@ -34,6 +34,33 @@ def test_chunks_cover_the_rows_and_keep_the_limit(lengths: list[int], limit: int
         assert end - begin == 1 or (end - begin) * lengths[begin] <= limit
         assert end == len(lengths) or (end + 1 - begin) * max(1, lengths[begin]) > limit  # one more would not fit
     assert token_chunks(lengths, None) == ([(0, len(lengths))] if lengths else [])
+
+
+@given(st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=12), min_size=1, max_size=4))
+def test_few_chunks_never_compute_more_than_padded_columns(columns: list[list[int]]) -> None:
+    lengths = sorted((length for column in columns for length in column), reverse=True)
+    most = sum(len(column) * max(column) for column in columns)
+    chunks = few_chunks(lengths, most)
+    assert [row for begin, end in chunks for row in range(begin, end)] == list(range(len(lengths)))
+    assert sum((end - begin) * lengths[begin] for begin, end in chunks) <= most
+
+
+@pytest.mark.parametrize("negatives", [1, 7])
+def test_tokens_computed_at_64_and_512(negatives: int) -> None:
+    """Of lognormal lengths: stock's columns, chunks without packing, and packed rows."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(rows: int, typical: int, most: int) -> list[int]:
+        sizes = typical * (0.6 * torch.randn(rows, generator=generator)).exp()
+        return sizes.clamp(4, most).long().tolist()
+
+    columns = [draw(32, 16, 64), *(draw(32, 260, 512) for _ in range(1 + negatives))]
+    lengths = sorted((length for column in columns for length in column), reverse=True)
+    stock = sum(len(column) * max(column) for column in columns)
+    chunks = chunk_ranges(lengths, "auto", "cuda", False, stock)
+    computed = sum((end - begin) * lengths[begin] for begin, end in chunks)
+    assert 4 <= len(chunks) <= FEW and computed <= min(stock, 1.25 * sum(lengths))
+    assert chunk_ranges(lengths, "auto", "cuda", True, stock) == [(0, len(lengths))]  # packed: no padding at all
 
 
 def features(model: Any, **settings: Any) -> list[dict[str, Any]]:

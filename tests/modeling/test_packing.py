@@ -33,7 +33,8 @@ from transformers import (
 )
 
 from piccolo_st.modeling.packed.attention import _SCORES, ATTENTION, SHORT, Blocks, attention, similar_lengths
-from piccolo_st.modeling.packed.packing import pack, packs, use_packing
+from piccolo_st.modeling.packed.packing import pack, packs, packs_now, use_packing
+from piccolo_st.modeling.packed.varlen import Borders, Tried, View, _varlen_attn, reference
 from piccolo_st.modeling.pooling import set_instruction_pooling
 from piccolo_st.modeling.portable.saving import save_portable
 
@@ -332,3 +333,60 @@ def test_encode_is_the_same_and_nothing_is_saved(
     save_portable(model, tmp_path / "model")
     assert not any(ATTENTION in path.read_text(errors="ignore") for path in (tmp_path / "model").rglob("*.json"))
     assert torch.allclose(torch.tensor(SentenceTransformer(str(tmp_path / "model")).encode(TEXTS)), expected, atol=1e-5)
+
+
+# A kernel for half precision, as on a GPU; here its equal in plain torch.
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_kernel_of_half_precision_packs_there_alone(name: str, encoder_dir: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build(tmp_path, MODELS[name](), encoder_dir)
+    packed = copy.deepcopy(model)
+    assert use_packing(packed, torch.bfloat16, kernel=reference)
+    features = model.preprocess(TEXTS)
+    seen: list[torch.Size] = []
+    packed[0].model.get_input_embeddings().register_forward_hook(lambda *args: seen.append(args[2].shape[:2]))
+    assert not packs_now(packed) and torch.equal(
+        packed(dict(features))["sentence_embedding"], model(dict(features))["sentence_embedding"]
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert packs_now(packed)
+        (found, ours), (expected, theirs) = gradients(packed, features), gradients(model, features)
+    assert seen == [features["input_ids"].shape, (1, int(features["attention_mask"].sum()))]
+    assert torch.allclose(found.float(), expected.float(), atol=0.05)
+    pair = [torch.cat([one.flatten() for one in many]) for many in (ours, theirs)]
+    assert float(torch.cosine_similarity(*pair, dim=0)) > 0.99
+
+
+def test_lengths_that_are_known_are_not_asked_of_the_mask(make_model: Callable[..., SentenceTransformer]) -> None:
+    features = make_model().preprocess(TEXTS)
+    lengths = features["attention_mask"].sum(1)
+    one, other = (pack(dict(features) | more, kernel=reference) for more in ({}, {"row_lengths": lengths}))
+    assert one and other and one["blocks"].borders.tolist() == [0, *lengths.cumsum(0).tolist()]
+    for name in ("input_ids", "position_ids"):
+        assert torch.equal(one[name], other[name])
+    assert torch.equal(one["blocks"].borders, other["blocks"].borders)
+
+
+def test_a_kernel_is_refused_with_the_reason(
+    make_model: Callable[..., SentenceTransformer], caplog: pytest.LogCaptureFixture
+) -> None:
+    def short_sighted(*args: object) -> torch.Tensor:
+        return reference(*args[:5], View(window=3), args[6])  # type: ignore[arg-type]
+
+    with caplog.at_level(logging.WARNING, logger="piccolo_st.modeling.packed.packing"):
+        assert not use_packing(make_model(), None, reference)
+        assert not use_packing(make_model(dropout=True), torch.bfloat16, reference)
+        assert not use_packing(make_model(), torch.float16, short_sighted)
+    assert "set train.bf16 or train.fp16 to true" in caplog.text
+    assert "set model.model_kwargs.attention_probs_dropout_prob to 0.0" in caplog.text
+    assert "its attention in float16 is " in caplog.text
+    rows = torch.randn(1, 2, 5, 8)
+    with pytest.raises(ValueError, match=r"no dropout of attention weights, got 0.1"):
+        Borders([5], torch.tensor([0, 5]), reference).attend(rows, rows, rows, View(), 1.0, 0.1)
+    assert Tried(reference, torch.bfloat16)(*[torch.randn(5, 2, 8)] * 3, torch.tensor([0, 5]), 5, View(), 1.0).shape
+
+
+def test_the_kernel_of_torch_takes_windows_and_a_scale() -> None:
+    assert {"scale", "window_size"} <= _varlen_attn()[1]

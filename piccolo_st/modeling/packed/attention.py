@@ -26,8 +26,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from piccolo_st.modeling.batching import Features
 from piccolo_st.modeling.packed.dropout import draw_mask
+from piccolo_st.modeling.packed.varlen import Borders, Features, View
 
 ATTENTION = "piccolo_packed"
 """The name of :func:`attention` in transformers' AttentionInterface."""
@@ -53,40 +53,18 @@ class Block:
     padding: Tensor | None
 
 
-@dataclass(frozen=True)
-class View:
-    """What a token sees of its own text.
-
-    Attributes:
-        window: keys this many tokens away or more are hidden; None: none are.
-        causal: whether what follows is hidden too.
-    """
-
-    window: int | None = None
-    causal: bool = False
-
-    def is_whole(self, length: int) -> bool:
-        """Whether every token of a text sees all of it."""
-        return not self.causal and (self.window is None or self.window >= length)
-
-    def hidden(self, length: int) -> Tensor:
-        """True where a query does not see a key: bool (length, length)."""
-        places = torch.arange(length)
-        ahead = places - places[:, None]  # (query, key)
-        hidden = ahead > 0 if self.causal else torch.zeros_like(ahead, dtype=torch.bool)
-        return hidden if self.window is None else hidden | (ahead.abs() >= self.window)
-
-
 class Blocks:
     """How packed texts are laid out for attention, and the way back; the same for every layer.
 
     Args:
         lengths: tokens of each text, at least 1, in the order of the packed tokens.
         features: what was packed.
+        place: where each token stands among the padded ones: int64 (tokens,).
     """
 
-    def __init__(self, lengths: Sequence[int], features: Features | None = None) -> None:
+    def __init__(self, lengths: Sequence[int], features: Features | None = None, place: Tensor | None = None) -> None:
         self.features = {} if features is None else features
+        self.place = place
         self.lengths = list(lengths)
         size = torch.tensor(self.lengths)
         first = size.cumsum(0) - size
@@ -105,6 +83,20 @@ class Blocks:
         self._padding = torch.cat(padded)
         self._indices: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._hidden: dict[tuple[int, View], Tensor] = {}
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, view: View, scale: float, dropout: float) -> Tensor:
+        """(1, heads, tokens, width) each -> (1, tokens, heads, width); steps (2) and (3)."""
+        shared = query.shape[1] // key.shape[1]  # heads of queries that share one of keys
+        if shared > 1:
+            key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))
+        if dropout or max(self.lengths) <= SHORT:
+            query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (tokens, heads, width)
+            output: Tensor = _BlockAttention.apply(query, key, value, self, view, scale, dropout)  # type: ignore[no-untyped-call]
+            return output[None]
+        seen = {length: None if view.is_whole(length) else ~view.hidden(length) for length in set(self.lengths)}
+        parts = zip(self.lengths, *(x.split(self.lengths, dim=2) for x in (query, key, value)), strict=True)
+        outputs = [F.scaled_dot_product_attention(q, k, v, seen[length], scale=scale) for length, q, k, v in parts]
+        return torch.cat(outputs, dim=2).transpose(1, 2)
 
     def hidden(self, block: Block, view: View) -> Tensor | None:
         """True where a query does not see a key: bool, broadcastable to (rows, heads, length, length); None: nowhere.
@@ -263,7 +255,7 @@ def attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' SDPA attention; of packed texts on a CPU, step (3).
+    """transformers' SDPA attention; that of packed texts by ``blocks``.
 
     Args:
         module: the attention layer.
@@ -273,8 +265,8 @@ def attention(
         attention_mask: of packed texts, not read.
         dropout: probability of dropping an attention weight.
         scaling: of the scores; None: width ** -0.5.
-        **kwargs: ``blocks``, the :class:`Blocks` of packed texts, ``sliding_window`` and ``is_causal``; the rest is
-            passed on.
+        **kwargs: ``blocks``, the :class:`Blocks` of packed texts or their :class:`Borders` where a kernel takes them
+            as they are, ``sliding_window`` and ``is_causal``; the rest is passed on.
 
     Returns:
         (batch, tokens, heads, width), and None in place of the weights.
@@ -282,7 +274,7 @@ def attention(
     Raises:
         ValueError: packed texts and a layer that changes its scores in another way.
     """
-    blocks = kwargs.pop("blocks", None)
+    blocks: Blocks | Borders | None = kwargs.pop("blocks", None)
     if blocks is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -292,17 +284,9 @@ def attention(
     causal = kwargs.get("is_causal")
     view = View(kwargs.get("sliding_window"), getattr(module, "is_causal", True) if causal is None else causal)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    shared = query.shape[1] // key.shape[1]  # heads of queries that share one of keys
-    if shared > 1:
-        key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))
-    if dropout or max(blocks.lengths) <= SHORT:
-        query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (tokens, heads, width)
-        packed = _BlockAttention.apply(query, key, value, blocks, view, scale, dropout)  # type: ignore[no-untyped-call]
-        return packed[None], None
-    seen = {length: None if view.is_whole(length) else ~view.hidden(length) for length in set(blocks.lengths)}
-    parts = zip(blocks.lengths, *(x.split(blocks.lengths, dim=2) for x in (query, key, value)), strict=True)
-    outputs = [F.scaled_dot_product_attention(q, k, v, seen[length], scale=scale) for length, q, k, v in parts]
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+    if torch.is_autocast_enabled(query.device.type):  # as SDPA, which autocast knows; rotary positions are float32
+        query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
+    return blocks.attend(query, key, value, view, scale, dropout), None
 
 
 AttentionInterface.register(ATTENTION, attention)

@@ -1,17 +1,18 @@
-"""Rows without padding on a CPU: what flash attention's variable-length kernels do for sentence-transformers on a GPU.
+"""Rows without padding, on a CPU and on a GPU.
 
 Rows sorted by length still differ within a chunk, and each is padded to the longest: a tenth of the work on short
-questions. Here, in hooks around ST's Transformer:
+questions, two thirds where questions stand beside passages. Here, in hooks around ST's Transformer:
 
 (1) the real tokens of all rows become one row of tokens, with positions that begin anew at each text;
 (2) the encoder's linear layers, norms and activations see real tokens only;
-(3) ``attention``, registered with transformers' AttentionInterface, takes texts of similar length together, pads them
-    for this one step, and lets each attend to itself, within the layer's window where it has one. In training it draws
-    the dropout of its weights as ``dropout.py`` does;
+(3) ``attention``, registered with transformers' AttentionInterface, lets each text attend to itself, within the layer's
+    window where it has one: on a CPU by ``attention.py``, which takes texts of similar length together, pads them for
+    this one step, and in training draws the dropout of its weights as ``dropout.py`` does; on CUDA in half precision by
+    ``varlen.py``, whose kernel has no such dropout;
 (4) the token embeddings are put back into padded rows, so that what follows sees what it always does.
 
 ``use_packing`` installs it, after it has seen that the model then gives what it gave before, for texts longer than any
-window that its layers may have, and says so where it does not. Features on another device, or that ST has flattened
+window that its layers may have, and says so where it does not. Features in float32 on CUDA, or that ST has flattened
 itself, pass as they are. Nothing of it is saved with a model.
 """
 
@@ -19,36 +20,43 @@ from __future__ import annotations
 
 import logging
 import sys
-from functools import partial
-from itertools import starmap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from piccolo_st.distributed import get_rank
-from piccolo_st.modeling.batching import Features
 from piccolo_st.modeling.packed.attention import ATTENTION, SHORT, Blocks
+from piccolo_st.modeling.packed.varlen import HALF, Borders, Features, Kernel, Tried, varlen
 from piccolo_st.modeling.positions import usable_positions
 
 logger = logging.getLogger(__name__)
 
+ROW_LENGTHS = "row_lengths"
+"""A feature of rows padded on the right for models that pack: tokens of each, int64 (rows,), on the CPU."""
+
 _BY_TOKEN = ("input_ids", "token_type_ids")
-_READY = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # transformers makes no mask where it is given one of four dimensions
 _TRIED = 16_384  # tokens of the trial, at most
 
 
-def pack(features: Features, first_position: int = 0, full: bool = False) -> Features | None:
-    """Features of padded rows -> of one row of tokens, step (1).
+def pack(
+    features: Features, first_position: int = 0, full: bool = False, kernel: Kernel | None = None
+) -> Features | None:
+    """Features of padded rows -> of one row of tokens, step (1). Without ``row_lengths``, waits for the device once.
 
     Args:
         features: ``input_ids`` and ``attention_mask`` (rows, length), padded on the right; what else there is.
         first_position: the position of a text's first token: 0, or after the padding index in RoBERTa's family.
         full: pack rows of one length as well: nothing is padded, but the dropout of attention weights is cheap.
+        kernel: what computes the attention; None: ``Blocks``, on a CPU.
 
     Returns:
         New features, or None where they cannot be packed or need not be.
@@ -56,24 +64,40 @@ def pack(features: Features, first_position: int = 0, full: bool = False) -> Fea
     ids, mask = features.get("input_ids"), features.get("attention_mask")
     if "cu_seq_lens_q" in features or not isinstance(ids, Tensor) or not isinstance(mask, Tensor):
         return None
-    if ids.device.type != "cpu" or ids.ndim != 2 or mask.shape != ids.shape or not len(ids):
+    if (kernel is None and ids.device.type != "cpu") or ids.ndim != 2 or mask.shape != ids.shape or not len(ids):
         return None
-    unknown = [
-        name
-        for name, value in features.items()
-        if isinstance(value, Tensor) and value.shape[:2] == ids.shape and name not in (*_BY_TOKEN, "attention_mask")
-    ]
+    known = {*_BY_TOKEN, "attention_mask"}
+    if any(
+        isinstance(one, Tensor) and one.shape[:2] == ids.shape for name, one in features.items() if name not in known
+    ):
+        return None
+    lengths = _lengths(features, mask)
+    if lengths is None or (not full and min(lengths) == ids.shape[1]):
+        return None
+    size = torch.tensor(lengths).to(ids.device, non_blocking=True)
+    end = size.cumsum(0)
+    row = torch.arange(len(ids), device=ids.device).repeat_interleave(size, output_size=sum(lengths))
+    position = torch.arange(len(row), device=ids.device) - (end - size)[row]
+    place = row * ids.shape[1] + position
+    packed = features | {name: features[name].flatten()[place][None] for name in _BY_TOKEN if name in features}
+    # transformers makes no mask where it is given one of four dimensions.
+    packed["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
+    packed["position_ids"] = position[None] + first_position
+    if kernel is None:
+        return packed | {"blocks": Blocks(lengths, features, place)}
+    return packed | {"blocks": Borders(lengths, F.pad(end, (1, 0)).int(), kernel, features, place)}
+
+
+def _lengths(features: Features, mask: Tensor) -> list[int] | None:
+    """Tokens of each row; None unless each has some, and padding on the right alone."""
+    known = features.get(ROW_LENGTHS)
+    if isinstance(known, Tensor):
+        return list(known.tolist())
     seen = mask != 0
-    lengths = seen.sum(dim=1)
-    places = torch.arange(ids.shape[1])
-    if bool(seen.all()) and not full:
-        return None
-    if unknown or not bool(lengths.all()) or not torch.equal(seen, places < lengths[:, None]):
-        return None
-    packed = features | {name: features[name][seen][None] for name in _BY_TOKEN if name in features}
-    packed["attention_mask"] = _READY
-    packed["position_ids"] = places.expand_as(ids)[seen][None] + first_position
-    return packed | {"blocks": Blocks(lengths.tolist(), features)}
+    size = seen.sum(dim=1)
+    right = (seen == (torch.arange(mask.shape[1], device=mask.device) < size[:, None])).all()
+    *lengths, fits = torch.cat([size, right.long()[None]]).tolist()
+    return lengths if fits and min(lengths) > 0 else None
 
 
 def unpack(features: Features) -> Features:
@@ -81,11 +105,10 @@ def unpack(features: Features) -> Features:
 
     It is written into the dict that was packed, as ST's Transformer does: ST's AdaptiveLayerLoss looks for it there.
     """
-    blocks = features.pop("blocks", None)
-    if blocks is None:
+    packed: Blocks | Borders | None = features.pop("blocks", None)
+    if packed is None or packed.place is None:
         return features
-    mask = blocks.features["attention_mask"]
-    place = (mask.flatten() != 0).nonzero()[:, 0]  # of each token among the padded ones
+    place, mask = packed.place, packed.features["attention_mask"]
 
     def padded(value: object) -> object:
         if isinstance(value, list | tuple):
@@ -96,34 +119,84 @@ def unpack(features: Features) -> Features:
         return rows.view(*mask.shape, *value.shape[2:])
 
     features.pop("position_ids")
-    made = {name: padded(value) for name, value in features.items() if name not in blocks.features}
-    blocks.features.update(made)
-    return blocks.features
+    made = {name: padded(value) for name, value in features.items() if name not in packed.features}
+    packed.features.update(made)
+    return packed.features
+
+
+@dataclass
+class Packer:
+    """The hook before a Transformer that packs; a class, so that a model that packs can be pickled, as encode does.
+
+    Attributes:
+        first_position: as of :func:`pack`.
+        kernel: as of :func:`pack`.
+        tried: whether it packs in any precision, for the time of the trial.
+    """
+
+    first_position: int
+    kernel: Kernel | None
+    tried: bool = False
+
+    def __call__(self, module: Transformer, args: tuple[Features, ...]) -> tuple[Features, ...] | None:
+        """The arguments with packed features."""
+        packed = None
+        if self.ready(module.model):
+            packed = pack(args[0], self.first_position, module.training or self.kernel is not None, self.kernel)
+        given = args[0] if packed is None else packed
+        given.pop(ROW_LENGTHS, None)
+        return (given, *args[1:])
+
+    def ready(self, encoder: PreTrainedModel) -> bool:
+        """Whether the kernel computes in the precision of the moment."""
+        if self.kernel is None or self.tried:
+            return True
+        device = encoder.device.type
+        computes = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else encoder.dtype
+        return computes in HALF
+
+
+def _unpack_output(module: nn.Module, args: tuple[Features, ...], output: Features) -> Features:
+    return unpack(output)
 
 
 def packs(model: nn.Module) -> bool:
     """Whether :func:`use_packing` was successful with this model, or with the one that is wrapped in it."""
-    configs = (getattr(module, "config", None) for module in model.modules())
-    return any(getattr(config, "_attn_implementation", None) == ATTENTION for config in configs)
+    return any(True for _ in _packers(model))
 
 
-def use_packing(model: SentenceTransformer) -> bool:
-    """Let a model run without padding on a CPU, if that changes nothing but the time it takes.
+def packs_now(model: nn.Module) -> bool:
+    """Whether a forward pass begun now would pack: on CUDA only in half precision."""
+    return any(packer.ready(transformer.model) for packer, transformer in _packers(model))
+
+
+def _packers(model: nn.Module) -> Iterator[tuple[Packer, Transformer]]:
+    for module in model.modules():
+        if isinstance(module, Transformer):
+            yield from ((hook, module) for hook in module._forward_pre_hooks.values() if isinstance(hook, Packer))
+
+
+def use_packing(model: SentenceTransformer, dtype: torch.dtype | None = None, kernel: Kernel | None = None) -> bool:
+    """Let a model run without padding, if that changes nothing but the time it takes.
 
     Args:
         model: its first module is packed if it is a text encoder with SDPA attention and what it makes of random rows,
             of which one is longer than any attention window, stays the same. A warning says why it does not.
+        dtype: what the products are computed in, by autocast, on CUDA; on a CPU not read. None: what the weights are.
+        kernel: what computes the attention of packed rows; None: what suits the model's device.
 
     Returns:
         Whether the model packs now.
     """
-    transformer = model[0]
-    if not isinstance(transformer, Transformer) or transformer.backend != "torch" or model.device.type != "cpu":
+    transformer, device = model[0], model.device.type
+    if not isinstance(transformer, Transformer) or transformer.backend != "torch" or device not in ("cpu", "cuda"):
         return False
     if packs(model):
         return True
+    kernel = varlen if kernel is None and device == "cuda" else kernel
     encoder = transformer.model
-    reason = _unfit(encoder) or _install(model, transformer, encoder)
+    reason = _unfit(encoder) or ("" if kernel is None else _unfit_for_kernel(encoder, dtype))
+    reason = reason or _install(model, transformer, encoder, kernel, dtype)
     if reason and get_rank() == 0:
         logger.warning("%s runs with padding, because %s", type(encoder).__name__, reason)
     return not reason
@@ -136,25 +209,51 @@ def _unfit(encoder: PreTrainedModel) -> str:
         return f"its attention is {chosen}, not sdpa"
     if getattr(encoder, "is_decoder", False):
         return "it is a decoder"
-    if encoder.dtype in (torch.float16, torch.bfloat16):
+    if encoder.dtype in HALF:
         return f"its weights are {str(encoder.dtype)[6:]}, whose rounding hides what else would change"
     if (tokens := sum(_trial_lengths(encoder))) > _TRIED:
         return f"its attention windows would take a trial of {tokens:,} tokens, and {_TRIED:,} is the most"
     return ""
 
 
-def _install(model: SentenceTransformer, transformer: Transformer, encoder: PreTrainedModel) -> str:
+def _unfit_for_kernel(encoder: PreTrainedModel, dtype: torch.dtype | None) -> str:
+    """What else stands against a kernel for half precision without dropout."""
+    if dtype not in HALF:
+        return "packed rows on a GPU need half precision; set train.bf16 or train.fp16 to true"
+    drops = {
+        name: value
+        for name, value in vars(encoder.config.get_text_config()).items()
+        if "att" in name and "drop" in name and isinstance(value, float) and value > 0
+    }
+    for name, value in drops.items():
+        return (
+            f"its attention weights have dropout ({name} {value}), which no kernel for packed rows has; set "
+            f"model.model_kwargs.{name} to 0.0"
+        )
+    return ""
+
+
+def _install(
+    model: SentenceTransformer,
+    transformer: Transformer,
+    encoder: PreTrainedModel,
+    kernel: Kernel | None,
+    dtype: torch.dtype | None,
+) -> str:
     """Install the hooks and try them; why they are gone again, or nothing."""
-    pack_arguments = partial(_pack_arguments, first_position=_first_position(encoder))
-    handles: list[RemovableHandle] = []
+    trial = None if kernel is None else Tried(kernel, dtype or torch.bfloat16)
+    packer, handles = Packer(_first_position(encoder), trial, tried=True), []
     try:
-        before = _trial(model, encoder)
-        encoder.set_attn_implementation(ATTENTION)
-        handles.append(transformer.register_forward_pre_hook(pack_arguments))
-        handles.append(transformer.register_forward_hook(_unpack_output))
-        if all(starmap(_same, zip(_trial(model, encoder), before, strict=True))):
+        with _exact(model.device):
+            before = _trial(model, encoder)
+            encoder.set_attn_implementation(ATTENTION)
+            handles.append(transformer.register_forward_pre_hook(packer))
+            handles.append(transformer.register_forward_hook(_unpack_output))
+            apart = list(map(_apart, _trial(model, encoder), before))
+        if all(one <= _ROUNDING for one in apart):
+            packer.kernel, packer.tried = kernel, False
             return ""
-        reason = "its embeddings would change"
+        reason = f"its embeddings would change by {max(apart):.1g} of the largest"
     except (ValueError, TypeError, RuntimeError, KeyError, IndexError) as error:
         reason = f"{type(error).__name__}: {error}"
     for handle in handles:
@@ -163,24 +262,29 @@ def _install(model: SentenceTransformer, transformer: Transformer, encoder: PreT
     return reason
 
 
-# The hooks are functions of the module, so that a model that packs can be pickled, as encode does for its processes.
+@contextmanager
+def _exact(device: torch.device) -> Iterator[None]:
+    """Products in full precision on CUDA, whatever the run allows."""
+    if device.type != "cuda":
+        yield
+        return
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    products.fp32_precision = "ieee"
+    try:
+        with sdpa_kernel(SDPBackend.MATH), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        products.fp32_precision = before
 
 
-def _pack_arguments(module: nn.Module, args: tuple[Features, ...], first_position: int) -> tuple[Features, ...] | None:
-    packed = pack(args[0], first_position, full=module.training)
-    return None if packed is None else (packed, *args[1:])
+_ROUNDING = 2e-5
+"""24 layers round by 2e-6 of the largest number; one key of a window of 128 makes 9e-5 of it and more."""
 
 
-def _unpack_output(module: nn.Module, args: tuple[Features, ...], output: Features) -> Features:
-    return unpack(output)
-
-
-def _same(found: Tensor, expected: Tensor) -> bool:
-    """Whether they differ by rounding alone.
-
-    24 layers round by 2e-6 of the largest number; one key of a window of 128 makes 9e-5 of it and more.
-    """
-    return float((found - expected).abs().max()) <= 2e-5 * float(expected.abs().max())
+def _apart(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, of the largest number."""
+    return float((found - expected).abs().max()) / float(expected.abs().max())
 
 
 def _trial_lengths(encoder: PreTrainedModel) -> list[int]:
@@ -209,7 +313,8 @@ def _trial(model: SentenceTransformer, encoder: PreTrainedModel) -> list[Tensor]
         for lengths in ([7, 4, 4], _trial_lengths(encoder)):
             ids = torch.randint(vocabulary // 2, vocabulary, (len(lengths), max(lengths)), generator=generator)
             seen = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-            output = model({"input_ids": ids.where(seen, padding), "attention_mask": seen.long()})
+            ids, seen = ids.where(seen, padding).to(model.device), seen.to(model.device)
+            output = model({"input_ids": ids, "attention_mask": seen.long()})
             made += [output["token_embeddings"][seen], output["sentence_embedding"]]
     finally:
         for module in training:
