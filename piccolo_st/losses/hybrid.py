@@ -185,7 +185,7 @@ def build_losses(
             ``labelled`` (rows are pairs with a label), which takes those of SINCERELoss.
         matryoshka_dims: dimensions trained together (MRL), each at most the model's.
         **retrieval: options of PiccoloLoss for every retrieval dataset that does not set them itself; those of caching
-            and gathering also for labelled ones.
+            and gathering also for labelled ones, and ``chunk_tokens`` for all.
 
     Returns:
         dataset name -> loss, as ``loss`` of SentenceTransformerTrainer.
@@ -222,12 +222,13 @@ def _loss_kind(
     task: str, labelled: bool, retrieval: Mapping[str, object]
 ) -> tuple[type[nn.Module], Mapping[str, object]]:
     """The loss of a task, and its options where a dataset does not set them."""
+    passes = {key: value for key, value in retrieval.items() if key == "chunk_tokens"}
     if task in SCORED_TASKS:
-        return ScoredPairsLoss, SCORED
+        return ScoredPairsLoss, {**passes, **SCORED}
     if task not in LABELLED_TASKS:
         return PiccoloLoss, {**retrieval, "weight": 1.0}
     if not labelled:
-        return OwnNegativesLoss, OWN_NEGATIVES
+        return OwnNegativesLoss, {**passes, **OWN_NEGATIVES}
     shared = set(signature(SINCERELoss).parameters) & set(retrieval)
     return SINCERELoss, {**{key: retrieval[key] for key in shared}, **LABELLED}
 

@@ -167,6 +167,13 @@ class LossArguments:
     mini_batch_num_tokens: Count | None = field(
         default=None, metadata={"help": "Switches on gradient caching with this many tokens at a time."}
     )
+    chunk_tokens: Count | Literal["auto"] = field(
+        default="auto",
+        metadata={
+            "help": "Without caching, the largest forward pass in tokens, padding included, rows sorted by length; "
+            "auto: as suits the device."
+        },
+    )
     matryoshka_dims: list[Count] | None = field(
         default=None, metadata={"help": "Embedding dimensions trained together (MRL), largest first."}
     )

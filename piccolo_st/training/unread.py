@@ -46,7 +46,17 @@ RUN: tuple[Rule, ...] = (
         lambda c: "" if c.train.eval_strategy != "no" or c.train.eval_on_start else "nothing is evaluated",
     ),
     (
-        ("train.fast_dropout", "train.packing", "train.cpu_threads"),
+        ("loss.chunk_tokens",),
+        lambda c: "gradient caching cuts the rows"
+        if c.loss.mini_batch_size is not None or c.loss.mini_batch_num_tokens is not None
+        else "",
+    ),
+    (
+        ("train.packing",),
+        lambda c: "" if c.train.device.type in ("cpu", "cuda") else f"the run is on {c.train.device.type}",
+    ),
+    (
+        ("train.fast_dropout", "train.cpu_threads"),
         lambda c: "" if c.train.device.type == "cpu" else f"the run is on {c.train.device.type}",
     ),
     (

@@ -73,6 +73,7 @@ LOSS = {
     "false_negative_margin": Row(0.1, "losses"),
     "mini_batch_size": Row(4, "losses"),
     "mini_batch_num_tokens": Row(64, "losses"),
+    "chunk_tokens": Row(64, "losses"),
     "matryoshka_dims": Row([32, 16], "losses"),
 }
 EVALUATION = {"batch_size": Row(7, "evaluators")}
