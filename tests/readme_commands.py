@@ -38,6 +38,7 @@ EXCEPTIONS = {
     r'^pytest -m "slow or not slow" tests/': "minutes; a step of .ci/run; collected only",
     r"^python -m tests\.helpers\.kill_test$": "an hour of runs that are killed",
     r"recipes/accelerate/(zero1|multinode_zero1|ddp)\.yaml": "needs several GPUs",
+    r"^CUDA_VISIBLE_DEVICES=0 ": "needs a GPU",
     r"^srun ": "needs a cluster",
     r"--executor\.kind slurm": "needs a cluster",
     r"datatrove\[ray\]": "brings Ray, which needs a cluster",
