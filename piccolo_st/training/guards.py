@@ -1,6 +1,6 @@
 """What stops a run before it wastes time: settings that fail, signals, a process that has gone.
 
-(1) ``check_supported``: combinations that are known to fail are refused before the first step;
+(1) ``check_supported``, ``check_trackers``: what is known to fail is refused before the first step;
 (2) ``StopSignals``: SIGTERM and SIGINT become a checkpoint at the next step boundary and exit code 75;
 (3) ``lost_rank``: an error that means that another process has gone says so.
 """
@@ -21,10 +21,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from piccolo_st.distributed import get_rank, get_world_size
-from piccolo_st.errors import InputError, reason
+from piccolo_st.errors import InputError, nearest, reason
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,29 @@ def check_supported(
             f"ZeRO stage 2 reduces each gradient as it arrives and fails with {cause}, which runs several backward "
             f'passes ("Gradient computed twice for this partition"); use {remedy}'
         )
+
+
+def check_trackers(names: Collection[str]) -> None:
+    """Refuse a tracker that is not installed before data and model are read; transformers would, in a traceback, after.
+
+    Args:
+        names: ``report_to`` of training arguments that are made.
+
+    Raises:
+        InputError: transformers knows no such tracker, or its package is missing.
+    """
+    known = list(INTEGRATION_TO_CALLBACK)
+    for name in names:
+        if name not in known:
+            raise InputError(
+                f"train.report_to must be none, all, or trackers among {', '.join(known)}, got {name!r}"
+                f"{nearest(name, known)}"
+            )
+        if name not in get_available_reporting_integrations():
+            raise InputError(
+                f"train.report_to must name trackers that are installed, got {name!r}, whose package is missing; "
+                "pip install it, or set train.report_to to none"
+            )
 
 
 def caches_gradients(loss: nn.Module) -> bool:

@@ -23,6 +23,7 @@ from piccolo_st.modeling import content_hash
 from piccolo_st.releasing import DatasetRecord, RunRecord, add_training
 from piccolo_st.training.arguments import FinetuneConfig
 from piccolo_st.training.assembly import load, make_trainer
+from piccolo_st.training.guards import check_trackers
 from piccolo_st.training.ownership import own
 from piccolo_st.training.summary import describe, summarize
 
@@ -48,6 +49,7 @@ class TrainingRun:
         Raises:
             InputError: a model, dataset, setting or output directory that cannot be used.
         """
+        check_trackers(config.train.report_to or ())
         self.config = config
         self.output = Path(str(config.train.output_dir))
         self._owned = own(self.output)

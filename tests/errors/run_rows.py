@@ -168,6 +168,11 @@ ROWS: dict[str, list[Row]] = {
             "DistributedDataParallel there, so launch with recipes/accelerate/cpu_zero1.yaml, or unset train.use_cpu "
             "(or ACCELERATE_USE_CPU) if there is an accelerator",
         ),
+        Row("a tracker that is not installed", finetune("--train.report_to", "comet_ml"),
+            "train.report_to must name trackers that are installed, got 'comet_ml', whose package is missing; "
+            "pip install it, or set train.report_to to none"),
+        Row("no tracker", finetune("--train.report_to", "wand"),
+            "train.report_to must be none, all, or trackers among azure_ml, …, got 'wand'; did you mean wandb?"),
     ],
     "training.ownership": [
         Row("an output under a file", finetune("--train.output_dir", "TMP/faq.jsonl/run"),
