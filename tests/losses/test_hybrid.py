@@ -131,6 +131,20 @@ def test_each_task_gets_its_loss_weight_and_temperature(make_model: Callable[...
     assert isinstance(topic.loss, OwnNegativesLoss) and (topic.weight, topic.loss.temperature) == (0.2, 0.05)
 
 
+def test_every_loss_cuts_its_passes_at_the_tokens_of_all(make_model: Callable[..., Any]) -> None:
+    tasks = {
+        "pairs": "retrieval",
+        "graded": "sts",
+        "topics": "classification",
+        "labels": ("classification", {"labelled": True}),
+    }
+    losses = build_losses(make_model(), tasks, chunk_tokens=64)
+    inner = {
+        name: getattr(loss, "loss", loss) if isinstance(loss, WeightedLoss) else loss for name, loss in losses.items()
+    }
+    assert {name: loss.chunk_tokens for name, loss in inner.items()} == dict.fromkeys(tasks, 64)
+
+
 def test_the_weight_scales_the_loss(make_model: Callable[..., Any]) -> None:
     model = make_model()
     plain, weighted = OwnNegativesLoss(model), WeightedLoss(OwnNegativesLoss(model), 0.25)

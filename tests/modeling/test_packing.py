@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -32,11 +33,13 @@ from transformers import (
     RobertaModel,
 )
 
+from piccolo_st.modeling.loading import load_encoder
 from piccolo_st.modeling.packed.attention import _SCORES, ATTENTION, SHORT, Blocks, attention, similar_lengths
 from piccolo_st.modeling.packed.packing import pack, packs, packs_now, use_packing
 from piccolo_st.modeling.packed.varlen import Borders, Tried, View, _varlen_attn, reference
 from piccolo_st.modeling.pooling import set_instruction_pooling
 from piccolo_st.modeling.portable.saving import save_portable
+from tests.conftest import build_encoder
 
 TEXTS = ["天气今明", "雨", "山川河海春夏秋冬" * 3, "猫狗", "红黄", "天" * 90, "长短好坏快慢"]
 
@@ -380,12 +383,23 @@ def test_a_kernel_is_refused_with_the_reason(
         assert not use_packing(make_model(dropout=True), torch.bfloat16, reference)
         assert not use_packing(make_model(), torch.float16, short_sighted)
     assert "set train.bf16 or train.fp16 to true" in caplog.text
-    assert "set model.model_kwargs.attention_probs_dropout_prob to 0.0" in caplog.text
+    assert "set attention_probs_dropout_prob to 0.0 in the config.json of the checkpoint" in caplog.text
     assert "its attention in float16 is " in caplog.text
     rows = torch.randn(1, 2, 5, 8)
     with pytest.raises(ValueError, match=r"no dropout of attention weights, got 0.1"):
         Borders([5], torch.tensor([0, 5]), reference).attend(rows, rows, rows, View(), 1.0, 0.1)
     assert Tried(reference, torch.bfloat16)(*[torch.randn(5, 2, 8)] * 3, torch.tensor([0, 5]), 5, View(), 1.0).shape
+
+
+def test_the_remedy_for_dropout_lets_a_kernel_pack(tmp_path: Path) -> None:
+    """A checkpoint with dropout, its config.json changed as the warning says, loaded as a run loads it."""
+    folder = build_encoder(tmp_path / "encoder")
+    path = folder / "config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    assert settings["attention_probs_dropout_prob"] > 0
+    assert not use_packing(load_encoder(str(folder), instructions="none"), torch.bfloat16, reference)
+    path.write_text(json.dumps(settings | {"attention_probs_dropout_prob": 0.0}), encoding="utf-8")
+    assert use_packing(load_encoder(str(folder), instructions="none"), torch.bfloat16, reference)
 
 
 def test_the_kernel_of_torch_takes_windows_and_a_scale() -> None:
