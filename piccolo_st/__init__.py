@@ -3,9 +3,10 @@
 The house, ground first. A room imports only from rooms above it in this list, and through their ``__init__`` where that
 says the name. Names are loaded on first use, so importing this package costs nothing.
 
-    errors, schema, describe    what bad input raises; values -> dataclasses; every key in words
+    errors, schema, describe, stored    what bad input raises; values -> dataclasses; every key in words; JSON read back
+    ownership    who writes where
     config, shipped    YAML files and the command line; YAML files by name
-    cache, hashing, tables, environment, distributed, redaction    each small shared thing once
+    cache, hashing, hub, tables, environment, distributed, redaction    each small shared thing once
     modeling/     instructions, lengths, positions, pooling; packed/ (no padding), portable/ (loads everywhere)
     data/         what a mixture is and what its rows are
     batches/      which rows at which step, and their tensors
@@ -33,7 +34,7 @@ _EXPORTS = {
     "PiccoloDataCollator": "piccolo_st.batches.collator",
     "PiccoloLoss": "piccolo_st.losses.piccolo",
     "PiccoloTrainer": "piccolo_st.training.trainer",
-    "PiccoloTrainingArguments": "piccolo_st.training.arguments",
+    "PiccoloTrainingArguments": "piccolo_st.training.training_arguments",
     "build_losses": "piccolo_st.losses.hybrid",
     "check_portable": "piccolo_st.modeling.portable.readers",
     "evaluate": "piccolo_st.evaluation.runner",

@@ -14,17 +14,17 @@ import argparse
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 import yaml
 from yaml.constructor import ConstructorError
 
-from piccolo_st.describe import json_schema, keys
+from piccolo_st.describe import JsonSchema, json_schema, keys
 from piccolo_st.errors import ConfigError, nearest, reason, shown
-from piccolo_st.schema import Keys, build
+from piccolo_st.schema import Keys, build, unknown_key
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Configuration:
     """
 
     path: Path
-    resolved: dict[str, dict[str, Any]]
+    resolved: dict[str, dict[str, object]]
 
     @classmethod
     def sections(cls) -> dict[str, type]:
@@ -97,7 +97,7 @@ def load_yaml(path: Path) -> object:
         raise ConfigError(f"{path} is not YAML: {reason(error)}") from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, object]:
     """The mapping a YAML file holds; anything else raises ConfigError."""
     content = load_yaml(path)
     if not isinstance(content, dict):
@@ -105,7 +105,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_value(text: str, place: str) -> Any:
+def read_value(text: str, place: str) -> object:
     """What a word of the command line means as YAML; ``place`` is its option, for the ConfigError if it is none."""
     try:
         return _load(text)
@@ -120,7 +120,7 @@ _MOST_VALUES = 1_000_000
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, which refuses a key named twice, and what YAML's own types cannot hold, with the line."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
@@ -129,7 +129,7 @@ class _Loader(yaml.SafeLoader):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
         try:
             return super().construct_object(node, deep)
         except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
@@ -138,7 +138,7 @@ class _Loader(yaml.SafeLoader):
             raise ConstructorError(None, None, problem, node.start_mark) from None
 
 
-def _load(text: str) -> Any:
+def _load(text: str) -> object:
     """The value of a YAML text.
 
     Raises:
@@ -180,39 +180,49 @@ def line_in(path: str | Path, keys: Keys) -> str:
     return f", line {line}"
 
 
-def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
-    """``--a.b value``, ``--a.b=value`` and a bare ``--a.b`` (true) as a flat mapping of dotted keys to YAML values."""
-    overrides: dict[str, Any] = {}
+def parse_overrides(arguments: Sequence[str], known: Mapping[str, bool] | None = None) -> dict[str, object]:
+    """``--a.b value``, ``--a.b=value`` and a bare ``--a.b`` (true) as a flat mapping of dotted keys to YAML values.
+
+    ``known`` has the keys of two parts that there are, and whether each may be true.
+    """
+    known = known or {}
+    overrides: dict[str, object] = {}
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
         if not argument.startswith("--") or "." not in argument.split("=", 1)[0]:
-            raise ConfigError(f"{argument!r} is not an override; write --section.field value")
+            word = argument.lstrip("-").split("=", 1)[0]
+            meant = [one for one in known if one.partition(".")[2] == word]
+            remedy = f"write --{meant[0]} value" if meant else "write --section.field value"
+            raise ConfigError(f"{argument!r} is not an override; {remedy}")
         key, sign, text = argument[2:].partition("=")
         if not sign:
-            text = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+            bare = not rest or rest[0].startswith("--")
+            if bare and not known.get(key, True):
+                raise ConfigError(f"--{key} must have a value, got none; write --{key} value")
+            text = "true" if bare else rest.pop(0)
         overrides[key] = read_value(text, f"--{key}")
     return overrides
 
 
-def merge(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def merge(content: Mapping[str, object], overrides: Mapping[str, object]) -> dict[str, object]:
     """``content`` with the values of dotted keys laid over it; neither is changed.
 
     Raises:
         ConfigError: a dotted key leads through something that is no mapping.
     """
-    merged: dict[str, Any] = {
+    merged: dict[str, object] = {
         name: dict(section) if isinstance(section, Mapping) else section for name, section in content.items()
     }
     for dotted, value in overrides.items():
         *parents, last = dotted.split(".")
-        place: dict[str, Any] = merged
+        place: dict[str, object] = merged
         for parent in parents:
             child = place.get(parent)
             if child is not None and not isinstance(child, dict):
                 raise ConfigError(f"--{dotted} needs {parent} to be a mapping, got {child!r}")
-            place[parent] = dict(child) if child else {}
-            place = place[parent]
+            inside: dict[str, object] = dict(child) if child else {}
+            place[parent] = place = inside
         place[last] = value
     return merged
 
@@ -231,11 +241,17 @@ def parse_run(arguments: Sequence[str], kind: type[Config], default: Path, descr
         SystemExit: after ``--help``.
     """
     arguments, sections = list(arguments), kind.sections()
-    if any(argument in ("-h", "--help") for argument in arguments):
-        print(_help(sections, default, description))
+    if asks_for_help(arguments):
+        print(usage({name: json_schema(cls) for name, cls in sections.items()}, default, description))
         raise SystemExit(0)
     path = Path(arguments.pop(0)) if arguments and not arguments[0].startswith("-") else default
-    overrides = parse_overrides(arguments)
+    own = {name: get_type_hints(cls, include_extras=False) for name, cls in sections.items()}
+    known = {
+        f"{name}.{item.name}": bool in (hint := own[name].get(item.name), *get_args(hint)) or hint in (None, Any)
+        for name, cls in sections.items()
+        for item in fields(cls)
+    }
+    overrides = parse_overrides(arguments, known)
     merged = merge(read_yaml(path), overrides)
 
     def where(keys: Keys) -> str:
@@ -244,21 +260,27 @@ def parse_run(arguments: Sequence[str], kind: type[Config], default: Path, descr
         by_hand = any(dotted == key or dotted.startswith(f"{key}.") for key in overrides)
         return "the command line" if by_hand or not line else f"{path}{line}"
 
+    given: dict[str, Mapping[str, object]] = {name: {} for name in sections}
     for name, values in merged.items():
         if name not in sections:
             raise ConfigError(f"unknown section {name!r} in {where([name])}{nearest(str(name), list(sections))}")
         if values is not None and not isinstance(values, Mapping):
             raise ConfigError(f"section {name!r} in {where([name])} must be a mapping, got {shown(values)}")
+        given[name] = values or {}
     built: dict[str, Any] = {}
     for name, cls in sections.items():
-        values = merged.get(name) or {}
+        values = given[name]
         _check_unset(name, cls, values, where)
+        for key in values:
+            elsewhere = [one for one in known if one.partition(".")[2] == key]
+            if elsewhere and f"{name}.{key}" not in known:
+                raise ConfigError(unknown_key(f"{name}.{key}", elsewhere[:1], where([name, key])))
 
         def within(keys: Keys, name: str = name) -> str:
             return where([name, *keys])
 
         built[name] = build(cls, values, f"section {name!r}", section=name, where=within)
-    resolved = {name: {**_defaults(cls), **(merged.get(name) or {})} for name, cls in sections.items()}
+    resolved = {name: {**_defaults(cls), **given[name]} for name, cls in sections.items()}
     return kind(path=path, resolved=resolved, **built)
 
 
@@ -271,9 +293,9 @@ def _check_unset(name: str, cls: type, values: Mapping[str, object], where: Call
             raise ConfigError(f"{name}.{key} in {where([name, key])} must be left out, since nothing reads it: {why}")
 
 
-def _defaults(cls: type) -> dict[str, Any]:
+def _defaults(cls: type) -> dict[str, object]:
     """What the settings of a section are where nobody sets them."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for item in dataclasses.fields(cls):
         if not item.init or item.name in {*getattr(cls, "REPLACED", {}), *getattr(cls, "UNREAD", {})}:
             continue
@@ -286,10 +308,16 @@ def _defaults(cls: type) -> dict[str, Any]:
     return {**found, **{key: vars(found[key]) for key in classes}}
 
 
-def _help(sections: Mapping[str, type], default: Path, description: str) -> str:
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    """Whether a command line has ``-h`` or ``--help``."""
+    return bool({"-h", "--help"} & set(arguments))
+
+
+def usage(sections: Mapping[str, JsonSchema], default: Path, description: str) -> str:
+    """What ``--help`` says: every key of every section, as its schema describes it."""
     lines = [description.strip(), "", f"usage: [CONFIG.yaml] [--section.field value ...]   (default: {default})", ""]
-    for name, cls in sections.items():
-        schema, parent = json_schema(cls), ""
+    for name, schema in sections.items():
+        parent = ""
         lines.append(f"{name}: {schema['description']}")
         for key in keys(schema, f"{name}."):
             if key.parent != parent:

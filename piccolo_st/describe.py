@@ -11,13 +11,16 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
+from pydantic import Field
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import to_jsonable_python
 from pydantic_core.core_schema import DataclassSchema
 
-from piccolo_st.schema import adapter
+from piccolo_st.schema import Number, Whole, adapter
 
 JsonSchema: TypeAlias = dict[str, Any]
 """Of a value, without references."""
@@ -106,11 +109,10 @@ def _one_line(words: str) -> str:
 def json_schema(cls: type) -> JsonSchema:
     """The JSON Schema of a dataclass: an object that refuses unknown keys."""
     found = adapter(cls).json_schema(schema_generator=_Schema)
-    whole: JsonSchema = _plain(found["anyOf"][0], found.get("$defs", {}))
-    return whole
+    return cast(JsonSchema, _plain(found["anyOf"][0], found.get("$defs", {})))
 
 
-def _plain(part: Any, definitions: Mapping[str, Any]) -> Any:
+def _plain(part: object, definitions: Mapping[str, JsonSchema]) -> object:
     """References replaced by what they mean, and pydantic's names of bounds by those of JSON Schema."""
     if isinstance(part, list):
         return [_plain(one, definitions) for one in part]
@@ -127,6 +129,38 @@ def _plain(part: Any, definitions: Mapping[str, Any]) -> Any:
         _BOUNDS.get(key, key): value if key in ("default", "enum") else _plain(value, definitions)
         for key, value in part.items()
     }
+
+
+# JSON Schema's type -> what the reader has for it; a library's numbers, which have no range, may be true and false.
+_READERS: dict[str, Any] = {
+    "string": str, "integer": int, "number": float, "boolean": bool, "null": None, "object": dict[str, object],
+}  # fmt: skip
+_RANGED: dict[str, Any] = {"integer": Whole, "number": Number}
+
+
+def from_schema(name: str, schema: JsonSchema, base: type = object) -> type:
+    """The dataclass of which ``schema`` is the description, as far as one goes: keys, types, ranges and defaults."""
+    fields = []
+    for key, of_key in schema["properties"].items():
+        default = of_key["default"]
+        made = isinstance(default, list | dict)
+        given = dataclasses.field(default_factory=default.copy) if made else dataclasses.field(default=default)
+        fields.append((key, _reader(of_key), given))
+    return dataclasses.make_dataclass(name, fields, bases=(base,))
+
+
+def _reader(schema: JsonSchema) -> Any:
+    """The annotation that reads what a schema allows."""
+    if "anyOf" in schema:
+        return reduce(or_, map(_reader, schema["anyOf"]))
+    if "enum" in schema or "const" in schema:
+        return Literal[tuple(schema.get("enum", [schema.get("const")]))]
+    if schema.get("type") == "array":
+        return list[_reader(schema["items"])]  # type: ignore[misc]
+    kinds = schema.get("type", "any")
+    kind = kinds if isinstance(kinds, str) else kinds[0]
+    bounds = {ours: schema[theirs] for ours, theirs in _BOUNDS.items() if theirs in schema}
+    return Annotated[_RANGED[kind], Field(**bounds)] if bounds else _READERS.get(kind, Any)
 
 
 def keys(schema: JsonSchema, prefix: str) -> Iterator[Key]:

@@ -36,7 +36,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from sentence_transformers.util import get_rank, get_world_size
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
 from piccolo_st.errors import InputError
@@ -219,11 +219,15 @@ def _padded(rows: Tensor, height: int) -> Tensor:
     return padded
 
 
+class _Counted(FunctionCtx):
+    counts: list[tuple[int, ...]]  # of the rows of each rank, a tuple for each tensor
+
+
 class _GatherRows(torch.autograd.Function):
     """All ranks' rows forward, the sum of all ranks' gradients for one's own rows backward."""
 
     @staticmethod
-    def forward(ctx: Any, counts: list[tuple[int, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: _Counted, counts: list[tuple[int, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.counts = counts
         ctx.set_materialize_grads(True)
         outputs = []
@@ -243,7 +247,7 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Counted, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rank = get_rank()
         results: list[Tensor | None] = [None]
         for gradient, count in zip(gradients, ctx.counts, strict=True):

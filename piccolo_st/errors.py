@@ -50,12 +50,26 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+_SHORT = {"lr": "learning_rate"}  # local_rank has the same initials
+
+
+def _initials(key: str) -> str:
+    words = key.rpartition(".")[2].split("_")
+    return "".join(word[:1] for word in words) if len(words) > 1 else ""
+
+
 def nearest(key: str, known: Sequence[str]) -> str:
-    """``; did you mean X?`` for the known key most like ``key``, upper and lower case alike.
+    """``; did you mean X?`` for the known key most like ``key``, upper and lower case alike, or whose initials it is.
 
     Where none is like it, the known ones, if a reader can look through them.
     """
     by_lower = {one.lower(): one for one in known}
+    last = key.rpartition(".")[2].lower()
+    last = _SHORT.get(last, last)
+    meant = [one for lower, one in by_lower.items() if last in (one.rpartition(".")[2], _initials(lower))]
+    meant = meant or [one for lower, one in by_lower.items() if last in lower.rpartition(".")[2].split("_")[1:]]
+    if len(meant) == 1 and key.lower() not in by_lower:  # lr, epochs
+        return f"; did you mean {meant[0]}?"
     if match := difflib.get_close_matches(key.lower(), by_lower, n=1, cutoff=0.6):
         return f"; did you mean {by_lower[match[0]]}?"
     return f"; known are {', '.join(sorted(known))}" if len(known) <= 200 else ""

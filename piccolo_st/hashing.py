@@ -31,8 +31,14 @@ def text_ids(texts: Iterable[str]) -> NDArray[np.int64]:
     return text_hashes(texts).view(np.int64)
 
 
+def plain_text(texts: pa.Array) -> pa.Array:
+    """Texts as a reader compares them, the same for every tokenizer: NFKC, lower case, no blanks or line ends."""
+    plain = pc.utf8_lower(pc.utf8_normalize(texts, form="NFKC"))
+    return pc.replace_substring_regex(plain, pattern=r"[\p{Z}\p{Cf}\s]+", replacement="")
+
+
 def text_key(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Texts as they are compared: NFKC, lower case, no whitespace, punctuation or symbols.
+    """Texts as near duplicates are looked for: NFKC, lower case, no whitespace, punctuation or symbols.
 
     A text of nothing else keeps what NFKC makes of it, so that different ones stay different.
     """

@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from copy import copy
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_type_hints
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo
+from pydantic_core import ErrorDetails
+from typing_extensions import Self
 
 from piccolo_st.errors import ConfigError, InputError, nearest, reason, shown
 
 T = TypeVar("T")
-
-ErrorDetails = Mapping[str, Any]
-"""One error of pydantic: type, loc, msg, input, ctx."""
 
 Keys = Sequence[str | int]
 """A key of nested mappings, from the outside in."""
@@ -54,6 +54,13 @@ NotNegative = Annotated[Number, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 PositiveShare = Annotated[Number, Field(gt=0, le=1)]
 ShareBelowOne = Annotated[Number, Field(ge=0, lt=1)]
+
+
+def setting(default: T, help: str) -> T:
+    """A field of a section of a configuration: its default, copied if it is a list or dict, and its help in words."""
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: copy(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
 
 
 def read_by(read: Callable[[object, str], object], written: object) -> BeforeValidator:
@@ -139,6 +146,24 @@ def build(
         raise ConfigError(f"{naming.whole}: {reason(error)}") from None
 
 
+class Overlaid:
+    """A dataclass of settings that a run has, and each of its datasets may have otherwise."""
+
+    PLACE: ClassVar[str]  # the key that holds it
+
+    @classmethod
+    def of(cls, *mappings: Mapping[str, object] | None, place: str | None = None) -> Self:
+        """From mappings as a configuration holds them, later ones over earlier ones.
+
+        Raises:
+            ConfigError: an unknown key, a value of the wrong type or out of range; it names ``place``, or the key.
+        """
+        merged: dict[str, object] = {}
+        for mapping in mappings:
+            merged.update(mapping or {})
+        return build(cls, merged, place or cls.PLACE)
+
+
 @dataclass(frozen=True)
 class _Naming:
     """What the keys of a mapping, and what is wrong with them, are called in messages; the fields are build's."""
@@ -172,7 +197,7 @@ class _Naming:
             return ConfigError(f"{holder} has no {last!r}, which is required; add it")
         if not keys:  # a rule of several fields, in another library's words
             return ConfigError(f"{self.whole}: {str(cause or first['msg']).rstrip('.')}")
-        rules = dict.fromkeys(_rule(one) for one in found if _keys(one, values) == keys)
+        rules = dict.fromkeys(rule(one) for one in found if _keys(one, values) == keys)
         *outside, name = [key for key in keys if isinstance(key, str)]  # an item of a list has its field's range
         if bounds := range_of(get_type_hints(_inner(self.cls, outside), include_extras=True).get(name)):
             ranges = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
@@ -258,14 +283,18 @@ _RULES = {
 """pydantic's kinds of errors, and how this package says them."""
 
 
+_CHOICES = ("literal_error", "enum")
+
+
 def _choices(error: ErrorDetails) -> list[str]:
-    """Of a ``Literal``."""
-    return re.split(" or |, ", error["ctx"]["expected"].replace("'", "")) if error["type"] == "literal_error" else []
+    """Of a ``Literal`` or an enumeration."""
+    return re.split(" or |, ", error["ctx"]["expected"].replace("'", "")) if error["type"] in _CHOICES else []
 
 
-def _rule(error: ErrorDetails) -> str:
+def rule(error: ErrorDetails) -> str:
+    """What one of pydantic's errors says that a value must be, in this package's words."""
     kind, context = error["type"], error.get("ctx", {})
-    if kind == "literal_error":
+    if kind in _CHOICES:
         return f"must be one of {', '.join(_choices(error))}"
     if kind == "value_error":
         return str(context["error"]).rstrip(".")

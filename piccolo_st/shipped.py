@@ -6,11 +6,16 @@ They stand once in the source tree, and beside this file in an installed package
 from __future__ import annotations
 
 import inspect
+import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from piccolo_st.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from piccolo_st.describe import JsonSchema
 
 # folder of the installed package -> folder of the source tree
 _FOLDERS = {"configs": "recipes/configs", "accelerate": "recipes/accelerate", "model_cards": "model_cards"}
@@ -18,9 +23,25 @@ _FOLDERS = {"configs": "recipes/configs", "accelerate": "recipes/accelerate", "m
 
 def shipped() -> dict[str, Path]:
     """Name -> file."""
+    return {path.stem: path for name in _FOLDERS for path in sorted(_folder(name).glob("*.yaml"))}
+
+
+def _folder(name: str) -> Path:
     package = Path(__file__).parent
-    folders = [package / ours if (package / ours).is_dir() else package.parent / of for ours, of in _FOLDERS.items()]
-    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+    return package / name if (package / name).is_dir() else package.parent / _FOLDERS[name]
+
+
+def schema(name: str) -> JsonSchema:
+    """The shipped JSON Schema of this name, with what it takes from another one; mixtures are any mapping."""
+    found: JsonSchema = json.loads((_folder("configs") / f"{name}.schema.json").read_text(encoding="utf-8"))
+    for section, of_section in found["properties"].items():
+        file, _, inside = str(of_section.get("$ref", "")).partition(".schema.json#/properties/")
+        if inside:
+            found["properties"][section] = schema(file)["properties"][inside]
+        for one in of_section.get("properties", {}).get("mixture", {}).get("anyOf", []):
+            if one.pop("$ref", None):
+                one["type"] = "object"
+    return found
 
 
 def find(place: str | Path, folder: Path = Path()) -> Path:
@@ -54,7 +75,7 @@ def main(arguments: Sequence[str]) -> None:
     usage: python -m piccolo_st configs [NAME]
 
     cp $(python -m piccolo_st configs quickstart) my.yaml
-    accelerate launch --config_file $(python -m piccolo_st configs cpu_zero1) -m piccolo_st finetune quickstart
+    python -m piccolo_st launch --config_file $(python -m piccolo_st configs cpu_zero1) finetune quickstart
     """
     if {"-h", "--help"} & set(arguments):
         print(inspect.cleandoc(main.__doc__ or ""))

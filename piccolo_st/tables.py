@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec
 from unicodedata import east_asian_width
@@ -60,9 +62,26 @@ def empty_figure(width: float, height: float) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingPackage("a picture", "matplotlib", "quickstart") from error
+    _draw_chinese()
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+# Files of fonts that have Chinese characters, of Linux, Windows and macOS.
+_CHINESE = re.compile(r"NotoSans(CJK|SC)|SourceHanSans|wqy-|msyh|simhei|PingFang|Hiragino Sans GB|Arial Unicode", re.I)
+
+
+@cache
+def _draw_chinese() -> None:
+    """Let what the usual font lacks be drawn by one that has it; without one matplotlib warns."""
+    from matplotlib import font_manager, rcParams
+
+    for path in sorted(filter(_CHINESE.search, font_manager.findSystemFonts())):  # its own list may be an old one
+        font_manager.fontManager.addfont(path)
+        name = font_manager.FontProperties(fname=path).get_name()
+        rcParams["font.family"] = [*rcParams["font.family"], name]
+        return
 
 
 def picture(draw: Callable[P, Path], *arguments: P.args, **named: P.kwargs) -> Path | None:

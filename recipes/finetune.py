@@ -1,4 +1,4 @@
-"""``accelerate launch recipes/finetune.py ...`` is ``accelerate launch -m piccolo_st finetune ...``; see --help."""
+"""``accelerate launch recipes/finetune.py ...`` is ``python -m piccolo_st launch finetune ...``; see --help."""
 
 import sys
 

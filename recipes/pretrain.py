@@ -1,4 +1,4 @@
-"""``accelerate launch recipes/pretrain.py ...`` is ``accelerate launch -m piccolo_st pretrain ...``; see --help."""
+"""``accelerate launch recipes/pretrain.py ...`` is ``python -m piccolo_st launch pretrain ...``; see --help."""
 
 import sys
 

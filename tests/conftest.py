@@ -32,6 +32,15 @@ settings.register_profile(
 )
 settings.load_profile("piccolo")
 
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Tests at once: one for two cores, at least two; one where their output is looked at, as a benchmark's is."""
+    if config.option.capture == "no" or all("::" in argument for argument in config.args):
+        config.option.dist = "no"
+        return 0
+    return max(2, min(8, (os.cpu_count() or 2) // 2))
+
+
 # Characters the tests write with; every other character becomes [UNK].
 CHARACTERS = (
     "查询结果：: 数据一二三四五六七八九十百千万的是在不了有和人这中大为上个国我以要他时来用们生到作地于出就分对成会"

@@ -151,6 +151,13 @@ def prepared(folder: str) -> Check:
     return check
 
 
+def merged(ran: Ran) -> None:
+    made_of = json.loads((ran.place.clone / "runs" / "merged" / "merge.json").read_text(encoding="utf-8"))
+    assert len(made_of["tried"]) == 5
+    best = max(made_of["tried"], key=lambda one: one["score"])
+    assert [one["weight"] for one in made_of["models"]] == best["weights"]
+
+
 def evaluated(ran: Ran) -> None:
     ran.says("OwnSearch", "OwnSts", "written: ")
     assert "failed: " not in ran.output
@@ -163,21 +170,21 @@ def collected(ran: Ran) -> None:
 RUNS = (
     Row(r'^pip install -e "\.\[test\]"$', 1200, installed, late=2),
     Row(r"^pip install -e ", 900, installed),
-    Row(r"^accelerate launch -m piccolo_st finetune$", 900, quickstart, whole=True),
-    Row(r"accelerate/cpu\.yaml -m piccolo_st finetune$", 300, goes_on),
+    Row(r"^python -m piccolo_st launch finetune$", 900, quickstart, whole=True),
+    Row(r"accelerate/cpu\.yaml finetune$", 300, goes_on),
     Row(r"cpu_zero1\.yaml .*--train\.output_dir runs/zero1$", 600, run_of("runs/zero1", r"DeepSpeed, 2 process")),
     Row(r"^torchrun --nproc_per_node 2", 600, run_of("runs/ddp", r"DDP, 2 process")),
-    Row(r"^accelerate launch -m piccolo_st pretrain$", 600, run_of("runs/pretrain-quickstart")),
+    Row(r"^python -m piccolo_st launch pretrain$", 600, run_of("runs/pretrain-quickstart")),
     Row(r"--train\.output_dir runs/quickstart-stage2$", 600, run_of("runs/quickstart-stage2", "runs/pretrain-quick")),
     Row(
-        r"cpu_zero1\.yaml -m piccolo_st pretrain zh-mini-pretrain",
+        r"cpu_zero1\.yaml pretrain zh-mini-pretrain",
         600,
         run_of("runs/zh-mini-pretrain-zero1", r"DeepSpeed, 2 process"),
     ),
-    Row(r"^accelerate launch -m piccolo_st pretrain zh-mini", 600, run_of("runs/zh-mini-pretrain")),
+    Row(r"^python -m piccolo_st launch pretrain zh-mini", 600, run_of("runs/zh-mini-pretrain")),
     Row(r"--train\.output_dir runs/zh-mini-stage2$", 600, run_of("runs/zh-mini-stage2", "runs/zh-mini-pretrain/model")),
     Row(r"--train\.output_dir runs/zh-mini-zero1$", 600, run_of("runs/zh-mini-zero1", r"DeepSpeed, 2 process")),
-    Row(r"^accelerate launch -m piccolo_st finetune zh-mini", 600, run_of("runs/zh-mini")),
+    Row(r"^python -m piccolo_st launch finetune zh-mini", 600, run_of("runs/zh-mini")),
     Row(r"^python -m piccolo_st --help$", 60, lambda ran: ran.says("finetune +train", "configs +list")),
     Row(r"^python -m piccolo_st configs$", 60, lambda ran: ran.says("quickstart +The quickstart")),
     Row(r"^python -m piccolo_st configs quickstart$", 60, lambda ran: ran.says(r"/quickstart\.yaml")),
@@ -191,10 +198,12 @@ RUNS = (
     Row(r"-m piccolo_st prepare dedup .*runs/zh$", 300, prepared("runs/zh/dedup")),
     Row(r"-m piccolo_st prepare filter .*runs/zh$", 300, prepared("runs/zh/filter")),
     Row(r"-m piccolo_st prepare mine .*runs/zh ", 300, prepared("runs/zh/mine")),
+    Row(r"-m piccolo_st prepare score .*runs/zh ", 300, prepared("runs/zh/score")),
     Row(r"-m piccolo_st prepare dedup MIXTURE", 300, prepared("runs/mixture/dedup")),
     Row(r"-m piccolo_st prepare dedup prepare$", 300, prepared("runs/prepare/dedup")),
     Row(r"-m piccolo_st prepare mine runs/prepare/dedup/mixture\.yaml$", 300, prepared("runs/prepare/mine")),
     Row(r"-m piccolo_st evaluate MODEL --benchmark my\.yaml$", 300, evaluated),
+    Row(r"-m piccolo_st merge runs/merged ", 300, merged, late=1),  # of what the commands of the YAML files leave
     Row(r"-m piccolo_st release runs/quickstart/model ORG/NAME --fill-card ", 200, card),
     Row(r"-m piccolo_st release runs/quickstart/model ORG/NAME --push --tag v1\.0$", 200, pushed),
     Row(r"-m piccolo_st release MODEL ORG/NAME$", 200, dry_run, late=1),

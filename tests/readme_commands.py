@@ -16,6 +16,7 @@ PROGRAMS = r"(?:[A-Z_]+=\S+ +)*(?:python|pytest|pip|accelerate launch|torchrun|s
 # What a user fills in, as the test's user does. my_* are written by the test, the models by earlier commands.
 PLACEHOLDERS = {
     "MODEL": "runs/quickstart/model",
+    "RERANKER": "runs/quickstart/model",  # an encoder with a head that was never trained
     "OTHER": "runs/pretrain-quickstart/model",
     "ROOT": "my_ROOT",
     "ORG/NAME": "sensenova/piccolo-quickstart-zh",
@@ -29,16 +30,20 @@ PLACEHOLDERS = {
 EXCEPTIONS = {
     r"^pytest$": "the test suite; a step of .ci/run",
     r"hfl/chinese-roberta-wwm-ext|intfloat/multilingual-e5-small": "downloads a checkpoint from the Hub",
-    r"finetune (CONFIG|finetune-bge-base-zh|finetune-multilingual-e5-small) --data\.mixture MIXTURE\.yaml$": (
-        "downloads a checkpoint from the Hub"
-    ),
+    r"finetune (CONFIG|finetune-[a-z]\S+) --data\.mixture MIXTURE\.yaml$": ("downloads a checkpoint from the Hub"),
+    r'^pip install "piccolo_st\[(excel|lora)\]"$': "from an index; the test installs the clone with every extra",
+    r"faq\.csv|faq\.yaml|runs/faq": "of a real checkpoint; tests/recipes/test_own_data.py walks it from a small one",
     r"^python -m piccolo_st evaluate MODEL( --config \S+| --benchmark STS)?$": "downloads C-MTEB from the Hub",
     r"^python -m piccolo_st ablation": "minutes for each of dozens of runs",
     r"pytest -m benchmark ": "minutes each, some of them with data of one's own; collected only",
     r'^pytest -m "slow or not slow" tests/': "minutes; a step of .ci/run; collected only",
+    r"english": "packages of data that only this needs, and a checkpoint of one's own",
+    r"^python -m tests\.benchmarks\.false_negatives ": "minutes, with a checkpoint of one's own",
     r"^python -m tests\.helpers\.kill_test$": "an hour of runs that are killed",
+    r"^python -m tests\.soak ": "an hour of runs that are disturbed",
     r"recipes/accelerate/(zero1|multinode_zero1|ddp)\.yaml": "needs several GPUs",
     r"^CUDA_VISIBLE_DEVICES=0 ": "needs a GPU",
+    r"^infinity_emb |^curl 127\.0\.0\.1:7997": "a server of another project, which needs packages of its own",
     r"^srun ": "needs a cluster",
     r"--executor\.kind slurm": "needs a cluster",
     r"datatrove\[ray\]": "brings Ray, which needs a cluster",
@@ -109,11 +114,11 @@ def hidden_in_prose(text: str) -> list[str]:
 
 
 def told(files: Iterable[Path] = ()) -> list[Command]:
-    """Every command, once, in the order of the files: README.md, recipes/README.md, the YAML files."""
+    """Every command, once, in the order of the files: the READMEs, the YAML files."""
     recipes = ROOT / "recipes"
     found: dict[str, list[str]] = {}
     for path in files or [
-        *(ROOT / "README.md", recipes / "README.md"),
+        *(ROOT / "README.md", recipes / "README.md", recipes / "README.zh.md", recipes / "GUIDE.md"),
         *sorted([*recipes.glob("configs/*.yaml"), *recipes.glob("accelerate/*.yaml")]),
     ]:
         text = path.read_text(encoding="utf-8")

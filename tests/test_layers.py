@@ -21,8 +21,9 @@ PACKAGE = Path(__file__).parent.parent / "piccolo_st"
 FLOORS = [
     {"_version", "errors"},
     {"schema"},
-    {"describe"},
-    {"_lazy", "cache", "config", "distributed", "environment", "hashing", "redaction", "shipped", "tables"},
+    {"describe", "stored"},
+    {"ownership"},
+    {"_lazy", "cache", "config", "distributed", "environment", "hashing", "hub", "redaction", "shipped", "tables"},
     {"modeling"},
     {"data", "batches"},
     {"losses", "mining", "pooling"},
@@ -40,7 +41,7 @@ DOORLESS = {
 
 # Packages that only some users install: imported inside the function that needs them.
 OPTIONAL = {"mteb", "faiss", "matplotlib", "jionlp", "deepspeed", "datasketch", "bm25s", "opencc", "onnx",
-            "onnxruntime", "onnxscript", "datatrove", "gradio", "pandas", "rensa"}  # fmt: skip
+            "onnxruntime", "onnxscript", "openpyxl", "datatrove", "gradio", "pandas", "rensa"}  # fmt: skip
 
 
 def _files() -> list[Path]:

@@ -8,25 +8,31 @@
         that is missing (None) makes its column such a list, with one text a row or none (a trainer other than
         PiccoloTrainer must be given the dataset through ``list_missing``). Where a column has no text at all, the
         other negatives have owners too, so that every rank sees a batch of the same kind;
-    (4) ``{column}_text_id`` is a 64-bit hash of the text before any instruction: equal texts are equal on every rank;
-    (5) each column is tokenized at once, with the prompt, task and length limit that its role has, as the model's
-        ``preprocess`` does (``FastPreprocess``).
+    (4) ``{column}_text_id`` is a 64-bit hash of the text before any instruction: equal texts are equal on every rank,
+        those among them that differ in case, width, blanks or line ends alone;
+        where there is a guide, ``{column}_guide`` holds its embeddings of the texts, and ``{column}_teacher`` a
+        teacher's;
+    (5) a label that lists a score for each text after the first column's becomes ``{column}_score``, of the texts that
+        were taken; it stays the label as well where every column has one text a row, as ST's losses read it;
+    (6) each column is tokenized at once, with the prompt, task and length limit that its role has, as the model's
+        ``preprocess`` does (``FastPreprocess``); where it has several prompts each row draws one.
 
 The result, for each text column in order: ``{column}_input_ids``, ``_attention_mask`` and what else the tokenizer
-makes, (texts, length) int64; ``_task``, "query" or "document"; ``_text_id`` (texts,) int64; for a list column
-``_owner`` (texts,) int64, and nothing at all where every list is empty. Besides ``label``, ``dataset_name`` and
-``row_ids`` (rows,) int64, the rows' numbers in their dataset, where they are known.
+makes, (texts, length) int64; ``_task``, "query" or "document"; ``_text_id`` (texts,) int64, perhaps ``_guide`` and
+``_teacher`` (texts, dimensions) float32 and ``_score`` (texts,) float32; for a list column ``_owner`` (texts,) int64,
+and nothing at all where every list is empty. Besides ``label``, ``dataset_name`` and ``row_ids`` (rows,) int64, the
+rows' numbers in their dataset, where they are known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from typing import Any, TypeVar, cast
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
@@ -34,16 +40,18 @@ from sentence_transformers.base.data_collator import DEFAULT_LABEL_COLUMNS
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from transformers.utils import logging
 
+from piccolo_st.batches.lists import FIRST_NEGATIVE, ListSampler, present
 from piccolo_st.batches.reading import ColumnBatch
 from piccolo_st.batches.tokenization import FastPreprocess
+from piccolo_st.batches.windows import row_groups
 from piccolo_st.errors import InputError
-from piccolo_st.hashing import mix, mix_array, text_hashes, text_ids
-from piccolo_st.modeling import column_task
+from piccolo_st.hashing import plain_text, text_hashes
+from piccolo_st.modeling import Task, column_task
 
 logger = logging.get_logger(__name__)
 
-# Of the texts of a row, the columns before this position give one, those from it on as many as are asked for.
-_FIRST_NEGATIVE = 2
+EmbeddingReader = Callable[[str | None, Sequence[str], Task], NDArray[np.float32] | None]
+"""A dataset's name, texts, and as what they are read -> (texts, dimensions), or None for a dataset without."""
 
 
 @dataclass
@@ -54,6 +62,11 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
         seed: of the sampling from lists. Default 0.
         num_negatives: texts taken from each list of negatives at a visit, at most; None, the default, takes all.
         text_ids: whether ``{column}_text_id`` is made. Default True.
+        guide: gives a guide's embeddings, (texts, dimensions) float32, of a dataset's texts without any instruction,
+            read as the task says, or None; for ``PiccoloLoss(guide=...)``. Default None.
+        teacher: the same of the embeddings that ``DistillationLoss`` learns from. Default None.
+        phrasings: dataset -> column -> instructions, of which each row draws one at every visit, in the place of the
+            column's prompt. Default none.
 
     The other arguments are ST's; ``max_length`` may also be dataset name -> task -> tokens. A column that
     ``router_mapping`` does not name has the task "query" if its name says so (``instructions.column_task``), else
@@ -75,6 +88,9 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
     seed: int = 0
     num_negatives: int | None = None
     text_ids: bool = True
+    guide: EmbeddingReader | None = None
+    teacher: EmbeddingReader | None = None
+    phrasings: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._tokenize = FastPreprocess(self.preprocess_fn)
@@ -105,8 +121,7 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
         if tuple(columns) not in self._warned_columns:
             self.maybe_warn_about_column_order(list(columns))
         label = next((column for column in self.valid_label_columns if column in columns), None)
-        if label is not None:
-            batch["label"] = _labels(label, columns.pop(label), where)
+        labels = None if label is None else columns.pop(label)
         if not columns:
             raise InputError(
                 f"a batch needs a column of texts, got only {label or 'no column'} in {where(0)}; give the dataset one"
@@ -117,13 +132,17 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
         routes.update(self._resolve_router_mapping(batch))
         prompts = self._resolve_prompts(batch)
         limits = self._resolve_max_length(name)
-        sampler = _ListSampler(self, columns, row_ids, getattr(features, "visit", None), where)
+        visit = getattr(features, "visit", None)
+        sampler = ListSampler(columns, self.seed, self.num_negatives, row_ids, visit, where)
         sampled = {
             column: sampler.texts_of(column, place, cells) for place, (column, cells) in enumerate(columns.items())
         }
+        scores = sampler.scores_of(labels)
+        if label is not None and labels is not None and not (scores and sampler.lists):
+            batch["label"] = _labels(label, labels, where)
         ragged = any(not texts for texts, _ in sampled.values())
         for position, (column, (texts, owners)) in enumerate(sampled.items()):
-            if ragged and position >= _FIRST_NEGATIVE and owners is None:
+            if ragged and position >= FIRST_NEGATIVE and owners is None:
                 owners = np.arange(len(texts))
             for index, text in enumerate(texts):
                 if type(text) is not str:
@@ -133,7 +152,16 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
                         f"{', '.join(self.valid_label_columns)}"
                     )
             if texts:
-                batch |= self._features(column, cast(Sequence[str], texts), owners, routes, prompts, limits)
+                text = cast(Sequence[str], texts)
+                wordings = self.phrasings.get(name or "", {}).get(column)
+                drawn = None if wordings is None else sampler.draw(wordings, position, owners)
+                batch |= self._features(column, text, owners, routes, drawn or prompts, limits)
+                if column in scores:
+                    batch[f"{column}_score"] = torch.from_numpy(scores[column])
+                for key, reader in (("guide", self.guide), ("teacher", self.teacher)):
+                    seen = None if reader is None else reader(name, text, cast(Task, routes[column]))
+                    if seen is not None:
+                        batch[f"{column}_{key}"] = torch.from_numpy(seen)
         return batch
 
     def _warn_about_ids(self, columns: Sequence[str]) -> None:
@@ -151,17 +179,21 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
         texts: Sequence[str],
         owners: NDArray[np.int64] | None,
         routes: dict[str, str],
-        prompts: str | dict[str, str] | None,
+        prompts: list[str] | str | dict[str, str] | None,
         limits: Mapping[str, int] | int | None,
     ) -> dict[str, object]:
-        """Steps (4) and (5) for one column."""
+        """Steps (4) and (6) for one column."""
         task = routes[column]
         limit = limits.get(task) if isinstance(limits, Mapping) else limits
-        prompt = None if prompts is None else self._get_prompt_for_column(prompts, column)
-        features = {f"{column}_{key}": value for key, value in self._tokenize(texts, prompt, task, limit).items()}
+        if isinstance(prompts, list):
+            tokens = self._tokenize([own + text for own, text in zip(prompts, texts, strict=True)], None, task, limit)
+        else:
+            prompt = None if prompts is None else self._get_prompt_for_column(prompts, column)
+            tokens = self._tokenize(texts, prompt, task, limit)
+        features = {f"{column}_{key}": value for key, value in tokens.items()}
         features[f"{column}_task"] = task
         if self.text_ids:
-            features[f"{column}_text_id"] = torch.from_numpy(text_ids(texts))
+            features[f"{column}_text_id"] = torch.from_numpy(text_hashes(plain_text(pa.array(texts))).view(np.int64))
         if owners is not None:
             features[f"{column}_owner"] = torch.from_numpy(owners)
         return features
@@ -172,65 +204,6 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
         if isinstance(limits, Mapping) and any(isinstance(value, Mapping) for value in limits.values()):
             return limits.get(dataset_name or "")
         return limits
-
-
-class _ListSampler:
-    """Steps (2) and (3) for one batch."""
-
-    def __init__(
-        self,
-        collator: PiccoloDataCollator,
-        columns: Mapping[str, Sequence[object]],
-        row_ids: NDArray[np.int64] | None,
-        visit: int | None,
-        where: Callable[[int], str],
-    ) -> None:
-        self.collator, self.columns, self.row_ids, self.visit, self.where = collator, columns, row_ids, visit, where
-
-    def texts_of(
-        self, column: str, position: int, cells: Sequence[object]
-    ) -> tuple[Sequence[object], NDArray[np.int64] | None]:
-        """The texts of a column in row order and, for a column with any number of texts a row, the row of each."""
-        one_each = position < _FIRST_NEGATIVE
-        listed = isinstance(next((cell for cell in cells if cell is not None), None), (list, tuple))
-        if not listed and (one_each or None not in cells):
-            return cells, None
-        lists = [_present(cell) for cell in cells]
-        lengths = np.fromiter(map(len, lists), np.int64, len(lists))
-        if one_each and not lengths.all():
-            raise InputError(
-                f"{self.where(int(lengths.argmin()))} must list at least one text in column {column!r}, got none; drop "
-                "such rows"
-            )
-        texts = list(chain.from_iterable(lists))
-        owners = np.repeat(np.arange(len(lists)), lengths)
-        count = 1 if one_each else self.collator.num_negatives
-        if count is not None and lengths.max() > count:
-            chosen = sample_from_lists(lengths, count, self._keys(), self._visit(), position)
-            texts, owners = [texts[index] for index in chosen], owners[chosen]
-        return texts, None if one_each else owners
-
-    def _keys(self) -> NDArray[np.uint64]:
-        """A 64-bit key of each row: (rows,). From its number or, where that is not known, its first text."""
-        if self.row_ids is None:
-            words = text_hashes(str(cell) for cell in next(iter(self.columns.values())))
-        else:
-            words = np.asarray(self.row_ids, dtype=np.int64).view(np.uint64)
-        return mix_array(mix(self.collator.seed), words)
-
-    def _visit(self) -> int:
-        if self.visit is None:
-            logger.warning_once(
-                "Texts are sampled from lists, but the batches do not say how often their rows were read before, so "
-                "every epoch samples the same; read them with piccolo_st.batches.reading.homogeneous_dataloader."
-            )
-        return self.visit or 0
-
-
-def _present(cell: object) -> Sequence[object]:
-    """The texts of a cell that is a list of texts, one text or None, in which any may be missing."""
-    cell = cell if isinstance(cell, (list, tuple)) else (cell,)
-    return [text for text in cell if text is not None] if None in cell else cell
 
 
 Data = TypeVar("Data")
@@ -256,18 +229,18 @@ def list_missing(data: Data, labels: Sequence[str] = DEFAULT_LABEL_COLUMNS) -> D
 
 
 def _list_missing(data: Data, labels: Sequence[str], where: str) -> Data:
-    if not isinstance(data, Dataset):
+    if not isinstance(data, Dataset) or row_groups(data) is not None:  # each row of a streamed one has been checked
         return data
     label = next((name for name in labels if name in data.column_names), None)
     names = [name for name in data.column_names if name not in (label, "dataset_name")]
     missing = [name for name in names if data.data.column(name).null_count]
-    for name in names[:_FIRST_NEGATIVE]:
+    for name in names[:FIRST_NEGATIVE]:
         if name in missing and (rows := _rows_missing(data, name)):
             raise InputError(
                 f"each row{where} must have a text in column {name!r}, got None in {len(rows)} of {len(data)} rows, "
                 f"the first of them row {rows[0]}; drop such rows"
             )
-    columns = tuple(name for name in missing if name in names[_FIRST_NEGATIVE:])
+    columns = tuple(name for name in missing if name in names[FIRST_NEGATIVE:])
     if not columns:
         return data
     format = data.format
@@ -291,36 +264,8 @@ class _ListMissing:
 
     def __call__(self, batch: Mapping[str, Sequence[object]]) -> dict[str, Sequence[object]]:
         batch = dict(batch if self.before is None else self.before(batch))
-        batch.update({name: [list(_present(cell)) for cell in batch[name]] for name in self.columns if name in batch})
+        batch.update({name: [list(present(cell)) for cell in batch[name]] for name in self.columns if name in batch})
         return batch
-
-
-def sample_from_lists(
-    lengths: NDArray[np.int64], count: int, keys: NDArray[np.uint64], visit: int, column: int
-) -> NDArray[np.int64]:
-    """Choose ``count`` elements of each list, or all of a shorter one.
-
-    Each list is shuffled once, by its key; visit v takes the elements v*count to (v+1)*count of the shuffled list, and
-    begins again behind its end.
-
-    Args:
-        lengths: of the lists: (rows,).
-        count: elements wanted of each.
-        keys: of the rows: (rows,).
-        visit: how many times the rows have been read before.
-        column: position of the column, so that two columns are sampled independently.
-
-    Returns:
-        int64 indices into the concatenation of the lists, ascending.
-    """
-    owners = np.repeat(np.arange(len(lengths)), lengths)
-    starts = np.cumsum(lengths) - lengths
-    elements = np.arange(len(owners)) - starts[owners]
-    noise = mix_array(mix(column), keys[owners] + elements.astype(np.uint64))
-    ranks = np.empty_like(elements)
-    ranks[np.lexsort((noise, owners))] = elements
-    turn = (ranks - visit * count) % lengths[owners]
-    return np.flatnonzero(turn < count)
 
 
 def _columns(features: Sequence[Mapping[str, object]] | ColumnBatch) -> dict[str, Sequence[object]]:

@@ -5,33 +5,34 @@ micro-steps.
 
     (1) a *pass* over a dataset of n rows is a seeded permutation of 0..n-1, cut into blocks. A remainder is dropped
         (``drop_last``) or filled up with the first rows of the same pass; a dataset that does not fill one block is
-        an error, dropped, or repeated until it does (``small_datasets``);
+        an error, dropped, or repeated until it does (``small_datasets``). Of a dataset that is read by groups it is
+        one that shuffles groups, and rows within some of them (``windows``);
     (2) mixing says how many blocks an epoch takes from each dataset: whole passes (``proportional``), or a share of
         the epoch's rows (``weights``, ``temperature``);
     (3) the blocks of a dataset form one endless stream, pass after pass and epoch after epoch: an epoch that takes
         less than a pass goes on in the next epoch where it stopped;
     (4) in an epoch the datasets are interleaved, each spread evenly over it (``Interleaving``);
     (5) a block is sliced first by micro-step, then by rank. With a constant global batch the rows of a step are
-        therefore the same for any world size, and a position can be kept as a count of samples over all ranks.
+        therefore the same for any world size, and a position can be kept as a count of samples over all ranks;
+    (6) datasets *together* share each of their optimizer steps: every one of them has a block there, of its share of
+        the micro-steps. An epoch takes as many as the longest of them asks for; the others begin again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from piccolo_st.batches.blocks import Blocks
 from piccolo_st.batches.interleaving import Interleaving
-from piccolo_st.batches.permutation import MAX_SIZE, permutation
+from piccolo_st.batches.permutation import permutation
+from piccolo_st.batches.windows import windows
 from piccolo_st.errors import InputError
 from piccolo_st.hashing import mix
-
-Mixing = Literal["proportional", "weights", "temperature"]
-SmallDatasets = Literal["error", "drop", "repeat"]
 
 
 class Step(NamedTuple):
@@ -49,7 +50,7 @@ class Step(NamedTuple):
 
 
 @dataclass(frozen=True)
-class BatchPlan:
+class BatchPlan(Blocks):
     """The order of all batches of a run.
 
     Args:
@@ -69,50 +70,30 @@ class BatchPlan:
         small_datasets: what becomes of a dataset with fewer rows than a block: an ``error``, ``drop``, or ``repeat``
             its rows until they fill one.
         names: the datasets' names, for messages.
+        together: indices of the datasets that share an optimizer step, of which ``accumulation_steps`` is a multiple.
+        groups: how each dataset is read by groups; None for one that is not, the default.
 
     Raises:
         InputError: no datasets, an empty one, a size, weight, repeat, multiple or exponent out of range, a list of
-            the wrong length, a dataset smaller than a block where that is an error, or nothing left to draw.
+            the wrong length, a dataset smaller than a block where that is an error, nothing left to draw, or datasets
+            together that cannot share a step.
     """
 
-    sizes: Sequence[int]
-    batch_size: int
-    world_size: int = 1
-    accumulation_steps: int = 1
-    seed: int = 0
-    drop_last: bool = True
-    mixing: Mixing = "proportional"
-    weights: Sequence[float] | None = None
-    exponent: float = 1.0
-    repeats: Sequence[float] | None = None
-    batch_multiples: Sequence[float] | None = None
-    small_datasets: SmallDatasets = "error"
-    names: Sequence[str] | None = None
-
     def __post_init__(self) -> None:
-        for name in ("sizes", "weights", "repeats", "batch_multiples", "names"):
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, tuple(value))
-        _check(self)
+        super().__post_init__()
+        for index in self.together:
+            if not self._own_quotas[index]:
+                raise InputError(
+                    f"{self.called(index)} must be drawn from to stand together with others, got no block of it; use a "
+                    "smaller batch or small_datasets='repeat', or leave it out of together"
+                )
         if not int(self._quotas.sum()):
             raise InputError(
                 f"no dataset is left to draw from: they have {list(self.sizes)} rows, and one optimizer step reads "
-                f"{self.block_rows.tolist()} of them; use a smaller batch or small_datasets='repeat'"
+                f"{self.block_rows.tolist()} of them; lower data.batch_size, or set data.small_datasets to repeat"
             )
 
     # Step (1): passes, in blocks.
-
-    @cached_property
-    def device_rows(self) -> NDArray[np.int64]:
-        """Rows of one device at one micro-step, by dataset: (datasets,)."""
-        multiples = np.asarray(self.batch_multiples or [1.0] * len(self.sizes))
-        return np.rint(multiples * self.batch_size).astype(np.int64)
-
-    @cached_property
-    def block_rows(self) -> NDArray[np.int64]:
-        """Rows of one block, by dataset: (datasets,)."""
-        return self.device_rows * self.world_size * self.accumulation_steps
 
     @cached_property
     def _pass_blocks(self) -> NDArray[np.int64]:
@@ -126,7 +107,15 @@ class BatchPlan:
 
     @cached_property
     def _quotas(self) -> NDArray[np.int64]:
-        """Blocks an epoch takes from each dataset: (datasets,). At least one of each that is drawn at all."""
+        """Blocks an epoch takes from each dataset, step (6) included: (datasets,)."""
+        quotas = self._own_quotas.copy()
+        if self.together:
+            quotas[list(self.together)] = quotas[list(self.together)].max()
+        return quotas
+
+    @cached_property
+    def _own_quotas(self) -> NDArray[np.int64]:
+        """Blocks each dataset asks an epoch to take: (datasets,). At least one of each that is drawn at all."""
         repeats = np.asarray(self.repeats or [1.0] * len(self.sizes))
         rows = np.asarray(repeats * self._pass_blocks * self.block_rows)
         if self.mixing == "weights":
@@ -151,22 +140,14 @@ class BatchPlan:
         small = (np.asarray(self.sizes) < self.block_rows) & (self._quotas > 0)
         return tuple(self.name(index) for index in np.flatnonzero(small).tolist())
 
-    def name(self, dataset: int) -> str:
-        """The dataset's name, or its index in words."""
-        return self.names[dataset] if self.names is not None else f"dataset {dataset}"
-
-    def called(self, dataset: int) -> str:
-        """The dataset inside a sentence: ``dataset 'faq'``."""
-        return f"dataset {dataset if self.names is None else repr(self.names[dataset])}"
-
     @property
     def steps_per_dataset(self) -> NDArray[np.int64]:
         """Micro-steps an epoch takes from each dataset: (datasets,)."""
-        return self._quotas * self.accumulation_steps
+        return self._quotas * self.micro_steps
 
-    def steps(self, epoch: int = 0) -> int:
-        """Micro-steps of an epoch: batches that each rank sees. The same in every epoch."""
-        return int(self._quotas.sum()) * self.accumulation_steps
+    def steps(self) -> int:
+        """Micro-steps of any epoch: batches that each rank sees."""
+        return int((self._quotas * self.micro_steps).sum())
 
     # Steps (3) and (5): the rows of a step.
 
@@ -176,12 +157,13 @@ class BatchPlan:
         Raises:
             IndexError: no such step or rank.
         """
-        if not 0 <= step < self.steps(epoch):
-            raise IndexError(f"an epoch has steps 0 to {self.steps(epoch) - 1}, but step {step} is asked for")
+        if not 0 <= step < self.steps():
+            raise IndexError(f"an epoch has steps 0 to {self.steps() - 1}, but step {step} is asked for")
         if rank is not None and not 0 <= rank < self.world_size:
             raise IndexError(f"there are ranks 0 to {self.world_size - 1}, but rank {rank} is asked for")
         block, micro_step = divmod(step, self.accumulation_steps)
-        dataset, index = self._order(epoch, block)
+        first, index = self._order(epoch, block)
+        dataset, micro_step = self._sharing(first, micro_step)
         visit, index = divmod(epoch * int(self._quotas[dataset]) + index, int(self._pass_blocks[dataset]))
         device_rows = int(self.device_rows[dataset])
         start = micro_step * self.world_size * device_rows + (rank or 0) * device_rows
@@ -194,11 +176,22 @@ class BatchPlan:
         positions = np.arange(start, stop, dtype=np.int64)
         if stop > self.sizes[dataset]:
             positions %= self.sizes[dataset]
-        return permutation(self.sizes[dataset], mix(self.seed, 0, dataset, visit))(positions)
+        key, groups = mix(self.seed, 0, dataset, visit), self.groups[dataset] if self.groups else None
+        return (permutation(self.sizes[dataset], key) if groups is None else windows(groups, key))(positions)
+
+    def _sharing(self, dataset: int, micro_step: int) -> tuple[int, int]:
+        """Step (6): which of the datasets together with this one has a micro-step of theirs, and its number there."""
+        if dataset not in self.together:
+            return dataset, micro_step
+        member, own = divmod(micro_step, int(self.micro_steps[dataset]))
+        return self.together[member], own
 
     @cached_property
     def _order(self) -> Interleaving:
-        return Interleaving(self._quotas, self.seed)
+        """Of optimizer steps: those that are shared count as the first dataset's."""
+        quotas = self._quotas.copy()
+        quotas[list(self.together[1:])] = 0
+        return Interleaving(quotas, self.seed)
 
     # Positions that outlive a change of the world size.
 
@@ -213,7 +206,7 @@ class BatchPlan:
         It names the same place in the run for every world size, batch size and number of accumulation steps with the
         same product.
         """
-        return (epoch * self.steps(epoch) + step) * self.samples_per_step
+        return (epoch * self.steps() + step) * self.samples_per_step
 
     def position(self, cursor: int) -> tuple[int, int]:
         """The (epoch, micro-step) of a cursor.
@@ -235,61 +228,9 @@ class BatchPlan:
         signature = {name: getattr(self, name) for name in (*fields, "small_datasets")}
         # Once settings; checkpoints written then name them.
         signature |= {"one_dataset_per_update": True, "window": None}
+        if self.together:
+            signature["together"] = self.together
+        if any(self.groups or ()):
+            signature["groups"] = [groups and mix(groups.window, *groups.rows) for groups in self.groups or ()]
         signature["samples_per_block"] = self.samples_per_step * self.accumulation_steps
         return {key: list(value) if isinstance(value, tuple) else value for key, value in signature.items()}
-
-
-def _check(plan: BatchPlan) -> None:
-    if not plan.sizes:
-        raise InputError("a plan needs at least one dataset, got none")
-    for index, size in enumerate(plan.sizes):
-        if not 1 <= size <= MAX_SIZE:
-            raise InputError(f"{plan.called(index)} must have 1 to 2**40 rows, got {size}; leave it out")
-    for field in ("batch_size", "world_size", "accumulation_steps"):
-        if getattr(plan, field) < 1:
-            raise InputError(f"{field} must be at least 1, got {getattr(plan, field)}")
-    for field, allowed in (("mixing", Mixing), ("small_datasets", SmallDatasets)):
-        if getattr(plan, field) not in get_args(allowed):
-            raise InputError(f"{field} must be one of {', '.join(get_args(allowed))}, got {getattr(plan, field)!r}")
-    if (plan.weights is not None) != (plan.mixing == "weights"):
-        raise InputError(
-            f"weights must go with mixing='weights', got mixing={plan.mixing!r} and weights={plan.weights}"
-        )
-    if not np.isfinite(plan.exponent) or plan.exponent < 0:
-        raise InputError(f"exponent must be at least 0, got {plan.exponent}")
-    for field in ("weights", "repeats", "batch_multiples", "names"):
-        _check_values(plan, field)
-    for index, (rows, needed) in enumerate(zip(plan.sizes, plan.block_rows.tolist(), strict=True)):
-        if needed < 1:
-            multiple = plan.batch_multiples[index] if plan.batch_multiples else 1
-            raise InputError(
-                f"batch_multiples of {plan.called(index)} must make at least 1 row a device, got "
-                f"{multiple * plan.batch_size:g}; raise it"
-            )
-        if rows < needed and plan.small_datasets == "error":
-            raise InputError(
-                f"{plan.called(index)} has {rows} rows, fewer than the {needed} that all ranks read in one optimizer "
-                "step; use a smaller batch, or small_datasets='repeat' or 'drop'"
-            )
-
-
-def _check_values(plan: BatchPlan, field: str) -> None:
-    values = getattr(plan, field)
-    if values is None:
-        return
-    if len(values) != len(plan.sizes):
-        raise InputError(f"{field} must have one value for each of the {len(plan.sizes)} datasets, got {len(values)}")
-    if field == "names":
-        return
-    for index, value in enumerate(values):
-        if not np.isfinite(value) or value < 0:
-            raise InputError(f"{field} of {plan.called(index)} must be at least 0, got {value}")
-    if not sum(values):
-        raise InputError(f"{field} must not all be 0, got {list(values)}")
-    if field == "batch_multiples":
-        for index, value in enumerate(values):
-            if abs(value * plan.batch_size - round(value * plan.batch_size)) > 1e-9 * plan.batch_size:
-                raise InputError(
-                    f"batch_multiples of {plan.called(index)} times the batch size {plan.batch_size} must be whole "
-                    f"rows, got {value}"
-                )

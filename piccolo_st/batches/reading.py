@@ -80,8 +80,9 @@ class HomogeneousDataset(ConcatDataset[object]):
         Raises:
             InputError: the indices belong to several datasets.
         """
+        kept = None
         if isinstance(indices, BatchIndices):
-            dataset, visit, rows = indices.dataset, indices.visit, indices.rows
+            dataset, visit, rows, kept = indices.dataset, indices.visit, indices.rows, indices.negatives
         else:
             flat = np.asarray(indices, dtype=np.int64)
             owners = np.searchsorted(self.cumulative_sizes, flat, side="right")
@@ -93,7 +94,13 @@ class HomogeneousDataset(ConcatDataset[object]):
             dataset, visit = int(owners[0]), None
             rows = flat - self.offsets[dataset]
         name = None if self.names is None else self.names[dataset]
-        return ColumnBatch(self.readers[dataset](rows), rows, visit, name)
+        columns = self.readers[dataset](rows)
+        if kept is not None:
+            lists: Any = columns["negative"]
+            used = [[own[place] for place in places if place >= 0]
+                    for own, places in zip(lists, kept.tolist(), strict=True)]  # fmt: skip
+            columns = {**columns, "negative": used}
+        return ColumnBatch(columns, rows, visit, name)
 
 
 class ColumnReader:

@@ -15,8 +15,8 @@ then that of all ranks. ``dispatch_batches`` joins the padded batches of all ran
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, cast, overload
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, TypeAlias, cast, overload
 
 import numpy as np
 import torch
@@ -26,10 +26,15 @@ from sentence_transformers.base.sampler import DefaultBatchSampler, MultiDataset
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, RandomSampler
 
 from piccolo_st.batches.plan import BatchPlan, Step
+from piccolo_st.batches.windows import row_groups
 from piccolo_st.distributed import get_rank, get_world_size
 from piccolo_st.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+InUse: TypeAlias = Callable[[int, NDArray[np.int64], int], NDArray[np.int32] | None]
+"""Dataset, rows of it and an optimizer step -> which texts of each row's ``negative`` count at that step, by their
+places in the list: (rows, most), -1 where there are fewer; None: all of them."""
 
 
 class BatchIndices(Sequence[int]):
@@ -41,10 +46,12 @@ class BatchIndices(Sequence[int]):
         dataset: index of the dataset that the whole batch comes from.
         visit: how many whole passes over that dataset came before.
         rows: int64 array of the rows inside that dataset.
+        negatives: what the sampler's ``in_use`` says of them, or None.
     """
 
-    __slots__ = ("_epoch", "_found", "_rank", "_sampler", "_step", "offset")
+    __slots__ = ("_epoch", "_found", "_negatives", "_rank", "_sampler", "_step", "offset")
     _found: Step | None
+    _negatives: NDArray[np.int32] | None
     _sampler: HomogeneousBatchSampler | None  # None where the rows are known already
     offset: int
 
@@ -53,13 +60,13 @@ class BatchIndices(Sequence[int]):
         self._epoch = epoch
         self._step = step
         self._rank = rank
-        self._found = None
+        self._found = self._negatives = None
 
     @classmethod
-    def of(cls, found: Step, offset: int) -> BatchIndices:
+    def of(cls, found: Step, offset: int, negatives: NDArray[np.int32] | None = None) -> BatchIndices:
         """Indices that are known already, of a dataset whose first row has the index ``offset``."""
         self = cls.__new__(cls)
-        self._found, self.offset, self._sampler = found, offset, None
+        self._found, self.offset, self._negatives, self._sampler = found, offset, negatives, None
         return self
 
     def _find(self) -> Step:
@@ -68,6 +75,9 @@ class BatchIndices(Sequence[int]):
             assert sampler is not None
             self._found = sampler.plan.step(self._epoch, self._step, self._rank)
             self.offset = sampler.offsets[self._found.dataset]
+            if sampler.in_use is not None:
+                step = (self._epoch * sampler.plan.steps() + self._step) // sampler.plan.accumulation_steps
+                self._negatives = sampler.in_use(self._found.dataset, self._found.rows, step)
         return self._found
 
     @property
@@ -85,6 +95,12 @@ class BatchIndices(Sequence[int]):
         """Rows inside the dataset: (batch,)."""
         return self._find().rows
 
+    @property
+    def negatives(self) -> NDArray[np.int32] | None:
+        """Places of the negatives that count: (batch, most)."""
+        self._find()
+        return self._negatives
+
     def __len__(self) -> int:
         if self._sampler is not None and self._sampler.batch_size is not None:
             return self._sampler.batch_size
@@ -96,7 +112,8 @@ class BatchIndices(Sequence[int]):
     def __getitem__(self, index: slice) -> BatchIndices: ...
     def __getitem__(self, index: int | slice) -> int | BatchIndices:
         if isinstance(index, slice):
-            return BatchIndices.of(Step(self.dataset, self.visit, self.rows[index]), self.offset)
+            own = None if self.negatives is None else self.negatives[index]
+            return BatchIndices.of(Step(self.dataset, self.visit, self.rows[index]), self.offset, own)
         return int(self.rows[index]) + self.offset
 
     def __iter__(self) -> Iterator[int]:
@@ -112,7 +129,7 @@ class BatchIndices(Sequence[int]):
         return f"BatchIndices(dataset={self.dataset}, visit={self.visit}, rows={self.rows.tolist()})"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return BatchIndices.of, (self._find(), self.offset)
+        return BatchIndices.of, (self._find(), self.offset, self._negatives)
 
 
 class _EpochCarrier(RandomSampler):
@@ -141,12 +158,14 @@ class HomogeneousBatchSampler(MultiDatasetDefaultBatchSampler):
         world_size: number of ranks. Default: that of torch.distributed.
         options: of BatchPlan: ``accumulation_steps`` (the run's ``gradient_accumulation_steps``, of which a trainer
             does not tell its sampler), ``mixing``, ``weights``, ``exponent``, ``repeats``, ``batch_multiples``,
-            ``small_datasets``, ``names``.
+            ``small_datasets``, ``names``, ``together``, ``groups`` (a mixture's streamed datasets say theirs).
 
     Attributes:
         plan: the BatchPlan.
         offsets: index of each dataset's first row in the concatenation.
         batch_size: rows of every batch, or None where ``batch_multiples`` makes them differ (accelerate's sign for it).
+        in_use: says which listed negatives count, if not all do; asked once for a batch, when it is read or sent to the
+            worker that reads it.
 
     Raises:
         InputError: the plan cannot be made, no batch size, an IterableDataset, or a batch sampler that does more than
@@ -187,15 +206,16 @@ class HomogeneousBatchSampler(MultiDatasetDefaultBatchSampler):
                 for part in concatenation.datasets
             ]
         self.plan = BatchPlan(
+            **{"groups": [row_groups(part) for part in concatenation.datasets], **options},
             sizes=[len(part) for part in concatenation.datasets],  # type: ignore[arg-type]
             batch_size=_common(batch_samplers, "batch_size") if batch_size is None else batch_size,
             world_size=get_world_size() if world_size is None else world_size,
             seed=seed or 0,
             drop_last=bool(_common(batch_samplers, "drop_last")) if drop_last is None else drop_last,
-            **options,
         )
         self._report()
         self.offsets = [0, *concatenation.cumulative_sizes[:-1]]
+        self.in_use: InUse | None = None
         self._told = False
         self._carrier = _EpochCarrier(concatenation)
         super().__init__(concatenation, batch_samplers=list(batch_samplers), generator=generator, seed=seed or 0)
@@ -224,7 +244,7 @@ class HomogeneousBatchSampler(MultiDatasetDefaultBatchSampler):
                 "its default; with another loop, call set_epoch(epoch) of the sampler before each epoch"
             )
         epoch, ranks = self.epoch, range(self.plan.world_size)
-        for step in range(self.plan.steps(epoch)):
+        for step in range(self.plan.steps()):
             for rank in ranks:
                 yield BatchIndices(self, epoch, step, rank)
 

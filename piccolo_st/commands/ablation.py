@@ -11,21 +11,20 @@ configuration is not run again.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
-from piccolo_st.config import parse_overrides
+from piccolo_st import experiments  # its names are loaded where they are used
+from piccolo_st.config import asks_for_help, parse_overrides
 from piccolo_st.errors import ConfigError
-from piccolo_st.experiments import Ablation
 from piccolo_st.shipped import find
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the variants that have no result yet, and print the table."""
     rest = list(arguments)
-    if {"-h", "--help"} & set(rest):
+    if asks_for_help(rest):
         print(__doc__)
-        sys.exit(0)
+        return
     path = find(rest.pop(0) if rest and not rest[0].startswith("-") else "ablation-zh-mini")
     table = "--table" in rest
     rest = [argument for argument in rest if argument != "--table"]
@@ -36,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
             raise ConfigError("--only needs the names of variants, got none; write --only stock,full")
         only = rest[place + 1].split(",")
         del rest[place : place + 2]
-    ablation = Ablation(path, parse_overrides(rest))
+    ablation = experiments.Ablation(path, parse_overrides(rest))
     if not table:
         ablation.run(only, say=lambda line: print(line, flush=True))
     print(ablation.write())

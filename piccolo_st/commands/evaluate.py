@@ -4,8 +4,10 @@
     python -m piccolo_st evaluate MODEL --benchmark "MTEB(cmn, v1)"          # mteb's 31 tasks and main scores of today
     python -m piccolo_st evaluate MODEL --benchmark STS T2Retrieval my.yaml  # a type, a task, local tasks
     python -m piccolo_st evaluate MODEL --truncate_dim 256,512,1024          # several dimensions from one encoding
-    accelerate launch -m piccolo_st evaluate MODEL --dtype bfloat16          # the GPUs share the encoding
+    python -m piccolo_st evaluate MODEL --benchmark Retrieval --precision float32,int8,binary --truncate_dim 512,256
+    python -m piccolo_st launch evaluate MODEL --dtype bfloat16              # the GPUs share the encoding
     python -m piccolo_st evaluate --compare results/org__a/REVISION results/org__b/REVISION
+    python -m piccolo_st evaluate --compare A B --benchmark own.yaml general.yaml  # what was forgotten
 
 Stopped at any point, the same command goes on with the task it was at. Prints a line for every task, then a table by
 type, and writes the table as JSON and a picture beside the results. Options may stand in a YAML file (--config; the
@@ -20,16 +22,15 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-
-import datasets
+from typing import Any
 
 from piccolo_st import evaluation  # its names are loaded where they are used, some of them with mteb
 from piccolo_st.config import OptionParser, read_value, read_yaml
-from piccolo_st.distributed import process_state
 from piccolo_st.errors import ConfigError, InputError, nearest
-from piccolo_st.evaluation import C_MTEB_35, Benchmark, Evaluation, ModelScores, score_table
+from piccolo_st.evaluation import C_MTEB_35, Benchmark
 from piccolo_st.modeling import Instructions
 from piccolo_st.shipped import find
+from piccolo_st.tables import table
 
 
 def parser() -> OptionParser:
@@ -44,6 +45,7 @@ def parser() -> OptionParser:
     options.add_argument("--name", help="org/name to keep the results under")
     options.add_argument("--revision", help="branch, tag or commit of a repository")
     options.add_argument("--truncate_dim", default="", help="dimensions to score, such as 256,512,1024")
+    options.add_argument("--precision", default="", help="of vectors to search with, such as float32,int8,binary")
     options.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="dtype to encode in")
     options.add_argument("--device", help="cpu, cuda, cuda:1")
     options.add_argument(
@@ -94,10 +96,16 @@ def dimensions(text: str | int | Sequence[int]) -> list[int]:
         raise ConfigError(f"--truncate_dim must be whole numbers, such as 256,512,1024, got {text!r}") from None
 
 
+def words(text: str | Sequence[str]) -> list[Any]:
+    """The words of "float32,int8", or of a list."""
+    return [word.strip() for word in text.split(",") if word.strip()] if isinstance(text, str) else list(text)
+
+
 def show(outcome: evaluation.TaskOutcome) -> None:
     """One line of the table, as soon as it is known."""
     place, label = f"[{outcome.number}/{outcome.total}]", outcome.task.label
     label += f" {outcome.truncation}d" if outcome.truncation else ""
+    label += f" {outcome.precision}" if outcome.precision else ""
     score = "failed" if outcome.score is None else f"{outcome.score:.2f}"
     time = "kept" if outcome.seconds is None else f"{outcome.seconds:.1f} s"
     print(f"{place:>8} {outcome.task.type:<18} {label:<38} {outcome.task.metric:<16} {score:>6}  {time}", flush=True)
@@ -105,25 +113,28 @@ def show(outcome: evaluation.TaskOutcome) -> None:
         print(f"{'':>8} {outcome.note}", flush=True)
 
 
-def reference(path: Path, benchmark: Benchmark) -> list[ModelScores]:
+def reference(path: Path, benchmark: Benchmark) -> list[evaluation.ModelScores]:
     """The models of a file of results, or of a YAML file of averages, which are by the definition of c-mteb-35."""
     if path.suffix in (".yaml", ".yml"):
         models = evaluation.read_rows(path) if benchmark is C_MTEB_35 else []
     else:
         found = evaluation.task_scores(evaluation.read_results(path, benchmark), benchmark)
-        models = [ModelScores.of(path.resolve().parent.name, found, benchmark)] if found else []
+        models = [evaluation.ModelScores.of(path.resolve().parent.name, found, benchmark)] if found else []
     if not models:
         print(f"left out: {path} has nothing that is scored by the definition of {benchmark.name}")
     return models
 
 
-def report(group: Sequence[Evaluation], references: Sequence[Path], output: Path) -> None:
+def report(group: Sequence[evaluation.Evaluation], references: Sequence[Path], output: Path) -> None:
     """Table, JSON and picture of one group of tasks; each setting of the model is a column, then the references."""
     benchmark = group[0].benchmark
     models = [each.model_scores for each in group]
     for path in references:
         models += reference(path, benchmark)
-    print(f"\n{score_table(models, benchmark)}")
+    print(f"\n{evaluation.score_table(models, benchmark)}")
+    base = group[0].folder.parent.parent if group[0].settings else group[0].folder
+    if rows := evaluation.read_vector_rows(base, benchmark):
+        print(f"\n{vector_table(rows)}")
     stem = f"{benchmark.name}--{group[0].identity.name.replace('/', '__')}--{group[0].identity.revision[:8]}"
     folder = output / "tables"
     for each in group:
@@ -137,6 +148,17 @@ def report(group: Sequence[Evaluation], references: Sequence[Path], output: Path
         print(f"no picture: {error}")
 
 
+def vector_table(rows: Sequence[evaluation.VectorRow]) -> str:
+    """Small vectors, a row for each size."""
+    header = ["dimension", "precision", "bytes", "score", "% of float32", "s for 1,000 queries"]
+    cells = [
+        [one.dimension, one.precision, one.size, one.score, "" if one.share is None else one.share,
+         "" if one.seconds is None else one.seconds]
+        for one in rows
+    ]  # fmt: skip
+    return f"search with small vectors, mean over the retrieval tasks\n{table(header, cells)}"
+
+
 def main(arguments: Sequence[str]) -> None:
     """Evaluate a model, or compare two."""
     options = parse(arguments)
@@ -146,6 +168,10 @@ def main(arguments: Sequence[str]) -> None:
         for group in evaluation.select(options.benchmark):
             print(evaluation.compare_models(a, b, group.benchmark, resamples=options.resamples).table())
         return
+    import datasets  # once the command line is understood: it takes seconds
+
+    from piccolo_st.distributed import process_state
+
     datasets.disable_progress_bars()
     for module in (r"mteb\.", r"sklearn\."):
         warnings.filterwarnings("ignore", module=module)
@@ -157,6 +183,7 @@ def main(arguments: Sequence[str]) -> None:
         name=options.name,
         revision=options.revision,
         truncate_dim=dimensions(options.truncate_dim),
+        precision=words(options.precision),
         dtype=options.dtype,
         device=options.device,
         instructions=options.instructions,

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import NoReturn
 
 from piccolo_st.errors import InputError
 
 
 def run_command(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> NoReturn:
-    """Run a command and exit: bad input is one sentence on stderr and exit code 2, Ctrl-C is exit code 130.
+    """Run a command and exit: bad input is one sentence on stderr and exit code 2, Ctrl-C is 130, SIGTERM 143.
 
+    A second Ctrl-C or SIGTERM ends it at once; while a run trains, both are its own affair (``StopSignals``).
     Where the reader of stdout has gone (``| head -3``), it ends quietly with 141, as a program that SIGPIPE ends.
     Every rank ends with the code; only the first one speaks.
     """
     code: int | str | None = 141
+    codes: list[int | str | None] = []
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        atexit.register(_end_at_once, codes)  # registered first, so called after all others
     try:
         code = _exit_code(main, arguments)
         sys.stdout.flush()  # what fails here would otherwise fail, and be shown, while Python shuts down
@@ -25,25 +34,74 @@ def run_command(main: Callable[[Sequence[str]], None], arguments: Sequence[str])
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
         code = code or 141
+    codes.append(code)
     sys.exit(code)
+
+
+def _end_at_once(codes: Sequence[int | str | None]) -> None:
+    """End a rank before Python takes itself apart, once threads are joined and what others do at exit is done.
+
+    While Python does, a thread of a process group that something still holds (DeepSpeed's global ones) may want the
+    interpreter; Python 3.11 unwinds it through C++ that may not be unwound: SIGABRT, after all was written.
+    """
+    if codes and not isinstance(codes[0], str):
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(codes[0] or 0)
 
 
 def _exit_code(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int | str | None:
     speaks = os.environ.get("RANK", "0") == "0"
     try:
-        main(arguments)
+        with _stoppable():
+            main(arguments)
         _leave_the_others()
     except InputError as error:
         if speaks:
             print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
+        number = stopped.number if isinstance(stopped, _Stopped) else signal.SIGINT
         if speaks:
-            print("interrupted; the checkpoints written so far are complete", file=sys.stderr)
-        return 130
+            how = "stopped by SIGTERM" if number == signal.SIGTERM else "interrupted"
+            print(f"{how}; what is finished is kept, and the same command goes on from there", file=sys.stderr)
+        return 128 + number
     except SystemExit as end:
         return end.code
     return 0
+
+
+class _Stopped(KeyboardInterrupt):
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM unwinds a command as Ctrl-C does: what is half done is put away. Ranks die of it, for their launcher."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 and threading.current_thread() is threading.main_thread()
+    mine, own = [number for number, how in before.items() if alone and how != signal.SIG_IGN], os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for one in mine:
+            signal.signal(one, signal.SIG_DFL)  # a second one ends the process, whatever it is at
+        if os.getpid() != own:  # a worker that was forked
+            os.kill(os.getpid(), number)
+        if hub := sys.modules.get("piccolo_st.hub"):
+            hub.stop()  # whose uploads, in threads, would go on
+        mine.clear()
+        raise _Stopped(number)
+
+    for number in mine:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in mine:
+            signal.signal(number, before[number])
 
 
 def _leave_the_others() -> None:

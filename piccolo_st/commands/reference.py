@@ -7,24 +7,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from piccolo_st.config import Configuration
 from piccolo_st.curation import PrepareConfig
 from piccolo_st.data import DatasetSpec
+from piccolo_st.data.layouts import LAYOUTS
 from piccolo_st.data.shapes import SHAPES
 from piccolo_st.data.specs import MixtureSpec
 from piccolo_st.describe import JsonSchema, Key, json_schema, keys
-from piccolo_st.evaluation.local_tasks import LocalTaskSpec
+from piccolo_st.evaluation.local_types import LocalTaskSpec
 from piccolo_st.experiments.variants import AblationSettings, Variant
 from piccolo_st.mining import MiningSettings
 from piccolo_st.training import FinetuneConfig, PretrainConfig
+from piccolo_st.training.described import LIBRARIES, made_of
+from piccolo_st.training.sections import PretrainSections
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-
-# Of them come the inherited keys, and the form of a schema.
-LIBRARIES = ("transformers", "sentence-transformers", "pydantic")
 
 _INTRODUCTION = """# Every key of every configuration
 
@@ -43,10 +42,24 @@ own). A key with a dot lies inside the one before the dot. On the command line, 
 """
 
 
+_BY_ID = """Rows that name their texts, which stand elsewhere with an id each: of the corpus an id, a text and perhaps
+a title, of the queries an id and a text. A judgement of a score above 0 is a row; documents judged 0 are negatives of
+their query. A row that names an unknown id is rejected. `prepare describe FILE --corpus FILE --queries FILE` writes the
+mixture.
+
+A file of delimited text without a header is of texts `id, text` or `id, title, text`; of rows `query, document`,
+`query, document, score`, TREC's four fields, or, with `triples` in its name, `query, positive, negative`.
+"""
+
 _SHAPES = """Of a dataset for `retrieval`, in JSON lines, JSON, Parquet, Arrow and on the Hub; in CSV and TSV
 where all are texts or lists of texts. A passage is its title and its text, a conversation what is said in it. `columns`
 names what is called otherwise. `python -m piccolo_st prepare describe FILE` shows the rows of a file as they will be
 trained on, and writes the mixture that reads it.
+
+A teacher's scores are read where `columns` names them: FlagEmbedding's with
+`{positive_score: pos_scores, negative_score: neg_scores}`, sentence-transformers' with `{label: scores}`, a list of
+the positive's and then each negative's, or of how far each negative is below the positive. A row without one finite
+number for each text is rejected; what learns from them is `loss.distillation`.
 """
 
 
@@ -77,7 +90,8 @@ def schemas() -> dict[str, JsonSchema]:
     task = json_schema(LocalTaskSpec)
     stage2 = {name: {"$ref": f"finetune.schema.json#/properties/{name}"} for name in FinetuneConfig.sections()}
     runs = {"finetune": _run(FinetuneConfig), "pretrain": _run(PretrainConfig), "prepare": _run(PrepareConfig)}
-    own = PretrainConfig.__annotations__
+    own = PretrainSections.__annotations__
+    runs["finetune"]["x-made-of"] = made_of()
     runs["pretrain"]["properties"] |= {name: other for name, other in stage2.items() if name not in own}
     settings = json_schema(AblationSettings)
     settings["properties"]["tasks"]["items"] = _scored_task(task)
@@ -140,7 +154,7 @@ def _variant() -> JsonSchema:
 
 def reference() -> str:
     """The tables, as Markdown."""
-    versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    versions = ", ".join(f"{name} {made_of()[name]}" for name in LIBRARIES)
     parts = [_INTRODUCTION.format(versions=versions)]
     parts += _sections("Fine-tuning: `finetune`", FinetuneConfig)
     parts += ["## Pretraining: `pretrain`\n", "The same keys, with other defaults of these:\n"]
@@ -149,6 +163,7 @@ def reference() -> str:
     parts += _part("## A mixture", json_schema(MixtureSpec))
     parts += _part("### A dataset of a mixture: `datasets.NAME`", _dataset())
     parts += ["### Shapes that are read as they are\n", _SHAPES, _shapes()]
+    parts += ["### Data by id\n", _BY_ID, _markdown(("of", "what it is", "what names it"), LAYOUTS)]
     parts += _sections("Preparing data: `prepare`", PrepareConfig)
     parts += ["## Comparing variants: `ablation`\n", "The sections of `finetune`, and these:\n"]
     parts += _part("### ablation", json_schema(AblationSettings)) + _part("### variants.NAME", _variant())
@@ -158,8 +173,11 @@ def reference() -> str:
 
 def _shapes() -> str:
     cells = [(s.whose, f"`{s.row}`", s.query, s.positive, s.negative) for s in SHAPES]
-    header = [("of", "a row, or the file", "query", "positive", "negatives"), ("---",) * 5]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [*header, *cells]) + "\n"
+    return _markdown(("of", "a row, or the file", "query", "positive", "negatives"), cells)
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows]) + "\n"
 
 
 def _keys(kind: type[Configuration]) -> list[Key]:

@@ -9,16 +9,16 @@ Functions of tables and arrays, with no files and no state:
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from piccolo_st.curation.shingles import Collection, band_hashes, jaccard, merge, shingle
-from piccolo_st.data import LABELLED_TASKS, SCORED_TASKS, DatasetSpec, flatten
+from piccolo_st.data import LABELLED_TASKS, SCORED_TASKS, DatasetSpec, flatten, keep_joined
 from piccolo_st.hashing import combine, scramble, text_hashes, text_key
-from piccolo_st.schema import Count, PositiveShare, Whole
+from piccolo_st.schema import Count, PositiveShare, Whole, setting
 
 # Pairs looked at in one piece.
 _PAIRS = 100_000
@@ -40,17 +40,15 @@ class DedupSettings:
         seed: of the signatures.
     """
 
-    near: PositiveShare | None = field(
-        default=0.8, metadata={"help": "Jaccard similarity of near duplicates; empty: exact only."}
+    near: PositiveShare | None = setting(0.8, "Jaccard similarity of near duplicates; empty: exact only.")
+    decontaminate: PositiveShare | None = setting(
+        0.8, "Jaccard similarity to an evaluation text that removes; empty: none."
     )
-    decontaminate: PositiveShare | None = field(
-        default=0.8, metadata={"help": "Jaccard similarity to an evaluation text that removes; empty: none."}
-    )
-    shingle: Count = field(default=3, metadata={"help": "Characters an n-gram."})
-    permutations: Count = field(default=64, metadata={"help": "Length of the MinHash signatures."})
-    across: bool = field(default=True, metadata={"help": "Whether datasets of one task are compared with each other."})
-    part_rows: Count = field(default=200_000, metadata={"help": "Rows a task and an output file."})
-    seed: Whole = field(default=13, metadata={"help": "Of the signatures."})
+    shingle: Count = setting(3, "Characters an n-gram.")
+    permutations: Count = setting(64, "Length of the MinHash signatures.")
+    across: bool = setting(True, "Whether datasets of one task are compared with each other.")
+    part_rows: Count = setting(200_000, "Rows a task and an output file.")
+    seed: Whole = setting(13, "Of the signatures.")
 
 
 def identity_columns(spec: DatasetSpec, table: pa.Table) -> list[pa.Array]:
@@ -137,7 +135,8 @@ def contaminated(table: pa.Table, tests: Collection) -> tuple[np.ndarray, np.nda
     best, which = np.zeros(table.num_rows), np.full(table.num_rows, -1, dtype=np.int64)
     for name in table.column_names:
         kind = table.schema.field(name).type
-        if name.startswith("negative") or not (pa.types.is_string(kind) or pa.types.is_list(kind)):
+        text = kind.value_type if pa.types.is_list(kind) else kind
+        if name.startswith("negative") or not pa.types.is_string(text):
             continue
         if pa.types.is_list(kind):
             texts, owners = flatten(table[name])
@@ -157,18 +156,19 @@ def without_tests(table: pa.Table, tests: Collection, threshold: float) -> tuple
         The table, lists without such items, and (n,) bool: a single negative of the row resembles one, so it must go.
     """
     bad = np.zeros(table.num_rows, dtype=bool)
+    before, stay = table, {}
     for index, name in enumerate(table.column_names):
         if not name.startswith("negative"):
             continue
         if pa.types.is_list(table.schema.field(name).type):
             texts, owners = flatten(table[name])
-            good = tests.best_overlap(texts)[0] < threshold
+            good = stay[name] = tests.best_overlap(texts)[0] < threshold
             counts = np.bincount(owners[good], minlength=table.num_rows)
             offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
             table = table.set_column(index, name, pa.ListArray.from_arrays(offsets, texts.filter(pa.array(good))))
         else:
             bad |= tests.best_overlap(table[name].combine_chunks())[0] >= threshold
-    return table, bad
+    return keep_joined(table, before, stay), bad
 
 
 def first_of_each(keys: np.ndarray) -> np.ndarray:

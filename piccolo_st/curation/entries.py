@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,8 +25,10 @@ from piccolo_st.data import (
     excerpt,
     find_columns,
     flatten,
+    is_search,
     load_mixture,
     locate,
+    names_ids,
     parse_mixture,
     read_chunks,
     role_columns,
@@ -52,7 +54,10 @@ _READINGS: tuple[Entry, ...] = (
 
 
 def describe(
-    sources: Sequence[str], model: str | None, output: Path | None, say: Callable[[str], None] = print
+    sources: Sequence[str],
+    model: str | None,
+    output: Path | None,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Look at sources, say what is found, and give the mixture that reads them.
 
@@ -60,7 +65,7 @@ def describe(
         sources: files, folders, globs, or Hub ids.
         model: whose tokenizer measures lengths; None: characters and two.
         output: where the mixture is written; None: it is only shown.
-        say: is given each part of the text.
+        texts: ``corpus``, and perhaps ``queries`` -> where the texts stand that the rows name by id.
 
     Raises:
         ConfigError: no source, or the output is there.
@@ -73,15 +78,15 @@ def describe(
     entries: dict[str, Entry] = {}
     for source in sources:
         name = _name(source, entries)
-        entry, warnings = propose(name, source)
-        say(_described(name, entry, warnings, model))
+        entry, warnings = propose(name, source, texts or {})
+        print(_described(name, entry, warnings, model))
         entries[name] = entry
     text = yaml.safe_dump({"datasets": entries}, allow_unicode=True, sort_keys=False, width=120)
     if output is None:
-        say(f"the mixture that reads this (--output FILE writes it):\n\n{text}")
+        print(f"the mixture that reads this (--output FILE writes it):\n\n{text}")
     else:
         output.write_text(text, encoding="utf-8")
-        say(f"the mixture that reads this: {output}; train on it with `--data.mixture {output}`")
+        print(f"the mixture that reads this: {output}; train on it with `--data.mixture {output}`")
 
 
 def _name(source: str, taken: Sequence[str] | dict[str, Entry]) -> str:
@@ -90,18 +95,19 @@ def _name(source: str, taken: Sequence[str] | dict[str, Entry]) -> str:
     return next(name for name in (plain, *(f"{plain}_{i}" for i in range(2, len(taken) + 3))) if name not in taken)
 
 
-def propose(name: str, source: str) -> tuple[Entry, list[str]]:
+def propose(name: str, source: str, texts: Mapping[str, str]) -> tuple[Entry, list[str]]:
     """The entry that reads a source, and what its reader has to decide.
 
     Raises:
         MixtureError: it cannot be read, or has no rows or columns of a known kind.
     """
     root = Path.cwd()
-    place = Path(source).expanduser()
-    found = place.exists() or "*" in source
-    entry: Entry = {"source": str(root / place) if found else source}
-    spec = DatasetSpec(name=name, source=entry["source"], task="retrieval")
-    if locate(spec, root).format in ("beir", "jionlp"):
+    entry: Entry = {key: _placed(place, root) for key, place in {"source": source, **texts}.items()}
+    spec = DatasetSpec(name=name, task="retrieval", **entry)
+    location = locate(spec, root)
+    if location.format == "hub" and is_search(spec):
+        return {**entry, "format": "beir", "task": "retrieval"}, []
+    if location.format in ("beir", "jionlp"):
         return {**entry, "task": "retrieval"}, []
     rows, present = _first_rows(spec)
     for reading in _READINGS:
@@ -112,15 +118,25 @@ def propose(name: str, source: str) -> tuple[Entry, list[str]]:
         labels = [row.get(roles["label"]) for row in rows] if "label" in roles else None
         if (fitted := _fitted(reading, labels)) is not None:
             return _completed(entry | fitted, roles, rows)
-    texts = [column for column in present if any(isinstance(row.get(column), str) for row in rows)]
-    if len(texts) < 2:
+    if names_ids(present):
+        raise MixtureError(
+            f"{source} must come with its texts, got rows that name them by id ({', '.join(present)}); say where they "
+            "stand with --corpus and, if queries are ids too, --queries"
+        )
+    named = [column for column in present if any(isinstance(row.get(column), str) for row in rows)]
+    if len(named) < 2:
         raise MixtureError(
             f"{source} must have columns of a known kind, got {', '.join(present) or 'none'}; name them with `columns`"
         )
-    lengths = {column: np.mean([len(str(row.get(column))) for row in rows]) for column in texts}
-    query, positive = sorted(texts[:2], key=lengths.__getitem__)
+    lengths = {column: np.mean([len(str(row.get(column))) for row in rows]) for column in named}
+    query, positive = sorted(named[:2], key=lengths.__getitem__)
     note = f"none of its names is known: its texts were taken as query {query!r} and positive {positive!r}; check them"
     return {**entry, "task": "retrieval", "columns": {"query": query, "positive": positive}}, [note]
+
+
+def _placed(source: str, root: Path) -> str:
+    place = Path(source).expanduser()
+    return str(root / place) if place.exists() or "*" in source else source
 
 
 def _spec(name: str, entry: Entry) -> DatasetSpec:
@@ -193,7 +209,10 @@ def _completed(entry: Entry, roles: dict[str, str], rows: Rows) -> tuple[Entry, 
     elif prompts:
         warnings.append(f"its rows have {len(prompts):,} prompts, which are not used: one dataset has one instruction")
     if {"pos_scores", "neg_scores"} & {name for row in rows for name in row}:
-        warnings.append("its pos_scores and neg_scores are not used: no teacher is learnt from")
+        warnings.append(
+            "its pos_scores and neg_scores are not used; to learn from them, set `columns: {positive_score: "
+            "pos_scores, negative_score: neg_scores}` and the run's loss.distillation"
+        )
     return entry, warnings
 
 
@@ -216,7 +235,7 @@ def _described(name: str, entry: Entry, warnings: Sequence[str], model: str | No
     return "\n\n".join(parts) + "\n"
 
 
-def _cells(row: dict[str, Any]) -> Iterator[object]:
+def _cells(row: Mapping[str, object]) -> Iterator[object]:
     for value in row.values():
         if isinstance(value, list):
             yield f"{len(value)}: {excerpt(value[0], 30)}" if value else "none"

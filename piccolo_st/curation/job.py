@@ -13,6 +13,7 @@ A step reads a mixture and writes a folder::
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 import shutil
 from collections import Counter
@@ -27,11 +28,16 @@ import pyarrow.parquet as pq
 import yaml
 
 from piccolo_st.cache import PARTIAL, write_whole
-from piccolo_st.data import DatasetSpec, Mixture, RetrievalHoldout, excerpt, load_mixture, locate, parse_mixture
+from piccolo_st.data import DatasetSpec, Mixture, RetrievalHoldout, excerpt, load_mixture, parse_mixture
+from piccolo_st.errors import MixtureError
+from piccolo_st.stored import read_json
 
 # Settings of a dataset that say how to read its source; what a step writes is read by the defaults.
-_READING = ("name", "source", "format", "split", "revision", "subset", "columns", "preset", "positives", "labels",
-            "score_range", "max_rejected", "max_rows", "holdout", "policy")  # fmt: skip
+_READING = ("name", "source", "corpus", "queries", "format", "split", "revision", "subset", "columns", "preset",
+            "positives", "labels", "score_range", "max_rejected", "max_rows", "holdout", "policy")  # fmt: skip
+
+
+_SCORES = {"pos_scores": "positive_score", "neg_scores": "negative_score"}
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,8 @@ def finish(job: Job, step: str, parts: Iterable[Part]) -> None:
     counts: dict[str, Counter[str]] = {}
     for part in parts:
         path = job.folder / "counts" / f"{part.name}.json"
-        counts.setdefault(part.dataset, Counter()).update(json.loads(path.read_text(encoding="utf-8")))
+        again = f"delete {job.folder} and run the step again"
+        counts.setdefault(part.dataset, Counter()).update(read_json(path, dict[str, int], again, MixtureError))
     given, root, _ = parse_mixture(job.given)
     datasets: dict[str, object] = {}
     for name, spec in given.items():
@@ -182,7 +189,9 @@ def settings_of(spec: DatasetSpec, without: Iterable[str]) -> dict[str, object]:
 
 
 def _training_entry(columns: Iterable[str], spec: DatasetSpec) -> dict[str, object]:
-    roles: dict[str, object] = {name: name for name in columns if name.partition("_")[0] != "negative"}
+    roles: dict[str, object] = {
+        _SCORES.get(name, name): name for name in columns if name.partition("_")[0] != "negative"
+    }
     negatives = [name for name in columns if name.partition("_")[0] == "negative"]
     if negatives:
         roles["negative"] = negatives[0] if len(negatives) == 1 else negatives
@@ -192,9 +201,15 @@ def _training_entry(columns: Iterable[str], spec: DatasetSpec) -> dict[str, obje
 
 def evaluation_entry(spec: DatasetSpec, root: Path) -> dict[str, object]:
     """What a mixture elsewhere says of an evaluation set that stays where it is."""
-    location = locate(spec, root)
-    source = spec.source if location.format in ("hub", "jionlp") else str((root / spec.source).resolve())
-    return {"source": source, **settings_of(spec, ("name", "source"))}
+    places = ("source", "corpus", "queries")
+    named = {name: source for name in places if (source := getattr(spec, name)) is not None}
+    return {**{name: _absolute(source, root) for name, source in named.items()}, **settings_of(spec, ("name", *places))}
+
+
+def _absolute(source: str, root: Path) -> str:
+    """Where a source is, from anywhere; of the Hub and of a package it stays as it is."""
+    path = root / Path(source).expanduser()
+    return str(path.resolve()) if glob.glob(str(path), recursive=True) else source
 
 
 def write_beir(folder: Path, holdout: RetrievalHoldout) -> None:

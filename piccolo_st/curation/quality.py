@@ -11,7 +11,7 @@ Functions of tables and arrays, with no files and no state:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from piccolo_st.curation.duplicates import identity_columns
 from piccolo_st.data import DatasetSpec
 from piccolo_st.errors import MissingPackage, MixtureError
-from piccolo_st.schema import Count, Natural, Share, Whole
+from piccolo_st.schema import Count, Natural, Share, Whole, setting
 
 
 @dataclass(frozen=True)
@@ -41,19 +41,19 @@ class FilterSettings:
         seed: of the pool.
     """
 
-    min_characters: Natural | None = field(default=None, metadata={"help": "Shorter texts go."})
-    max_query_characters: Natural | None = field(default=None, metadata={"help": "Longer queries and sentences go."})
-    max_document_characters: Natural | None = field(default=None, metadata={"help": "Longer positives go."})
-    min_han: Share | None = field(default=0.3, metadata={"help": "Least share of Chinese among letters and digits."})
-    max_kana: Share | None = field(default=0.1, metadata={"help": "Largest share of kana among letters and digits."})
-    max_repetition: Share | None = field(default=0.5, metadata={"help": "Largest share of the commonest character."})
-    simplify: bool = field(default=False, metadata={"help": "Write traditional characters as simplified ones."})
-    top_k: Count | None = field(default=None, metadata={"help": "Consistency: the positive is among the k nearest."})
-    pool: Count = field(default=100_000, metadata={"help": "Positives drawn to rank among."})
-    model: str = field(default="lexical", metadata={"help": "Encoder for top_k: lexical, a Hub id or a folder."})
-    batch_size: Count = field(default=256, metadata={"help": "Texts encoded at a time."})
-    part_rows: Count = field(default=200_000, metadata={"help": "Rows a task and an output file."})
-    seed: Whole = field(default=13, metadata={"help": "Of the pool."})
+    min_characters: Natural | None = setting(None, "Shorter texts go.")
+    max_query_characters: Natural | None = setting(None, "Longer queries and sentences go.")
+    max_document_characters: Natural | None = setting(None, "Longer positives go.")
+    min_han: Share | None = setting(0.3, "Least share of Chinese among letters and digits.")
+    max_kana: Share | None = setting(0.1, "Largest share of kana among letters and digits.")
+    max_repetition: Share | None = setting(0.5, "Largest share of the commonest character.")
+    simplify: bool = setting(False, "Write traditional characters as simplified ones.")
+    top_k: Count | None = setting(None, "Consistency: the positive is among the k nearest.")
+    pool: Count = setting(100_000, "Positives drawn to rank among.")
+    model: str = setting("lexical", "Encoder for top_k: lexical, a Hub id or a folder.")
+    batch_size: Count = setting(256, "Texts encoded at a time.")
+    part_rows: Count = setting(200_000, "Rows a task and an output file.")
+    seed: Whole = setting(13, "Of the pool.")
 
     def __post_init__(self) -> None:
         if self.top_k is not None and self.top_k > self.pool:
@@ -137,7 +137,8 @@ def simplified(table: pa.Table) -> pa.Table:
             return pa.array([[convert(text) for text in texts] for texts in array.to_pylist()], type=array.type)
         return pa.array([convert(text) for text in array.to_pylist()], type=array.type)
 
-    textual = [not pa.types.is_floating(table.schema.field(name).type) for name in table.column_names]
+    kinds = [kind.value_type if pa.types.is_list(kind) else kind for kind in table.schema.types]
+    textual = [pa.types.is_string(kind) for kind in kinds]
     columns = [column(array) if text else array for array, text in zip(table.columns, textual, strict=True)]
     return pa.table(columns, names=table.column_names)
 

@@ -14,13 +14,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from piccolo_st.cache import PARTIAL, write_whole
 from piccolo_st.errors import MissingPackage, MixtureError
-from piccolo_st.schema import Count
+from piccolo_st.schema import Count, setting
+from piccolo_st.stored import read_json
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,11 @@ class ExecutorSettings:
         options: further arguments of datatrove's executor; Slurm needs ``partition`` and ``time``.
     """
 
-    kind: Literal["here", "local", "slurm", "ray"] = field(
-        default="here", metadata={"help": "Where tasks run: here, or datatrove's local, slurm or ray executor."}
+    kind: Literal["here", "local", "slurm", "ray"] = setting(
+        "here", "Where tasks run: here, or datatrove's local, slurm or ray executor."
     )
-    workers: Count = field(default=1, metadata={"help": "Tasks at a time."})
-    options: dict[str, object] | None = field(
-        default=None, metadata={"help": "Further arguments of datatrove's executor."}
-    )
+    workers: Count = setting(1, "Tasks at a time.")
+    options: dict[str, object] | None = setting(None, "Further arguments of datatrove's executor.")
 
 
 def claim(folder: Path, identity: str, what: Mapping[str, object]) -> None:
@@ -66,10 +65,10 @@ def claim(folder: Path, identity: str, what: Mapping[str, object]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     label = folder / "made_of.json"
     if label.is_file():
-        if json.loads(label.read_text(encoding="utf-8"))["identity"] != identity:
+        remedy = "choose another `data.output` or delete the folder"
+        if read_json(label, dict[str, object], remedy, MixtureError).get("identity") != identity:
             raise MixtureError(
-                f"{folder} holds the output of another mixture or other settings (see {label}); "
-                "choose another `data.output` or delete the folder"
+                f"{folder} holds the output of another mixture or other settings (see {label}); {remedy}"
             )
         return
     if any(path.suffix != PARTIAL for path in folder.iterdir()):  # such is what a run killed here left

@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from typing_extensions import TypedDict
 
 from piccolo_st.cache import default_cache
 from piccolo_st.curation.duplicates import identity_keys, row_keys
 from piccolo_st.curation.job import Job
 from piccolo_st.curation.stages import Stage
 from piccolo_st.data import build, flatten, locate, parse_mixture
+from piccolo_st.errors import MixtureError
 from piccolo_st.modeling import column_task, load_pretrained
-from piccolo_st.schema import Count
+from piccolo_st.schema import Count, setting
+from piccolo_st.stored import read_json
 from piccolo_st.tables import empty_figure, picture, table
 
 if TYPE_CHECKING:
@@ -43,10 +46,10 @@ class CheckSettings:
         sample: rows a dataset whose texts are measured, evenly spread; duplicates are counted over all.
     """
 
-    tokenizer: str | None = field(default=None, metadata={"help": "Tokenizer to measure with; empty: characters."})
-    query_length: Count = field(default=64, metadata={"help": "Limit of queries in tokens."})
-    document_length: Count = field(default=512, metadata={"help": "Limit of other texts in tokens."})
-    sample: Count = field(default=20_000, metadata={"help": "Rows a dataset whose lengths are measured."})
+    tokenizer: str | None = setting(None, "Tokenizer to measure with; empty: characters.")
+    query_length: Count = setting(64, "Limit of queries in tokens.")
+    document_length: Count = setting(512, "Limit of other texts in tokens.")
+    sample: Count = setting(20_000, "Rows a dataset whose lengths are measured.")
 
 
 class ColumnLengths(TypedDict):
@@ -160,7 +163,8 @@ def _tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
 
 def _finish(step: CheckStep, _: int) -> None:
     mixture, folder = step.job.mixture, step.job.folder
-    measured = {n: json.loads((folder / "work" / f"{n}.json").read_text(encoding="utf-8")) for n in mixture.specs}
+    again = f"delete {folder} and run the step again"
+    measured = {n: read_json(folder / "work" / f"{n}.json", Measured, again, MixtureError) for n in mixture.specs}
     accounts = mixture.report.as_dict()
     report = {"step": "check", "mixture": mixture.fingerprint, "accounts": accounts, "measured": measured}
     (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
@@ -217,8 +221,8 @@ def plot_lengths(measured: Mapping[str, Measured], unit: str, path: Path) -> Pat
                 axis.axvline(found["limit"], linestyle="--", linewidth=1, color=f"C{index}")
         axis.set_title(name, fontsize=9)
         axis.tick_params(labelsize=7)
-        axis.set_yticks([])
         axis.legend(fontsize=7, frameon=False)
+    figure.supylabel("share of the texts", fontsize=9)
     figure.supxlabel(f"length in {unit}, up to the 99th percentile; limits dashed", fontsize=9)
     figure.savefig(path, dpi=110)
     return path

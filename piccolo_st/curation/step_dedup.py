@@ -37,7 +37,7 @@ from piccolo_st.curation.duplicates import (
 from piccolo_st.curation.job import Job, Part, finish, write_part, write_rejects
 from piccolo_st.curation.shingles import Collection, bands_for
 from piccolo_st.curation.stages import Stage
-from piccolo_st.data import LABELLED_TASKS, DatasetSpec
+from piccolo_st.data import LABELLED_TASKS, DatasetSpec, is_scored
 
 # Rows compared or hashed at once: bounds the memory of a task, whatever its part's size.
 _ROWS = 20_000
@@ -203,7 +203,7 @@ def _signatures(step: DedupStep, task: int) -> None:
     step.save(f"tests-{task}", np.concatenate(found))
     if bands:
         step.save(f"bands-{task}", np.concatenate(bands, axis=1))
-    if "label" in table.column_names:
+    if "label" in table.column_names and not is_scored(table):
         step.save(f"labels-{task}", table["label"].to_numpy().astype(np.float32))
 
 

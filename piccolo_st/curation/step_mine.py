@@ -1,26 +1,40 @@
 """The step ``mine``: hard negatives for the retrieval datasets of a mixture, shard by shard.
 
     (1) mine: each shard (rows of whole queries) is mined and written, so that a killed run loses one shard at most;
-    (2) copy: datasets of other tasks go on unchanged.
+    (2) copy: datasets of other tasks go on unchanged;
+    (3) report: ``report.txt`` says what was dropped and why, with examples, and what the rows have now.
 
 The rows of a mined dataset come out grouped by query; the sampler draws them in an order of its own anyway.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import pyarrow as pa
 from datasets import Dataset
 
+from piccolo_st.cache import default_cache, write_whole
 from piccolo_st.curation.job import Job, Part, finish, write_part
 from piccolo_st.curation.stages import Stage
-from piccolo_st.mining import Miner, MiningSettings, reading, shard_rows, with_negatives
+from piccolo_st.mining import (
+    UNTRAINED,
+    Miner,
+    MiningReport,
+    MiningSettings,
+    further_documents,
+    load_alike,
+    reading,
+    shard_rows,
+    with_negatives,
+    write_report,
+)
 from piccolo_st.modeling import load_pretrained
-from piccolo_st.schema import part_of
+from piccolo_st.schema import part_of, setting
 
 
 @dataclass(frozen=True)
@@ -28,21 +42,20 @@ class MineSettings:
     """What mines, and how.
 
     Attributes:
-        model: ``lexical``, ``bm25``, ``random``, or a SentenceTransformer's Hub id or folder.
+        model: ``lexical``, ``bm25``, ``random``, or a SentenceTransformer's Hub id or folder; or a list of such, which
+            all give negatives.
         tokenizer: of the lexical encoder; None: one learned from each dataset.
         reranker: a cross-encoder's Hub id or folder, which drops false negatives.
         settings: fields of MiningSettings; a dataset's own ``mining`` goes over them.
     """
 
-    model: str = field(
-        default="lexical", metadata={"help": "lexical, bm25, random, or a SentenceTransformer's Hub id or folder."}
+    model: str | list[str] = setting(
+        "lexical", "lexical, bm25, random, or a SentenceTransformer's Hub id or folder; or several, as a list."
     )
-    tokenizer: str | None = field(
-        default=None, metadata={"help": "Of the lexical encoder; empty: learned from the data."}
-    )
-    reranker: str | None = field(default=None, metadata={"help": "A cross-encoder that drops false negatives."})
-    settings: Annotated[dict[str, object] | None, part_of(MiningSettings)] = field(
-        default=None, metadata={"help": "How negatives are chosen; a dataset's own go over them."}
+    tokenizer: str | None = setting(None, "Of the lexical encoder; empty: learned from the data.")
+    reranker: str | None = setting(None, "A cross-encoder that drops false negatives.")
+    settings: Annotated[dict[str, object] | None, part_of(MiningSettings)] = setting(
+        None, "How negatives are chosen; a dataset's own go over them."
     )
 
 
@@ -94,34 +107,39 @@ def _column(dataset: Dataset, name: str) -> pa.Array:
 
 @lru_cache(maxsize=1)
 def _miner(
-    job: Job, model: str, tokenizer: str | None, reranker: str | None, settings: MiningSettings, name: str
+    job: Job, models: tuple[str, ...], tokenizer: str | None, reranker: str | None, settings: MiningSettings, name: str
 ) -> Miner:
-    from sentence_transformers import CrossEncoder, SentenceTransformer
+    from sentence_transformers import CrossEncoder
     from transformers import AutoTokenizer
 
-    trained = model not in ("lexical", "bm25", "random")
-    encoder: Any = load_pretrained(SentenceTransformer, model, "mine.model") if trained else model
+    encoders: Any = [one if one in UNTRAINED else load_alike(one, "mine.model") for one in models]
     load_tokenizer: Any = AutoTokenizer.from_pretrained
     return Miner(
         job.mixture.train[name],
-        encoder,
+        encoders,
         settings,
+        corpus=further_documents(job.mixture, settings),
         tokenizer=load_pretrained(load_tokenizer, tokenizer, "mine.tokenizer") if tokenizer else None,
         reranker=load_pretrained(CrossEncoder, reranker, "mine.reranker") if reranker else None,
-        cache_folder=str(job.folder / "work" / "embeddings" / name) if not isinstance(encoder, str) else None,
+        folder=(Path(job.cache) if job.cache is not None else default_cache()) / "embeddings",
     )
 
 
 def _mine(step: MineStep, name: str, task: int) -> None:
     given, settings = step.settings, step.of(name)
-    miner = _miner(step.job, given.model, given.tokenizer, given.reranker, settings, name)
+    models = (given.model,) if isinstance(given.model, str) else tuple(given.model)
+    miner = _miner(step.job, models, given.tokenizer, given.reranker, settings, name)
     rows = miner.shards[task]
-    with nullcontext() if isinstance(miner.encoder, str) else reading(miner.encoder, step.job.mixture.specs[name]):
-        mined = miner.mine(task)
+    with ExitStack() as stack:
+        for encoder in miner.encoders:
+            if not isinstance(encoder, str):
+                stack.enter_context(reading(encoder, step.job.mixture.specs[name]))
+        mined, report = miner.mine(task)
     own = step.job.mixture.train[name].with_format("arrow")[rows.tolist()]
     table = with_negatives(own, mined, settings.existing)
     missing = sum(not texts for texts in mined)
     counted = ["negatives"] * sum(map(len, mined)) + ["without a mined negative"] * missing
+    write_whole(step.job.folder / "mined" / f"{name}-{task:05d}.json", report.to_json())
     write_part(step.job.folder, Part(name, task, 0, len(rows)), table, counted)
 
 
@@ -131,5 +149,12 @@ def _copy(step: MineStep, task: int) -> None:
 
 
 def _finish(step: MineStep, _: int) -> None:
+    reports: dict[str, MiningReport] = {}
+    for name in step.mined:
+        reports[name] = MiningReport()
+        for task in range(step.shards(name)):
+            text = (step.job.folder / "mined" / f"{name}-{task:05d}.json").read_text(encoding="utf-8")
+            reports[name].add(MiningReport.from_json(text))
+    write_report(reports, step.job.folder / "report.txt")
     parts = [Part(name, task, 0, 0) for name in step.mined for task in range(step.shards(name))]
     finish(step.job, "mine", [*parts, *step.copied])

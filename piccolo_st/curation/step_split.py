@@ -15,11 +15,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -48,7 +47,7 @@ from piccolo_st.data import (
 )
 from piccolo_st.errors import MixtureError
 from piccolo_st.hashing import text_hashes, text_key
-from piccolo_st.schema import Count, PositiveShare, Whole
+from piccolo_st.schema import Count, PositiveShare, Whole, setting
 
 _ROWS = 100_000  # read at once
 # How to read the sources; what the step writes is read by the defaults.
@@ -68,10 +67,10 @@ class SplitSettings:
         seed: which ones.
     """
 
-    rows: Count = field(default=1000, metadata={"help": "Distinct first texts a dataset that are kept for its test."})
-    share: PositiveShare = field(default=0.1, metadata={"help": "Of a dataset's distinct first texts at most."})
-    corpus: Count = field(default=10_000, metadata={"help": "Texts that a test searches among at most."})
-    seed: Whole = field(default=13, metadata={"help": "Which ones are drawn."})
+    rows: Count = setting(1000, "Distinct first texts a dataset that are kept for its test.")
+    share: PositiveShare = setting(0.1, "Of a dataset's distinct first texts at most.")
+    corpus: Count = setting(10_000, "Texts that a test searches among at most.")
+    seed: Whole = setting(13, "Which ones are drawn.")
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class SplitStep:
         """
         given = self.job.given
         given = dict(given) if isinstance(given, dict) else {"file": given}
-        own: Any = given.get("datasets") or {}
+        own = found if isinstance(found := given.get("datasets"), dict) else {}
         names = [name for name, spec in parse_mixture(given)[0].items() if spec.use == "train"]
         raw = {name: {**own.get(name, {}), "use": "evaluate", "holdout": None} for name in names}
         mixture = load_mixture({**given, "datasets": {**own, **raw}}, cache_dir=self.job.cache)

@@ -1,4 +1,4 @@
-"""Preparing a mixture before training: split, check, dedup, filter, mine; each resumes, and each feeds the next.
+"""Preparing a mixture before training: split, check, dedup, filter, mine, score; each resumes, and each feeds the next.
 
 (1) a step is claimed for its input and settings, so that a folder never mixes the work of two;
 (2) its stages run, here or on a cluster, passing over what is done (``stages``);
@@ -8,11 +8,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from typing_extensions import TypedDict
 
 from piccolo_st.cache import content_digest, default_cache, digest
 from piccolo_st.config import Configuration
@@ -24,12 +25,21 @@ from piccolo_st.curation.step_check import CheckSettings, CheckStep
 from piccolo_st.curation.step_dedup import DedupStep
 from piccolo_st.curation.step_filter import FilterStep
 from piccolo_st.curation.step_mine import MineSettings, MineStep
+from piccolo_st.curation.step_score import ScoreSettings, ScoreStep
 from piccolo_st.curation.step_split import SplitSettings, SplitStep
 from piccolo_st.data import build, locate, parse_mixture
 from piccolo_st.errors import MixtureError
+from piccolo_st.mining import corpus_files
+from piccolo_st.ownership import own
+from piccolo_st.schema import setting
+from piccolo_st.stored import read_json
 from piccolo_st.tables import table
 
-Settings = CheckSettings | DedupSettings | FilterSettings | MineSettings | SplitSettings
+Settings = CheckSettings | DedupSettings | FilterSettings | MineSettings | ScoreSettings | SplitSettings
+
+
+class _Report(TypedDict):
+    datasets: dict[str, dict[str, int]]
 
 
 class Step(Protocol):
@@ -45,6 +55,7 @@ STEPS: dict[str, Callable[[Job, Any], Step]] = {
     "dedup": DedupStep,
     "filter": FilterStep,
     "mine": MineStep,
+    "score": ScoreStep,
 }
 
 
@@ -52,16 +63,11 @@ STEPS: dict[str, Callable[[Job, Any], Step]] = {
 class PrepareData:
     """What is prepared, and where the output goes."""
 
-    mixture: dict[str, object] | str | None = field(
-        default=None,
-        metadata={"help": "The data mixture: a YAML file, or the mapping itself; see recipes/REFERENCE.md."},
+    mixture: dict[str, object] | str | None = setting(
+        None, "The data mixture: a YAML file, or the mapping itself; see recipes/REFERENCE.md."
     )
-    output: str = field(
-        default="runs/prepare", metadata={"help": "Folder of the output; each step has its own inside."}
-    )
-    cache: str | None = field(
-        default=None, metadata={"help": "Where checked datasets are kept; empty: beside datasets'."}
-    )
+    output: str = setting("runs/prepare", "Folder of the output; each step has its own inside.")
+    cache: str | None = setting(None, "Where checked datasets are kept; empty: beside datasets'.")
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ class PrepareConfig(Configuration):
     dedup: DedupSettings
     filter: FilterSettings
     mine: MineSettings
+    score: ScoreSettings
     executor: ExecutorSettings
 
 
@@ -87,7 +94,7 @@ def run_step(
     """Do one step, or what is left of it.
 
     Args:
-        step: split, check, dedup, filter or mine.
+        step: split, check, dedup, filter, mine or score.
         data: input and output.
         settings: of that step.
         executor: where tasks run.
@@ -98,14 +105,21 @@ def run_step(
 
     Raises:
         MixtureError: the mixture or a setting cannot be used, a package is missing, or the folder is another's.
+        InputError: another process is writing there.
     """
     if data.mixture is None:
         raise MixtureError("no data are named; give a mixture file, or a file whose section `data` has a `mixture`")
     folder = Path(data.output) / step
     job = Job.of(data.mixture, data.cache, folder.resolve())
-    made_of = {"step": step, "settings": dataclasses.asdict(settings), "mixture": job.given}
-    claim(folder, digest([made_of["settings"], _inputs(job), _model_files(job, settings)]), made_of)
-    finished = run_stages(STEPS[step](job, settings).stages(), folder, executor, say)
+    stages = STEPS[step](job, settings).stages()  # before the claim: what it refuses leaves nothing
+    with own(folder.with_name(f".{step}.owner"), folder, "data.output"):
+        made_of = {"step": step, "settings": dataclasses.asdict(settings), "mixture": job.given}
+        claim(
+            folder,
+            digest([made_of["settings"], _inputs(job), _model_files(job, settings), *_corpora(job, settings)]),
+            made_of,
+        )
+        finished = run_stages(stages, folder, executor, say)
     if not finished:
         say(f"submitted; the output will be in {folder}, complete when {folder / 'report.json'} is there")
     elif step == "check":
@@ -113,10 +127,16 @@ def run_step(
         pictures = " and histograms" if (folder / "lengths.png").is_file() else ""
         say(f"report, rejected rows{pictures}: {folder}")
     else:
-        say(_counts_table(json.loads((folder / "report.json").read_text(encoding="utf-8"))["datasets"]))
-        beside = {"mine": "", "split": f"; the tests: {folder / 'tasks.yaml'}"}
-        went = f"; what went: {folder / 'rejects'}"
-        say(f"what stays: {folder / 'mixture.yaml'}{beside.get(step, went)}")
+        if step == "mine":
+            say((folder / "report.txt").read_text(encoding="utf-8").partition("\n\n")[0])
+        else:
+            say(_counts_table(read_json(folder / "report.json", _Report, f"delete {folder}", MixtureError)["datasets"]))
+        where = {
+            "mine": f"what was dropped and why, with examples: {folder / 'report.txt'}",
+            "score": "a run with loss.distillation learns from its scores",
+            "split": f"the tests: {folder / 'tasks.yaml'}",
+        }
+        say(f"what stays: {folder / 'mixture.yaml'}; " + where.get(step, f"what went: {folder / 'rejects'}"))
     return folder
 
 
@@ -131,9 +151,26 @@ def _inputs(job: Job) -> list[str]:
 def _model_files(job: Job, settings: Settings) -> list[str]:
     """What local models hold: the next round's checkpoint may lie where the last one did."""
     cache = Path(job.cache) if job.cache is not None else default_cache()
-    folders = [Path(getattr(settings, name, None) or "") for name in ("model", "tokenizer", "reranker")]
-    given = [folder for folder in folders if folder != Path("") and folder.is_dir()]
+    values = [getattr(settings, name, None) or "" for name in ("model", "tokenizer", "reranker")]
+    values += [str(own.get("judge") or "") for own in _mining(job, settings)]
+    names = [name for value in values for name in (value if isinstance(value, list) else [value])]
+    given = [folder for folder in map(Path, names) if folder != Path("") and folder.is_dir()]
     return [content_digest(sorted(p for p in folder.rglob("*") if p.is_file()), cache) for folder in given]
+
+
+def _corpora(job: Job, settings: Settings) -> list[str]:
+    """What the documents hold that a step searches beside the mixture's own; an empty list where there are none."""
+    root = parse_mixture(job.given)[1]
+    sources = {str(own["corpus"]) for own in _mining(job, settings) if own.get("corpus")}
+    cache = Path(job.cache) if job.cache is not None else default_cache()
+    return [content_digest(corpus_files(source, root), cache) for source in sorted(sources)]
+
+
+def _mining(job: Job, settings: Settings) -> list[Mapping[str, object]]:
+    """The settings of mining, of all and of single datasets, where the step mines."""
+    if not isinstance(settings, MineSettings):
+        return []
+    return [own for own in (settings.settings, *(spec.mining for spec in parse_mixture(job.given)[0].values())) if own]
 
 
 def _counts_table(counts: Mapping[str, Mapping[str, int]]) -> str:

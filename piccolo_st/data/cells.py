@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
@@ -10,14 +11,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from piccolo_st.data.chunks import Chunk, Record, excerpt
-from piccolo_st.data.columns import Columns, is_list, is_text
+from piccolo_st.data.columns import Columns, has_scores, is_list, is_text
 from piccolo_st.data.specs import DatasetSpec
 from piccolo_st.data.strict import parse_list, parse_number
 from piccolo_st.data.tasks import SCORED_TASKS
 from piccolo_st.errors import MixtureError
 
-Kind = Literal["text", "label", "number", "list", "written"]
-"""What the cells of a column are read as; ``written``: as lists that are written as text."""
+Kind = Literal["text", "label", "number", "list", "written", "scores"]
+"""What the cells of a column are read as; ``written``: as lists that are written as text; ``scores``: as numbers."""
 
 Reasons = NDArray[np.object_]
 """(n,): None, or the first reason against each row."""
@@ -36,8 +37,8 @@ def to_table(spec: DatasetSpec, columns: Columns, chunk: Chunk) -> tuple[pa.Tabl
     """The chunk's cells as one array a role, and the first reason against each row.
 
     Returns:
-        A table of n rows (string, list<string> or, for numeric labels, double) and an (n,) object array that holds
-        None or a reason.
+        A table of n rows (string, list<string>, for numeric labels double, for scores list<double>) and an (n,) object
+        array that holds None or a reason.
 
     Raises:
         MixtureError: a columnar source has a column of a type that cannot play its role.
@@ -48,9 +49,10 @@ def to_table(spec: DatasetSpec, columns: Columns, chunk: Chunk) -> tuple[pa.Tabl
     for role, column in columns.names.items():
         kind: Kind = "text" if role != "label" else "number" if numeric else "label"
         kind = "written" if role in columns.written else "list" if role in columns.lists else kind
+        kind = "scores" if has_scores(spec, role) else kind
         if isinstance(chunk.records, pa.Table):
             arrays[role] = _cast(chunk, column, kind, spec, role, reasons)
-            if role != "negative" or role not in columns.lists:
+            if kind != "scores" and (role != "negative" or role not in columns.lists):
                 _note(reasons, np.flatnonzero(arrays[role].is_null().to_numpy(False)), f"{role}: {NULL}")
             cells = chunk.records.column(column).to_pylist() if role in columns.mixed else []
         else:
@@ -81,10 +83,13 @@ def _cast(chunk: Chunk, column: str, kind: Kind, spec: DatasetSpec, role: str, r
         split = parse_list if kind == "written" else lambda text: [text]
         lists = [None if cell is None else split(cell) or [] for cell in array.to_pylist()]
         return _array([[] if one is None and role == "negative" else one for one in lists], target, role, reasons)
+    if kind == "scores" and not (is_list(given) and _is_number(given.value_type)):
+        array, given = _as_lists(array, role, reasons), target
     fits = {
+        "scores": True,
         "text": is_text(given),
         "label": is_text(given) or pa.types.is_integer(given),
-        "number": pa.types.is_integer(given) or pa.types.is_floating(given) or pa.types.is_decimal(given),
+        "number": _is_number(given),
     }.get(kind, is_list(given) and is_text(given.value_type))
     if not fits and not pa.types.is_null(given):
         wanted = {"number": "numbers", "list": "lists of text", "written": "lists of text"}.get(kind, "text")
@@ -93,6 +98,15 @@ def _cast(chunk: Chunk, column: str, kind: Kind, spec: DatasetSpec, role: str, r
             f"type {excerpt(str(given), 200)}; convert it, or name another in `columns`"
         )
     return array.cast(target, safe=kind != "number")  # of a number that float64 cannot hold, the nearest one
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+
+
+def _as_lists(array: pa.Array, role: str, reasons: Reasons) -> pa.Array:
+    """Scores that are no lists of numbers, as those are."""
+    return _from_records([{role: cell} for cell in array.to_pylist()], role, "scores", role, reasons)
 
 
 _ABSENT = object()
@@ -111,6 +125,7 @@ def _from_records(records: Sequence[Record], column: str, kind: Kind, role: str,
             continue
         if value is _ABSENT or value is None:
             reason: str | None = MISSING if value is _ABSENT else NULL
+            reason = None if kind == "scores" else reason  # a row without texts has none, and others are found by that
             values.append(None)
         else:
             converted, reason = convert(value)
@@ -161,6 +176,17 @@ def _as_number(value: object) -> tuple[float | None, str | None]:
     return number, None if number is not None else NO_NUMBER
 
 
+def _as_scores(value: object) -> tuple[list[float | None] | None, str | None]:
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None, NO_NUMBER
+    read = [_as_number(item) for item in (value if isinstance(value, list) else [value])]
+    fault = next((reason for _, reason in read if reason is not None), None)
+    return ([number for number, _ in read], None) if fault is None else (None, fault)
+
+
 def _as_list(value: object) -> tuple[list[str | None] | None, str | None]:
     if isinstance(value, str):
         return [value], None
@@ -181,6 +207,7 @@ _CONVERTERS: dict[Kind, Callable[[object], tuple[object, str | None]]] = {
     "number": _as_number,
     "list": _as_list,
     "written": _as_written,
+    "scores": _as_scores,
 }
 _LISTS = pa.list_(pa.string())
 _TYPES: dict[Kind, pa.DataType] = {
@@ -189,4 +216,5 @@ _TYPES: dict[Kind, pa.DataType] = {
     "number": pa.float64(),
     "list": _LISTS,
     "written": _LISTS,
+    "scores": pa.list_(pa.float64()),
 }

@@ -41,8 +41,14 @@ def read_arrow(path: Path) -> Iterator[Chunk]:
         yield from columnar_chunks(str(path), batches)
 
 
-def columnar_chunks(file: str, batches: Iterable[pa.RecordBatch]) -> Iterator[Chunk]:
-    """Batches as chunks of checked rows, numbered from 1.
+def read_row_group(file: pq.ParquetFile, name: str, group: int, before: int) -> Iterator[Chunk]:
+    """The rows of one row group of a Parquet file, ``before`` which the file has so many."""
+    batches = file.iter_batches(batch_size=min(_FEW, chunks.CHUNK_ROWS), row_groups=[group])
+    yield from columnar_chunks(name, batches, before)
+
+
+def columnar_chunks(file: str, batches: Iterable[pa.RecordBatch], before: int = 0) -> Iterator[Chunk]:
+    """Batches as chunks of checked rows, numbered from ``before`` + 1.
 
     Raises:
         OSError: a column named twice.
@@ -51,7 +57,7 @@ def columnar_chunks(file: str, batches: Iterable[pa.RecordBatch]) -> Iterator[Ch
     parts: list[pa.RecordBatch] = []
     rows: list[NDArray[np.int64]] = []
     rejects: list[Reject] = []
-    read = held = size = 0
+    read, held, size = before, 0, 0
     for batch in _few_at_a_time(batches):
         if parts and (held + batch.num_rows > chunks.CHUNK_ROWS or size + batch.nbytes > chunks.CHUNK_BYTES):
             yield Chunk(file, np.concatenate(rows), pa.Table.from_batches(parts), rejects)

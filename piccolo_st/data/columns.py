@@ -2,8 +2,9 @@
 
 Roles of a row, before any preset: ``query, positive[, negative | negative_1..n]`` (retrieval), ``sentence1,
 sentence2, label`` (sts, pair, preset scored_pairs), ``text, label`` (classification, clustering, preset classes),
-``premise, hypothesis, label`` (preset nli). Pairs for classification or clustering may have a ``label``, which is
-looked for only where the mixture names it.
+``premise, hypothesis, label`` (preset nli). Looked for only where the mixture names them: a ``label`` of pairs for
+classification or clustering, and a teacher's scores of retrieval rows, ``positive_score`` and ``negative_score`` or
+both in one ``label`` (``scores``).
 
     (1) ``find_columns`` maps roles to column names: those the mixture names, else the usual names, the peers' own
         formats among them (``shapes``);
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -30,10 +32,11 @@ from piccolo_st.schema import unknown_key
 # Usual column names, by role, in the order in which they are tried.
 ALIASES: dict[str, tuple[str, ...]] = {
     **COLUMNS,
-    "query": (*COLUMNS["query"], "text", "messages"),
+    "query": (*COLUMNS["query"], "text", "messages", "query_text", "title"),
     "positive": (
         *COLUMNS["positive"],
         "positive_passages", "positive_messages", "answer_paragraphs", "pos_doc", "docs", "response",
+        "passage", "document", "context", "body", "content", "answers",
     ),
     "negative": (
         *COLUMNS["negative"], "negative_passages", "negative_messages", "neg_doc", "rejected_response",
@@ -44,6 +47,18 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "premise": ("premise", "sentence1"),
     "hypothesis": ("hypothesis", "sentence2"),
 }  # fmt: skip
+
+
+# Where rows name texts that stand elsewhere (``by_id``): a judgement its two, other rows their documents, by role.
+QUERY_IDS = ("query-id", "query_id", "qid")
+DOCUMENT_IDS = ("corpus-id", "corpus_id", "docid", "doc_id", "document_id", "pid")
+LISTED_IDS = {
+    "positive_document_ids": "positive", "positive_ids": "positive", "pos_ids": "positive", "pid_pos": "positive",
+    "negative_document_ids": "negative", "negative_ids": "negative", "neg_ids": "negative", "pid_neg": "negative",
+}  # fmt: skip
+
+# Where a teacher's scores of the texts of a row stand: two columns, or one.
+SCORE_ROLES = ("positive_score", "negative_score", "label")
 
 
 @dataclass(frozen=True)
@@ -96,13 +111,30 @@ def optional_roles(spec: DatasetSpec) -> tuple[str, ...]:
     """The roles a source may have beside the required ones."""
     if required_roles(spec)[0] != "query":
         return ()
-    return ("negative", "label") if spec.task in LABELLED_TASKS else ("negative",)
+    return ("negative", "label") if spec.task in LABELLED_TASKS else ("negative", *SCORE_ROLES)
+
+
+def has_scores(spec: DatasetSpec, role: str) -> bool:
+    """Whether a role is that of a teacher's scores."""
+    return role in optional_roles(spec) and role in SCORE_ROLES and spec.task not in LABELLED_TASKS
 
 
 def role_columns(spec: DatasetSpec) -> set[str]:
     """Every column that may play a role, by the usual names and those that the mixture names; numbered ones aside."""
     named = [names if isinstance(names, tuple) else (names,) for names in spec.columns.values()]
     return {name for names in (*ALIASES.values(), *named) for name in names}
+
+
+def names_ids(present: Sequence[str]) -> Literal["judgements", "lists", ""]:
+    """Whether rows of these columns name documents by id: each one, which it judges, or those of its roles."""
+    found = set(present)
+    texts = found & set(ALIASES["positive"])
+    if found & LISTED_IDS.keys() and texts <= {
+        "answer",
+        "answers",
+    }:  # tevatron's rows have an answer, which may be null
+        return "lists"
+    return "judgements" if found & set(QUERY_IDS) and found & set(DOCUMENT_IDS) and not texts else ""
 
 
 def find_columns(spec: DatasetSpec, present: Sequence[str], file: str) -> dict[str, str]:
@@ -118,6 +150,13 @@ def find_columns(spec: DatasetSpec, present: Sequence[str], file: str) -> dict[s
     for role in spec.columns:
         if role not in required and role not in optional:
             raise MixtureError(unknown_key(role, [*required, *optional], place))
+    scored = tuple(role for role in SCORE_ROLES if has_scores(spec, role) and role in spec.columns)
+    if scored not in ((), ("positive_score", "negative_score"), ("label",)):
+        raise MixtureError(
+            f"a teacher's scores are positive_score and negative_score in {place}, or label with both, got "
+            f"{' and '.join(scored)}; name the other as well, or label alone"
+        )
+    by_id = names_ids(present)
     columns: dict[str, str] = {}
     for role in (*required, *optional):
         named = spec.columns.get(role)
@@ -127,7 +166,7 @@ def find_columns(spec: DatasetSpec, present: Sequence[str], file: str) -> dict[s
                 raise MixtureError(
                     f"{role} of {place} must be a column of {file}, got {name!r}; its columns are {listed}"
                 )
-        if not names and (role in required or role == "negative"):
+        if not names and (role in required or role == "negative") and not (role == "positive" and by_id):
             taken = set(columns.values())
             names = [name for name in ALIASES[role] if name in present and name not in taken][:1]
         if not names and role == "negative":
@@ -138,7 +177,11 @@ def find_columns(spec: DatasetSpec, present: Sequence[str], file: str) -> dict[s
                 f"dataset {spec.name!r} is for {spec.task}"
                 + (f" by the preset {spec.preset.name!r}" if spec.preset else "")
                 + f" and needs a column for {role!r}, got {file} with the columns {listed}; "
-                f"say which with `columns: {{{role}: NAME}}`"
+                + (
+                    "its rows name texts by id: say where these stand with `corpus` and `queries`, or `format: beir`"
+                    if by_id
+                    else f"say which with `columns: {{{role}: NAME}}`"
+                )
             )
         if len(names) == 1:
             columns[role] = names[0]
@@ -157,6 +200,7 @@ class Survey:
         gaps: those that hold null, or that a row lacks.
         written: those that hold a list written as text.
         plain: those that hold any other text.
+        columns: what ``add`` said last.
     """
 
     present: dict[str, None] = field(default_factory=dict)
@@ -164,6 +208,7 @@ class Survey:
     gaps: set[str] = field(default_factory=set)
     written: set[str] = field(default_factory=set)
     plain: set[str] = field(default_factory=set)
+    columns: Columns | None = None
 
     def add(self, spec: DatasetSpec, chunk: Chunk) -> Columns:
         """Look at a chunk that has rows; the columns by what has been seen of the source so far.
@@ -175,7 +220,11 @@ class Survey:
         found = records.column_names if isinstance(records, pa.Table) else (key for row in records for key in row)
         self.present.update(dict.fromkeys(found))
         names = find_columns(spec, list(self.present), chunk.file)
-        may_list = {role: name for role, name in names.items() if role.partition("_")[0] in ("positive", "negative")}
+        may_list = {
+            role: name
+            for role, name in names.items()
+            if role.partition("_")[0] in ("positive", "negative") and role not in SCORE_ROLES
+        }
         for column in may_list.values():
             self._look(chunk, column)
         mixed = {role for role, column in may_list.items() if column in self.written & (self.plain | self.listed)}

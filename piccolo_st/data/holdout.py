@@ -14,6 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,12 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from piccolo_st.cache import digest, entry
-from piccolo_st.data.beir import read_qrels, read_texts
 from piccolo_st.data.build import LAYOUT, open_arrow, write_arrow
+from piccolo_st.data.by_id import Judged
 from piccolo_st.data.report import HeldOutCounts
+from piccolo_st.data.scores import keep_joined
 from piccolo_st.data.specs import DatasetSpec, HoldoutSpec
+from piccolo_st.data.streamed import StreamedTable
 from piccolo_st.data.validation import flatten
 from piccolo_st.errors import MixtureError
 from piccolo_st.hashing import text_hashes, text_key
@@ -161,19 +164,48 @@ def hold_out(
     for name, dataset in training.items():
 
         def write(folder: Path, dataset: Dataset = dataset, name: str = name) -> None:
+            if isinstance(dataset.data, StreamedTable):
+                _write_kept(folder, name, dataset.data, forbidden(holdouts))
+                return
             tables = (pa.Table.from_batches(t.to_batches()) for t in dataset.with_format("arrow").iter(100_000))
             counts = HeldOutCounts()
             write_arrow(folder / "data.arrow", clean(name, tables, forbidden(holdouts), counts))
-            (folder / "report.json").write_text(json.dumps(vars(counts), ensure_ascii=False, indent=1), "utf-8")
+            _write_counts(folder, counts)
 
         own = name if name in holdouts else ""
-        folder = entry(cache, digest(["without held-out texts", LAYOUT, own, keys[name], drawn]), write)
-        rest[name] = open_arrow(folder / "data.arrow")
+        key = digest(["without held-out texts", LAYOUT, own, keys[name], drawn])
+        folder = entry(cache, key, write)
+        if isinstance(dataset.data, StreamedTable):
+            kept = json.loads((folder / _KEPT).read_text(encoding="utf-8"))
+            table = dataset.data.narrowed(partial(_without, name, forbidden(holdouts)), kept, key)
+            rest[name] = Dataset(table, fingerprint=key)
+        else:
+            rest[name] = open_arrow(folder / "data.arrow")
         counts = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         lost[name] = HeldOutCounts(Counter(counts["held_out"]), Counter(counts["removed"]))
         if not len(rest[name]):
             raise MixtureError(f"dataset {name!r} has no row left without the held-out texts; lower `holdout.queries`")
     return rest, lost
+
+
+_KEPT = "kept.json"
+"""Of a streamed dataset, how many rows of each row group hold no held-out text."""
+
+
+def _write_kept(folder: Path, name: str, table: StreamedTable, keys: Forbidden) -> None:
+    counts = HeldOutCounts()
+    kept = [one.num_rows for one in clean(name, table.tables(), keys, counts)]
+    (folder / _KEPT).write_text(json.dumps(kept), encoding="utf-8")
+    _write_counts(folder, counts)
+
+
+def _write_counts(folder: Path, counts: HeldOutCounts) -> None:
+    (folder / "report.json").write_text(json.dumps(vars(counts), ensure_ascii=False, indent=1), "utf-8")
+
+
+def _without(name: str, keys: Forbidden, table: pa.Table) -> pa.Table:
+    """The rows of a row group that hold no forbidden text."""
+    return next(clean(name, [table], keys, HeldOutCounts()))
 
 
 QUERY, POSITIVE, ITEM = "of a held-out query", "with a positive of a held-out query", "a positive of a held-out query"
@@ -185,6 +217,8 @@ def clean(name: str, tables: Iterable[pa.Table], keys: Forbidden, counts: HeldOu
         bad = np.zeros(table.num_rows, dtype=bool)
         asked = np.zeros(table.num_rows, dtype=bool)
         gone: dict[str, NDArray[np.int64]] = {}
+        stay: dict[str, NDArray[np.bool_]] = {}
+        before = table
         for index, column in enumerate(table.schema.names):
             kind = table.schema.field(column).type
             if column == "label":  # the name of a class may be a text as well
@@ -202,22 +236,24 @@ def clean(name: str, tables: Iterable[pa.Table], keys: Forbidden, counts: HeldOu
                     continue
                 kept = np.bincount(owners[good], minlength=table.num_rows)
                 gone[column] = np.bincount(owners[~good], minlength=table.num_rows)
+                stay[column] = good
                 if column == "positive":
                     bad |= kept == 0
                 offsets = pa.array(np.concatenate([[0], np.cumsum(kept)]).astype(np.int32))
                 lists = pa.ListArray.from_arrays(offsets, texts.filter(pa.array(good)))
                 table = table.set_column(index, column, lists)
+        table = keep_joined(table, before, stay)
         counts.held_out += Counter({QUERY: int(asked.sum()), POSITIVE: int((bad & ~asked).sum())})
         bad |= asked
         counts.removed += Counter({f"{column}: {ITEM}": int(items[~bad].sum()) for column, items in gone.items()})
         yield table.filter(pa.array(~bad)) if bad.any() else table
 
 
-def read_beir(folder_files: tuple[Path, ...]) -> RetrievalHoldout:
-    """A BEIR folder as a retrieval evaluation: (corpus.jsonl, queries.jsonl, qrels.tsv)."""
-    corpus, queries = read_texts(folder_files[0])[0], read_texts(folder_files[1])[0]
+def as_holdout(judged: Judged) -> RetrievalHoldout:
+    """A search read from files as a retrieval evaluation."""
     relevant: dict[str, set[str]] = {}
-    for _, query, document, score in read_qrels(folder_files[2])[0]:
-        if score > 0 and query in queries and document in corpus:
-            relevant.setdefault(query, set()).add(document)
+    for one in judged.judgements:
+        if one.score > 0:
+            relevant.setdefault(one.query, set()).add(one.document)
+    queries, corpus = judged.queries.found, judged.corpus.found
     return RetrievalHoldout({q: queries[q] for q in relevant}, corpus, relevant)

@@ -18,7 +18,7 @@ _BEGINNINGS = {
     b"\x1f\x8b": ("compressed: let its name end in .gz", (".gz",)),
     b"BZh": ("compressed: let its name end in .bz2", (".bz2",)),
     b"\x28\xb5\x2f\xfd": ("compressed: let its name end in .zst", (".zst",)),
-    b"PK\x03\x04": ("a zip archive or a spreadsheet: unpack it, or save it as CSV", ()),
+    b"PK\x03\x04": ("a zip archive or a spreadsheet: unpack it, or save it as CSV", ("xlsx",)),
 }
 
 

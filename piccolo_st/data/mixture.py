@@ -2,7 +2,8 @@
 
     (1) the YAML becomes frozen dataclasses (``specs``); an unknown key is an error that names the nearest known one;
     (2) each dataset is read, checked row by row and written once (``build``, which takes a chunk of rows through
-        ``sources``, ``columns``, ``cells`` and ``validation``, and all rows through ``presets``);
+        ``sources``, ``columns``, ``cells`` and ``validation``, and all rows through ``presets``), or, of Parquet,
+        read again whenever its rows are asked for (``streaming``);
     (3) held-out queries are drawn, and their texts leave the training rows of every dataset (``holdout``);
     (4) the result has the columns in sentence-transformers' order: query, positive[, negative...] for retrieval (and
         for classification after its preset), sentence1, sentence2, label for sts and pair.
@@ -33,17 +34,17 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset, DatasetDict
 
 from piccolo_st.cache import default_cache, digest
 from piccolo_st.config import line_in, read_yaml
 from piccolo_st.data.build import Prepared, prepare
-from piccolo_st.data.holdout import RetrievalHoldout, draw, hold_out, read_beir
+from piccolo_st.data.holdout import RetrievalHoldout, as_holdout, draw, hold_out
 from piccolo_st.data.report import DatasetReport, HeldOutCounts, MixtureReport, enforce
-from piccolo_st.data.sources import locate
+from piccolo_st.data.sources import locate, read_search
 from piccolo_st.data.specs import DatasetSpec, HoldoutSpec, MixtureSpec, PresetSpec
+from piccolo_st.data.streaming import index
 from piccolo_st.data.tasks import LABELLED_TASKS
 from piccolo_st.errors import InputError, MixtureError, shown
 from piccolo_st.hashing import text_ids
@@ -64,6 +65,12 @@ __all__ = [
 ]
 
 
+# Of a dataset what its fingerprint does not have: where it lies, which its contents say, and what is for the reader.
+_NOT_CONTENT = ("source", "corpus", "queries", "licence", "note")
+# Settings that a mixture did not have from the beginning, where they are off: its fingerprint is what it was.
+_LATER = [("streaming", False)]
+
+
 @dataclass(frozen=True)
 class Mixture:
     """Datasets to train on, datasets to evaluate on, and where they come from.
@@ -75,6 +82,7 @@ class Mixture:
         specs: name -> what the mixture file says, of every dataset.
         report: rows read, kept and left out, with reasons, per dataset.
         fingerprint: 32 hexadecimal digits; equal if and only if contents and settings are.
+        root: the folder that relative paths start from.
     """
 
     train: DatasetDict
@@ -83,6 +91,7 @@ class Mixture:
     specs: dict[str, DatasetSpec]
     report: MixtureReport
     fingerprint: str
+    root: Path
 
     def texts(self) -> Iterator[str]:
         """Each text of the training sets once, those in lists too; 8 bytes a distinct text are kept in memory."""
@@ -99,27 +108,33 @@ class Mixture:
                             yield text
 
 
-def parse_mixture(config: Mapping[str, Any] | str | Path) -> tuple[dict[str, DatasetSpec], Path, str]:
+def parse_mixture(
+    config: Mapping[str, object] | str | Path, inside: Path | None = None
+) -> tuple[dict[str, DatasetSpec], Path, str]:
     """The datasets of a mixture file or mapping, the folder its relative sources start from, and its policy.
+
+    ``inside`` is the file of a run whose ``data.mixture`` a mapping is, for messages.
 
     Raises:
         MixtureError: unreadable file or YAML, unknown key, wrong type, no datasets.
     """
     try:
-        return _parsed(*_read_mixture(config, Path.cwd()))
+        return _parsed(*_read_mixture(config, Path.cwd(), inside=inside))
     except MixtureError:
         raise
     except InputError as error:  # of the configuration's reader
         raise MixtureError(str(error)) from None
 
 
-def _parsed(mixture: MixtureSpec, folder: Path, place: str) -> tuple[dict[str, DatasetSpec], Path, str]:
+def _parsed(mixture: MixtureSpec, folder: Path, place: str, inside: Keys) -> tuple[dict[str, DatasetSpec], Path, str]:
     if not mixture.datasets:
         raise MixtureError(f"{place} names no datasets; give `datasets` at least one")
     known = {field.name for field in dataclasses.fields(DatasetSpec)} - {"name"}
     for key in mixture.defaults:
         if key not in known:
-            raise MixtureError(unknown_key(key, known, f"defaults of {place}{line_in(place, ['defaults', key])}"))
+            raise MixtureError(
+                unknown_key(key, known, f"defaults of {place}{line_in(place, [*inside, 'defaults', key])}")
+            )
     specs = {}
     for name, settings in mixture.datasets.items():
         if not re.fullmatch(r"\w[\w.-]*", name):
@@ -129,7 +144,9 @@ def _parsed(mixture: MixtureSpec, folder: Path, place: str) -> tuple[dict[str, D
         own = f"dataset {name!r} of {place}"
 
         def where(keys: Keys, own: str = own, name: str = name) -> str:
-            return " of ".join([*map(str, reversed(keys[:-1])), own]) + line_in(place, ["datasets", name, *keys])
+            return " of ".join([*map(str, reversed(keys[:-1])), own]) + line_in(
+                place, [*inside, "datasets", name, *keys]
+            )
 
         values = {**mixture.defaults, **settings} if isinstance(settings, Mapping) else settings
         specs[name] = _checked_spec(build(DatasetSpec, values, own, where=where, name=name), own)
@@ -137,25 +154,25 @@ def _parsed(mixture: MixtureSpec, folder: Path, place: str) -> tuple[dict[str, D
 
 
 def _read_mixture(
-    config: Mapping[str, Any] | str | Path, folder: Path, through: tuple[Path, ...] = ()
-) -> tuple[MixtureSpec, Path, str]:
-    """What a mixture says, after the file it begins with; its root; and its name for messages.
+    config: Mapping[str, object] | str | Path, folder: Path, through: tuple[Path, ...] = (), inside: Path | None = None
+) -> tuple[MixtureSpec, Path, str, Keys]:
+    """What a mixture says, after the file it begins with; its root; its name for messages, and the keys it is under.
 
     ``folder`` is where its own relative path starts.
     """
-    place = "the mixture"
+    place, under = ("the mixture", ()) if inside is None else (str(inside), ("data", "mixture"))
     if not isinstance(config, Mapping):
         path = find(config, folder)
         place, folder = str(path), path.resolve().parent
         if path.resolve() in through:
             raise MixtureError(f"{place} begins with itself: {' -> '.join(map(str, through))}; remove one `file`")
-        through = (*through, path.resolve())
+        through, under = (*through, path.resolve()), ()
         config = read_yaml(path)
-    mixture = build(MixtureSpec, config, place, where=lambda keys: place + line_in(place, keys))
+    mixture = build(MixtureSpec, config, place, where=lambda keys: place + line_in(place, [*under, *keys]))
     root = folder / Path(mixture.root).expanduser() if mixture.root else folder
     if mixture.file is None:
-        return mixture, root, place
-    base, base_root, base_place = _read_mixture(mixture.file, folder, through)
+        return mixture, root, place, under
+    base, base_root, base_place, base_under = _read_mixture(mixture.file, folder, through)
     datasets = dict(base.datasets)
     for name, settings in mixture.datasets.items():
         known = datasets.get(name)
@@ -171,7 +188,7 @@ def _read_mixture(
         policy=mixture.policy if "policy" in config else base.policy,
         defaults={**base.defaults, **mixture.defaults},
     )
-    return merged, root if mixture.root else base_root, base_place
+    return merged, root if mixture.root else base_root, base_place, base_under
 
 
 def _checked_spec(spec: DatasetSpec, place: str) -> DatasetSpec:
@@ -202,7 +219,7 @@ def _checked_spec(spec: DatasetSpec, place: str) -> DatasetSpec:
     return spec
 
 
-def load_mixture(config: Mapping[str, Any] | str | Path, *, cache_dir: str | Path | None = None) -> Mixture:
+def load_mixture(config: Mapping[str, object] | str | Path, *, cache_dir: str | Path | None = None) -> Mixture:
     """Load, check and hold out: a mixture file, or the mapping it would hold.
 
     Relative sources start at the mixture's ``root``, by default the folder of its file, or for a mapping the current
@@ -229,12 +246,12 @@ def load_mixture(config: Mapping[str, Any] | str | Path, *, cache_dir: str | Pat
     holdouts: dict[str, RetrievalHoldout] = {}
     for name, spec in specs.items():
         location = locate(spec, root)
-        prepared[name] = one = prepare(spec, location, cache)
+        prepared[name] = one = (index if spec.streaming else prepare)(spec, location, cache)
         enforce(spec, one.counts, one.folder, spec.policy or policy)
         if spec.use == "train":
             training[name] = one.rows()
-        elif location.format == "beir":
-            holdouts[name] = read_beir(location.files)
+        elif "queries" in location.parts:
+            holdouts[name] = as_holdout(read_search(location))
         else:
             evaluation[name] = one.rows()
     drawn = {name: draw(specs[name], rows) for name, rows in training.items() if specs[name].holdout is not None}
@@ -245,7 +262,7 @@ def load_mixture(config: Mapping[str, Any] | str | Path, *, cache_dir: str | Pat
         for name, one in prepared.items()
     }
     settings = {
-        name: {k: v for k, v in dataclasses.asdict(spec).items() if k not in ("source", "licence", "note")}
+        name: {k: v for k, v in dataclasses.asdict(spec).items() if k not in _NOT_CONTENT and (k, v) not in _LATER}
         for name, spec in specs.items()
     }
     return Mixture(
@@ -255,4 +272,5 @@ def load_mixture(config: Mapping[str, Any] | str | Path, *, cache_dir: str | Pat
         specs=specs,
         report=MixtureReport(reports),
         fingerprint=digest([keys, settings]),
+        root=root,
     )

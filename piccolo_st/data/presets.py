@@ -140,7 +140,9 @@ def _classes(spec: DatasetSpec, table: pa.Table, preset: PresetSpec) -> tuple[pa
         flat = texts.take(pa.array(negative.reshape(-1)))
         offsets = pa.array(np.arange(len(own) + 1, dtype=np.int32) * count)
         columns["negative"] = pa.ListArray.from_arrays(offsets, flat)
-        columns["negative"], _ = clean_list(spec, "negative", columns)  # the same text drawn twice, or under two labels
+        columns["negative"], *_ = clean_list(
+            spec, "negative", columns
+        )  # the same text drawn twice, or under two labels
     elif spec.task in LABELLED_TASKS:
         columns["label"] = table["label"].combine_chunks().take(pa.array(own))
     result = pa.table(columns)

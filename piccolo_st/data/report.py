@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from piccolo_st.data.chunks import Reject
-from piccolo_st.data.columns import Columns, optional_roles, required_roles
+from piccolo_st.data.columns import Columns, has_scores, optional_roles, required_roles
 from piccolo_st.data.specs import DatasetSpec
 from piccolo_st.errors import MixtureError
 from piccolo_st.tables import table
@@ -148,7 +148,7 @@ _NO_ROLE = {"pos_scores", "neg_scores"}
 
 def suggestions(spec: DatasetSpec, columns: Columns) -> list[str]:
     """For each unused column whose name speaks of a role, what to set in order to use it."""
-    possible = (*required_roles(spec), *optional_roles(spec))
+    possible = [role for role in (*required_roles(spec), *optional_roles(spec)) if not has_scores(spec, role)]
     found = []
     for column in columns.unused:
         words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", column).lower())

@@ -62,7 +62,7 @@ SHAPES = (
 )  # fmt: skip
 
 # Where a record keeps its text, in the order in which they are looked for.
-_TEXTS = ("text", "paragraph_text", "content")
+TEXTS = ("text", "paragraph_text", "content")
 _LABELS, _LISTED = "labels", ("positive", "positives", "docs", "documents")
 NOT_LABELLED = f"{_LABELS}: not one 0 or 1 for each text of the list"
 
@@ -75,7 +75,7 @@ def titled(title: object, text: str) -> str:
 def plain(cell: object) -> object:
     """The text or texts of a cell that holds passages or messages; any other cell as it is."""
     if isinstance(cell, dict):
-        text = next((cell[key] for key in _TEXTS if isinstance(cell.get(key), str)), None)
+        text = next((cell[key] for key in TEXTS if isinstance(cell.get(key), str)), None)
         return cell if text is None else titled(cell.get("title"), text)
     if not isinstance(cell, list) or not cell or isinstance(cell[0], str):
         return cell
@@ -95,13 +95,14 @@ def _said(cell: object) -> str | None:
     return "\n".join(said) if all(isinstance(one, str) for one in said) else None
 
 
-def unfold(chunk: Chunk, columns: Set[str], labelled: bool) -> Chunk:
+def unfold(chunk: Chunk, columns: Set[str], labelled: bool, scores: str | None = None) -> Chunk:
     """The chunk with texts in place of what holds them.
 
     Args:
         chunk: raw rows.
         columns: those that may play a role; the others stay as they are.
         labelled: whether texts may have a label each, and no column is named for the labels.
+        scores: the column of a teacher's scores of these texts.
     """
     records = chunk.records
     if isinstance(records, pa.Table):
@@ -117,7 +118,7 @@ def unfold(chunk: Chunk, columns: Set[str], labelled: bool) -> Chunk:
         for name in columns & record.keys():
             if type(record[name]) is not str:
                 record[name] = plain(record[name])
-        if labelled and isinstance(record.get(_LABELS), list) and not _split(record):
+        if labelled and isinstance(record.get(_LABELS), list) and not _split(record, scores):
             rejects.append(Reject(chunk.file, int(chunk.rows[place]), NOT_LABELLED, excerpt(record)))
             kept[place] = False
         else:
@@ -130,8 +131,8 @@ def _is_nested(kind: pa.DataType) -> bool:
     return _is_nested(kind.value_type) if is_list(kind) else pa.types.is_struct(kind)
 
 
-def _split(row: Record) -> bool:
-    """Put the texts of label 0 among the negatives; whether there is one 0 or 1 for each text."""
+def _split(row: Record, scores: str | None) -> bool:
+    """Put the texts of label 0 among the negatives, their scores last; whether there is one 0 or 1 for each text."""
     column = next((name for name in _LISTED if isinstance(row.get(name), list)), None)
     if column is None or "negative" in row:
         return True
@@ -140,6 +141,8 @@ def _split(row: Record) -> bool:
     if len(texts) != len(labels) or not all(type(label) in (int, float) and label in (0, 1) for label in labels):
         return False
     del row[_LABELS]
+    if scores is not None and isinstance(found := row.get(scores), list) and len(found) == len(labels):
+        row[scores] = [found[place] for place in sorted(range(len(labels)), key=lambda place: not labels[place])]
     row[column] = [text for text, label in zip(texts, labels, strict=True) if label]
     row["negative"] = [text for text, label in zip(texts, labels, strict=True) if not label]
     return True

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from piccolo_st.data.tasks import TaskType
-from piccolo_st.modeling import Instructions
+from piccolo_st.modeling import Instructions, WrittenInstructions
 from piccolo_st.schema import Count, Finite, Natural, Positive, Share, Whole, read_by
 
 
@@ -62,14 +62,17 @@ class DatasetSpec:
 
     Attributes:
         name: its key in the mixture file.
-        source: a file, a glob of files, a BEIR folder, a folder written by ``save_to_disk``, ``jionlp:words``,
-            ``jionlp:sayings``, ``jionlp:characters``, or a Hub id (``owner/name``).
+        source: a file, a glob of files, a folder of data by id (BEIR, MTEB, T2Ranking, MS MARCO), a folder written by
+            ``save_to_disk``, ``jionlp:words``, ``jionlp:sayings``, ``jionlp:characters``, or a Hub id (``owner/name``).
         task: what the rows are for; decides the columns and, in a hybrid run, the loss.
-        format: ``auto`` goes by the suffix or the folder's contents.
+        format: ``auto`` goes by the suffix or the folder's contents; ``beir`` is a folder of data by id, or the
+            configurations corpus, queries and qrels of a Hub dataset, as MTEB has them.
         encoding: of the text of JSON lines, JSON, CSV and TSV, as Python names it: ``gb18030``, ``utf-16``, ``big5``.
-        split: of a Hub dataset, a saved DatasetDict, or BEIR's ``qrels/<split>.tsv``.
+        split: of a Hub dataset, a saved DatasetDict, or a folder of data by id (``qrels/<split>.tsv``).
         revision: of a Hub dataset; a commit hash makes the mixture reproducible.
         subset: a Hub dataset's configuration name.
+        corpus: where the documents stand that the rows name by id, with an id and a text each: as ``source``.
+        queries: the same of the queries, where the rows name these by id too.
         columns: role -> column name; roles not named are looked for under the usual names.
         preset: rows of one kind turned into rows of another.
         use: ``train``, or ``evaluate`` (kept apart, never trained on).
@@ -80,6 +83,8 @@ class DatasetSpec:
         policy: what a faulty row does: ``drop`` (and write it to rejects.jsonl) or ``error``. None: the mixture's.
         max_rejected: the largest share of faulty rows before the dataset counts as misread, which is an error.
         max_rows: read only so many rows, faulty ones among them.
+        streaming: whether Parquet files are trained on where they lie, row group by row group, and not copied; their
+            rows are then shuffled by row groups, within about 65,536 rows.
         holdout: queries kept for evaluation.
         mining: settings for hard negatives, as ``piccolo_st.mining.miner.MiningSettings`` takes them.
         instruction: what goes before this dataset's queries and documents, a preset's name or a mapping of both; None:
@@ -96,13 +101,15 @@ class DatasetSpec:
     name: str
     source: str
     task: TaskType
-    format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "beir", "saved", "hub", "jionlp"] = (
-        "auto"
-    )
+    format: Literal[
+        "auto", "jsonl", "json", "csv", "tsv", "xlsx", "parquet", "arrow", "beir", "saved", "hub", "jionlp"
+    ] = "auto"
     encoding: str = "utf-8"
     split: str = "train"
     revision: str | None = None
     subset: str | None = None
+    corpus: str | None = None
+    queries: str | None = None
     columns: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     preset: PresetSpec | None = None
     use: Literal["train", "evaluate"] = "train"
@@ -114,9 +121,10 @@ class DatasetSpec:
     policy: Literal["drop", "error"] | None = None
     max_rejected: Share = 0.5
     max_rows: Count | None = None
+    streaming: bool = False
     holdout: HoldoutSpec | None = None
     mining: Mapping[str, object] | None = None
-    instruction: Annotated[Instructions | None, read_by(_instruction, str | Instructions | None)] = None
+    instruction: Annotated[Instructions | None, read_by(_instruction, str | WrittenInstructions | None)] = None
     weight: Positive | None = None
     repeats: Count = 1
     batch_multiple: Positive = 1.0

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import AnyStr, Literal
+from typing import AnyStr, Literal, TypeAlias
 
 import pyarrow as pa
 
@@ -134,7 +135,11 @@ class _Lines:
         self.number -= len(self.row) - 1
 
 
-def read_delimited(path: Path, delimiter: str, encoding: str = "utf-8") -> Iterator[Item]:
+Fields: TypeAlias = Callable[[Path, Sequence[str]], list[str] | None]
+"""The names of a delimited file's fields by its name and first row, where that is a row; None: it is the names."""
+
+
+def read_delimited(path: Path, delimiter: str, encoding: str = "utf-8", fields: Fields | None = None) -> Iterator[Item]:
     """CSV as RFC 4180 has it, or TSV, in which quotes mean nothing (IANA's text/tab-separated-values).
 
     (1) Where quotes do not fit, as where one opens and none closes, only the line that opens it is rejected, and
@@ -165,10 +170,12 @@ def read_delimited(path: Path, delimiter: str, encoding: str = "utf-8") -> Itera
             if cells is None:
                 return
             if header is None:
-                header = cells
+                header = cells if fields is None else fields(path, cells) or cells
                 if len(set(header)) != len(header):
                     raise OSError(f"its header names a column twice: {excerpt(header, 200)}")
-            elif cells and (len(cells) > 1 or not cells[0].isspace()):
+                if header is cells:
+                    continue
+            if cells and (len(cells) > 1 or not cells[0].isspace()):
                 yield _row(path, lines, header, cells, delimiter)
 
 
@@ -228,3 +235,19 @@ def parse_json(text: str) -> object:
         raise ValueError("nested too deeply") from None
     except ValueError:  # Python's limit of digits
         raise ValueError("a number of too many digits") from None
+
+
+def corpus_of(path: Path) -> str | None:
+    """The corpus that a JSON file of NeMo names before its rows: a path that starts at the file's folder."""
+    try:
+        with pa.input_stream(path, compression="detect") as stream:
+            begin = stream.read(1 << 16).decode("utf-8", "replace")
+    except (OSError, pa.ArrowException):  # which its reader says
+        return None
+    found = re.match(r'\s*\{\s*"corpus"\s*:\s*\[?\s*(\{\s*"path"[^{}]*\})', begin)
+    try:
+        named = parse_json(found[1]) if found else None
+    except ValueError:
+        return None
+    corpus = named.get("path") if isinstance(named, dict) else None
+    return str(path.parent / corpus) if isinstance(corpus, str) else None

@@ -6,9 +6,11 @@ The checks of a chunk are column-wise (Arrow's compute functions), so that good 
         encoding, shorter or longer than the limits;
     (2) pairs: a positive equal to its query; a negative equal to the positive, to the query or to another negative;
         equal sentences with a score in the lower half;
-    (3) labels: not finite, out of range, not 0 or 1 for ``pair``, not among the allowed ones.
+    (3) labels: not finite, out of range, not 0 or 1 for ``pair``, not among the allowed ones; a teacher's scores: not
+        finite, or not one for each text.
 
-In a list of positives or negatives only the faulty item is left out, and its row only if no positive remains. The
+In a list of positives or negatives only the faulty item is left out, with its score, and its row only if no positive
+remains. The
 text that is kept is the text that came, without the whitespace around it.
 """
 
@@ -21,9 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from piccolo_st.data import scores
 from piccolo_st.data.cells import Reasons
 from piccolo_st.data.chunks import Chunk, Reject, excerpt
-from piccolo_st.data.columns import Columns
+from piccolo_st.data.columns import SCORE_ROLES, Columns, has_scores
 from piccolo_st.data.specs import DatasetSpec
 
 EMPTY, INVISIBLE = "empty", "only whitespace or invisible characters"
@@ -91,25 +94,32 @@ def check_rows(spec: DatasetSpec, columns: Columns, chunk: Chunk, table: pa.Tabl
     """
     arrays: dict[str, pa.Array] = {role: table.column(role).combine_chunks() for role in table.column_names}
     removed: list[tuple[int, str, str]] = []
-    texts = [role for role in columns.names if role != "label"]
+    texts = [role for role in columns.names if role not in SCORE_ROLES]
+    if any(has_scores(spec, role) for role in arrays):
+        found, wrong = scores.align(arrays)
+        arrays = {role: arrays[role] for role in texts} | found
+        for role, faults in wrong.items():
+            _add(reasons, faults, role)
     for role in texts:
         if role not in columns.lists:
             arrays[role], faults = text_faults(arrays[role], spec)
             _add(reasons, faults, role)
     for role in texts:
         if role in columns.lists:
-            arrays[role], gone = clean_list(spec, role, arrays)
+            arrays[role], gone, kept = clean_list(spec, role, arrays)
             removed += gone
+            if f"{role}_score" in arrays:
+                arrays[f"{role}_score"] = scores.keep(arrays[f"{role}_score"], kept)
             if role == "positive":
                 _add(reasons, _emptied(arrays[role], gone), role)
     for role, other, reason in _EQUALITIES:
-        for name in (one for one in arrays if one == role or one.startswith(f"{role}_")):
+        for name in (one for one in texts if one == role or one.startswith(f"{role}_")):
             if other in arrays and name not in columns.lists and other not in columns.lists:
                 equal = pc.fill_null(pc.equal(arrays[name], arrays[other]), False).to_numpy(False)
                 _add(reasons, np.where(equal, reason, np.array(None)).astype(object), name)
-    scores, misfits = None, 0
+    span, misfits = None, 0
     if "label" in arrays:
-        scores = _span(arrays["label"])
+        span = _span(arrays["label"])
         arrays["label"], faults = _check_label(spec, arrays)
         _add(reasons, faults, "label")
         misfits = int(np.isin(faults, _misfits(spec)).sum())
@@ -120,7 +130,7 @@ def check_rows(spec: DatasetSpec, columns: Columns, chunk: Chunk, table: pa.Tabl
         for row in np.flatnonzero(~good).tolist()
     ]
     notes = [Reject(chunk.file, int(chunk.rows[row]), reason, text) for row, reason, text in removed if good[row]]
-    return Checked(pa.table(arrays).filter(pa.array(good)), [*chunk.rejects, *rejects], notes, scores, misfits)
+    return Checked(pa.table(arrays).filter(pa.array(good)), [*chunk.rejects, *rejects], notes, span, misfits)
 
 
 _EQUALITIES = (
@@ -138,8 +148,8 @@ def _add(reasons: Reasons, faults: Reasons, role: str) -> None:
 
 def clean_list(
     spec: DatasetSpec, role: str, columns: dict[str, pa.Array]
-) -> tuple[pa.ListArray, list[tuple[int, str, str]]]:
-    """A list column without its faulty items, and (row, reason, text) of each item left out.
+) -> tuple[pa.ListArray, list[tuple[int, str, str]], NDArray[np.bool_]]:
+    """A list column without its faulty items, (row, reason, text) of each item left out, and which items stay.
 
     Args:
         spec: limits of length.
@@ -164,7 +174,7 @@ def clean_list(
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     values = trimmed.filter(pa.array(~bad))
     mask = columns[role].is_null() if role == "positive" else None  # no list of negatives is an empty one
-    return pa.ListArray.from_arrays(pa.array(offsets), values, mask=mask), gone
+    return pa.ListArray.from_arrays(pa.array(offsets), values, mask=mask), gone, ~bad
 
 
 def _emptied(lists: pa.ListArray, gone: list[tuple[int, str, str]]) -> Reasons:

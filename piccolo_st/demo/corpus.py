@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from piccolo_st.data import load_mixture, read_texts
+from piccolo_st.data import DatasetSpec, load_mixture, locate, read_texts
 from piccolo_st.errors import InputError
 
 
@@ -26,7 +26,7 @@ def read_corpus(source: str | Path | None = None) -> list[str]:
     if path.is_dir():
         if not (path / "corpus.jsonl").is_file():
             raise InputError(f"the corpus {path} is a folder without corpus.jsonl; give a BEIR folder or a text file")
-        texts = _distinct(read_texts(path / "corpus.jsonl")[0].values())
+        texts = _texts(path / "corpus.jsonl")
     else:
         try:
             texts = _distinct(path.read_text(encoding="utf-8").split("\n"))
@@ -37,6 +37,19 @@ def read_corpus(source: str | Path | None = None) -> list[str]:
     if not texts:
         raise InputError(f"the corpus {path} has no text; give a file with one text a line, or a BEIR folder")
     return texts
+
+
+def example_queries(source: str | Path | None = None) -> list[str]:
+    """A few queries to try on the texts of ``read_corpus``: of a BEIR folder some of its own; of a text file none."""
+    if source is None:
+        return ["月亮", "雨伞", "下雨天用的东西", "做买卖的人", "心里高兴"]
+    path = Path(source) / "queries.jsonl"
+    return thin_out(_texts(path), 5) if path.is_file() else []
+
+
+def _texts(path: Path) -> list[str]:
+    spec = DatasetSpec(path.stem, str(path), "retrieval")
+    return _distinct(read_texts(spec, locate(spec, Path())).found.values())
 
 
 def _distinct(texts: Iterable[str]) -> list[str]:

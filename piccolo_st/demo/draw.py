@@ -19,8 +19,9 @@ MAP_POINTS = 2000
 _WIDTH, _HEIGHT, _MARGIN = 480, 360, 24
 
 CSS = """
-.found { --faint: color-mix(in srgb, var(--body-text-color) 68%, transparent); width: 100%; border-collapse: collapse;
-  font-size: 15px; line-height: 1.45; }
+.found { --faint: color-mix(in srgb, var(--body-text-color) 68%, transparent); --whole: 6em; width: 100%;
+  border-collapse: collapse; font-size: 15px; line-height: 1.45; }
+#found { overflow-x: auto; }
 .found, .found thead, .found tr { border: none !important; }
 .found th, .found td { padding: 6px 10px; border: none !important; text-align: left; vertical-align: top; }
 .found tbody td { border-top: 1px solid var(--border-color-primary) !important; }
@@ -28,11 +29,19 @@ CSS = """
 .found th.model { text-align: center; white-space: normal; overflow-wrap: anywhere; color: var(--body-text-color); }
 .found .score { white-space: nowrap; width: 1%; font-variant-numeric: tabular-nums; }
 .found .rank { color: var(--faint); font-size: 12px; margin-left: 6px; display: inline-block; min-width: 3em; }
-.found .bar { display: block; height: 4px; margin-top: 3px; border-radius: 2px; background: #2f7d6b; }
-.found .without .bar { background: #c98a2b; }
+.found .bar { display: block; width: var(--whole); height: 4px; margin-top: 3px; border-radius: 2px; --bar: #2f7d6b;
+  background: linear-gradient(to right, var(--bar) calc(100% * var(--score)), var(--border-color-primary) 0); }
+.found .without .bar { --bar: #c98a2b; }
 .found .text { min-width: 12em; display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3;
   overflow: hidden; }
 .found .beyond .text { color: var(--faint); }
+@media (max-width: 640px) {
+  .found { --whole: 3.5em; font-size: 13px; }
+  .found th, .found td { padding: 5px 3px; }
+  .found th, .found th.score { white-space: normal; font-size: 11px; }
+  .found .rank { display: block; margin: 0; }
+  .found .text { min-width: 7em; -webkit-line-clamp: 5; }
+}
 .facts { color: color-mix(in srgb, var(--body-text-color) 68%, transparent); font-size: 13px; margin: 4px 2px 10px;
   overflow-wrap: anywhere; }
 .map { width: 100%; height: auto; display: block; background: var(--background-fill-secondary); border-radius: 8px; }
@@ -50,13 +59,11 @@ def table(searcher: Searcher, found: Found, top: int = 10) -> str:
     variants = searcher.variants
     models = list(dict.fromkeys(variant.model for variant in variants))
     spans = [sum(variant.model == model for variant in variants) for model in models]
-    lowest = min((min(hit.scores) for hit in found.hits), default=0.0)
-    highest = max((max(hit.scores) for hit in found.hits), default=1.0)
     names = "".join(
         f'<th class="model" colspan="{span}">{escape(model)}</th>' for model, span in zip(models, spans, strict=True)
     )
     heads = "".join(f'<th class="score">{_instruction_name(variant)}</th>' for variant in variants)
-    rows = "".join(_row(searcher, hit, lowest, highest, top) for hit in found.hits)
+    rows = "".join(_row(searcher, hit, top) for hit in found.hits)
     return (
         f'<table class="found"><thead><tr><th></th><th></th>{names}</tr>'
         f"<tr><th>#</th><th>文本 · text</th>{heads}</tr></thead><tbody>{rows}</tbody></table>"
@@ -68,14 +75,13 @@ def _instruction_name(variant: Variant) -> str:
     return f"有指令 · with {escape(variant.instruction)}" if variant.instruction else "无指令 · without"
 
 
-def _row(searcher: Searcher, hit: Hit, lowest: float, highest: float, top: int) -> str:
+def _row(searcher: Searcher, hit: Hit, top: int) -> str:
     cells = []
     for variant, score, rank in zip(searcher.variants, hit.scores, hit.ranks, strict=True):
-        share = (score - lowest) / (highest - lowest) if highest > lowest else 1.0
         kind = "score" if variant.instruction else "score without"
         cells.append(
             f'<td class="{kind}">{score:.3f}<span class="rank">#{rank}</span>'
-            f'<span class="bar" style="width:{4 + 96 * share:.0f}%"></span></td>'
+            f'<span class="bar" style="--score:{max(score, 0):.3f}"></span></td>'
         )
     text = escape(searcher.texts[hit.index][:SHOWN_CHARACTERS])
     beyond = ' class="beyond"' if hit.ranks[0] > top else ""
@@ -114,7 +120,7 @@ def corpus_map(
         marks.append(f'<g class="hit"><circle cx="{x}" cy="{y}" r="8"/><text x="{x}" y="{y}">{rank}</text></g>')
     if vector is not None:
         x, y = frame.at(projection.place(vector))
-        anchor, shift = ("end", -12) if x > 0.7 * _WIDTH else ("start", 12)
+        anchor, shift = ("end", -12) if x > 0.5 * _WIDTH else ("start", 12)
         label = escape(query if len(query) <= 12 else query[:12] + "…")
         marks.append(
             f'<g class="query"><path d="M{x} {y - 9}l9 9l-9 9l-9 -9z"/>'

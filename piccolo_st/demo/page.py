@@ -5,6 +5,7 @@ It asks no other host for anything: fonts are the system's, nothing is reported,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from piccolo_st.demo import draw
@@ -34,8 +35,8 @@ def render(searcher: Searcher, query: str, dimension: int) -> tuple[str, str]:
     return draw.facts(searcher, found, dimension) + draw.table(searcher, found, TOP), "".join(maps)
 
 
-def build_page(searcher: Searcher, query: str = "") -> Blocks:
-    """The page as gradio blocks, with a query to begin with.
+def build_page(searcher: Searcher, query: str = "", examples: Sequence[str] = ()) -> Blocks:
+    """The page as gradio blocks, with a query to begin with and others to click at.
 
     Raises:
         ImportError: gradio is missing; the message says what to install.
@@ -54,18 +55,32 @@ def build_page(searcher: Searcher, query: str = "") -> Blocks:
         gradio.Markdown(f"## {TITLE}")
         with gradio.Row():
             text = gradio.Textbox(
-                query, label="查询 · Query", placeholder="输入即搜索 · type to search", scale=3, elem_id="query"
+                query,
+                label="查询 · Query",
+                placeholder="输入即搜索 · type to search",
+                scale=3,
+                min_width=280,
+                elem_id="query",
             )
             slider = gradio.Slider(
-                least, whole, whole, step=1, label="维数 · Dimensions (MRL)", scale=2, elem_id="dimension"
+                least,
+                whole,
+                whole,
+                step=1,
+                label="维数 · Dimensions (MRL)",
+                scale=2,
+                min_width=280,
+                elem_id="dimension",
             )
+        if examples:
+            gradio.Examples([[each] for each in examples], [text], label="例 · Examples", elem_id="examples")
         with gradio.Row():
-            with gradio.Column(scale=len(searcher.variants) + 1, min_width=480):
+            with gradio.Column(scale=len(searcher.variants) + 1, min_width=280):
                 table = gradio.HTML(elem_id="found")
-            with gradio.Column(scale=2, min_width=320):
+            with gradio.Column(scale=2, min_width=280):
                 maps = gradio.HTML(elem_id="map")
         gradio.on(
-            [text.input, slider.change, page.load],
+            [text.change, slider.change, page.load],
             update,
             [text, slider],
             [table, maps],
@@ -76,7 +91,13 @@ def build_page(searcher: Searcher, query: str = "") -> Blocks:
     return page
 
 
-def serve(searcher: Searcher, query: str = "", host: str | None = None, port: int | None = None) -> None:
+def serve(
+    searcher: Searcher,
+    query: str = "",
+    host: str | None = None,
+    port: int | None = None,
+    examples: Sequence[str] = (),
+) -> None:
     """Serve the page until it is stopped.
 
     Args:
@@ -84,8 +105,9 @@ def serve(searcher: Searcher, query: str = "", host: str | None = None, port: in
         query: what the page searches for at first.
         host: address to listen at; gradio's GRADIO_SERVER_NAME or 127.0.0.1 by default.
         port: likewise GRADIO_SERVER_PORT, or the first free one from 7860.
+        examples: queries to click at.
     """
-    page = build_page(searcher, query)
+    page = build_page(searcher, query, examples)
     import gradio
 
     fonts = ["system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]

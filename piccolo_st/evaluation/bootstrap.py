@@ -15,7 +15,6 @@ A difference whose interval holds 0 may be chance; of twenty tasks without a dif
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy as np
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation import per_example
 from piccolo_st.evaluation.benchmarks import Benchmark, BenchmarkTask
+from piccolo_st.stored import read_json
 from piccolo_st.tables import table
 
 
@@ -62,7 +62,7 @@ class Comparison:
     confidence: float
 
     def table(self, a: str = "A", b: str = "B") -> str:
-        """Rows of task, metric, both scores, the difference, its interval and the verdict."""
+        """Rows of task, metric, both scores, the difference, its interval and the verdict; then what is sure."""
         rows = [
             [
                 row.task,
@@ -77,9 +77,16 @@ class Comparison:
         ]
         header = ["task", "metric", a, b, "difference", f"{self.confidence:.0%} interval", f"{b} is"]
         lines = [f"{self.benchmark.name}: {self.benchmark.description}, in percent", table(header, rows)]
+        lines.append(f"gained: {self._words(lambda row: row.low > 0)}; lost: {self._words(lambda row: row.high < 0)}")
         if self.missing:
             lines.append(f"not compared, because one of the two has no examples of it: {', '.join(self.missing)}")
         return "\n".join(lines)
+
+    def _words(self, chosen: Callable[[Difference], bool]) -> str:
+        """The tasks among those of the table, without their mean, with their differences."""
+        return (
+            ", ".join(f"{row.task} {row.b - row.a:+.2f}" for row in self.differences[:-1] if chosen(row)) or "nothing"
+        )
 
 
 def compare_models(
@@ -105,7 +112,13 @@ def compare_models(
         InputError: a folder holds no results, the models were not evaluated on the same examples, or no task has been
             evaluated for both.
     """
-    folders = (result_folder(a), result_folder(b))
+    return compare_examples((result_folder(a), result_folder(b)), benchmark, resamples, confidence, seed)
+
+
+def compare_examples(
+    folders: tuple[Path, Path], benchmark: Benchmark, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
+) -> Comparison:
+    """The same, of folders that hold the examples of two models, whatever else is in them."""
     tail = (1 - confidence) / 2
     differences: list[Difference] = []
     missing: list[str] = []
@@ -132,7 +145,7 @@ def compare_models(
 
 
 def mean_difference(
-    pairs: Sequence[tuple[Path, Path]], tasks: Sequence[BenchmarkTask], *, resamples: int = 1000, seed: int = 0
+    pairs: Sequence[tuple[Path, Path]], tasks: Sequence[BenchmarkTask]
 ) -> tuple[float, float, float] | None:
     """By how much one way of training is better than another, on the mean of tasks and over several runs of both.
 
@@ -142,13 +155,11 @@ def mean_difference(
     Args:
         pairs: the folders of result files of two models each, such as those of one seed.
         tasks: of which the mean is taken; those that a model has no examples of are left out.
-        resamples: how often the examples are drawn.
-        seed: of the draws.
 
     Returns:
         Second minus first in percent, and the ends of the 95% interval; None if nothing can be compared.
     """
-    found = [_task(pairs, task, resamples, [seed, number]) for number, task in enumerate(tasks)]
+    found = [_task(pairs, task, 1000, [0, number]) for number, task in enumerate(tasks)]
     known = [one for one in found if one is not None]
     if not known:
         return None
@@ -195,8 +206,8 @@ def result_folder(path: str | Path) -> Path:
 
 def _is_result(file: Path) -> bool:
     try:
-        return "task_name" in json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return "task_name" in read_json(file, dict[str, object], "it is no result")
+    except InputError:
         return False
 
 
@@ -220,9 +231,7 @@ def _split(
                 f"{task.name} has {len(a['value'])} examples for one model and {len(b['value'])} for the other; "
                 "evaluate both again"
             )
-        return (float(a["value"].mean()), float(b["value"].mean())), _draw_means(
-            b["value"] - a["value"], resamples, rng
-        )
+        return (float(a["value"].mean()), float(b["value"].mean())), draw_means(b["value"] - a["value"], resamples, rng)
     statistic = spearman if task.type == "STS" else average_precision
     gold = a["gold"].astype(np.float64)
     of_a, of_b = statistic(gold, a["similarity"]), statistic(gold, b["similarity"])
@@ -234,7 +243,8 @@ def _split(
     return (of_a(whole), of_b(whole)), drawn
 
 
-def _draw_means(values: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+def draw_means(values: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """The means, (resamples,), of so many samples of the values, each as large as they are, drawn with replacement."""
     return np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)])
 
 

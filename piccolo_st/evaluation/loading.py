@@ -67,13 +67,17 @@ def load_model(
     return Loaded(model, identity, settings)
 
 
-def _commit(repository: str, revision: str | None) -> str | None:
+def _commit(repository: str, revision: str | None, local_files_only: bool = False) -> str | None:
     """The commit that a repository stands at, or that was downloaded last where there is no network.
 
     The cache of the Hub keeps a file of a commit at ``snapshots/<commit>/<file>``.
     """
+
+    def find(file: str) -> Path:
+        return Path(hf_hub_download(repository, file, revision=revision, local_files_only=local_files_only))
+
     try:
-        path = Path(hf_hub_download(repository, "config.json", revision=revision))
+        path = find("config.json")
     except EntryNotFoundError:  # the encoder of an old model is in a folder of its own
-        path = Path(hf_hub_download(repository, "modules.json", revision=revision))
+        path = find("modules.json")
     return path.parent.name if re.fullmatch("[0-9a-f]{40}", path.parent.name) else None

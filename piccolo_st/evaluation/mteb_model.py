@@ -3,7 +3,7 @@
 It differs from mteb's own wrapper in five things:
 
 (1) Identity: name and revision in its metadata are those of :mod:`piccolo_st.modeling.fingerprint`, and settings that
-    change scores but not weights (truncation, dtype) make an experiment of their own in mteb's layout.
+    change scores but not weights (truncation, precision, dtype) make an experiment of their own in mteb's layout.
 (2) Instructions go to the queries and the documents of retrieval and reranking tasks and to nothing else. Texts of
     other tasks are encoded with an empty prompt, so that a ``default_prompt_name`` does not reach them either.
 (3) A list of texts is encoded once per distinct text, sorted by length and cut by tokens instead of by rows; with
@@ -36,11 +36,13 @@ from tqdm.auto import tqdm
 
 from piccolo_st.distributed import process_state
 from piccolo_st.errors import InputError
+from piccolo_st.evaluation.small_vectors import Precision, SmallVectorIndex
 from piccolo_st.modeling import Identity, token_chunks, use_packing
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.models.search_encoder_index.search_backend_protocol import IndexEncoderSearchProtocol
     from mteb.types import Array, BatchedInput
     from sentence_transformers import SentenceTransformer
     from torch import Tensor
@@ -93,8 +95,10 @@ class BenchmarkEncoder(AbsEncoder):
             model.device.type, TOKENS_PER_BATCH_ACCELERATOR
         )
         self.retrieved: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+        self.search_facts: dict[tuple[str, str], dict[str, float]] = {}
         self._memory: dict[bytes, np.ndarray] = {}
         self._dimension: int | None = None
+        self.small: SmallVectorIndex | None = None
         self._search = SearchEncoderWrapper(self)
         self.mteb_model_meta = ModelMeta.from_sentence_transformer_model(model).model_copy(
             update={
@@ -108,10 +112,19 @@ class BenchmarkEncoder(AbsEncoder):
         if unused:
             logger.warning("The prompts %s of the model are not used: only queries and documents get one.", unused)
 
-    def truncate(self, dimension: int | None) -> None:
-        """Score the first ``dimension`` numbers of every embedding from now on, as an experiment of its own."""
+    def truncate(self, dimension: int | None, precision: Precision | None = None) -> None:
+        """Score the first ``dimension`` numbers of every embedding from now on, as an experiment of its own.
+
+        Args:
+            dimension: None: all of them.
+            precision: search in an index that keeps this of the documents; None: mteb's own search, in float32.
+        """
         self._dimension = dimension
-        settings = {**self.settings, **({} if dimension is None else {"truncate_dim": dimension})}
+        cosine = self.model.similarity_fn_name == "cosine"
+        self.small = None if precision is None else SmallVectorIndex(precision, normalize=cosine)
+        self._search = SearchEncoderWrapper(self, index_backend=cast("IndexEncoderSearchProtocol | None", self.small))
+        small = {"precision": precision} if precision not in (None, "float32") else {}
+        settings = {**self.settings, **({} if dimension is None else {"truncate_dim": dimension}), **small}
         self.mteb_model_meta = self.mteb_model_meta.model_copy(update={"experiment_kwargs": settings or None})
 
     def forget(self) -> None:
@@ -223,6 +236,7 @@ class BenchmarkEncoder(AbsEncoder):
         """mteb's own search; the result is kept in ``retrieved`` so that single queries can be scored afterwards."""
         results = self._search.search(queries, hf_split=hf_split, hf_subset=hf_subset, **kwargs)
         self.retrieved[hf_split, hf_subset] = results
+        self.search_facts[hf_split, hf_subset] = dict(self.small.facts) if self.small else {}
         return results
 
 

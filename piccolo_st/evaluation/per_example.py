@@ -14,6 +14,7 @@ They are written as ``examples/<task>.npz`` in the folder of the task's result f
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -23,10 +24,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from piccolo_st.cache import write_whole
+from piccolo_st.errors import InputError, reason
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from mteb.abstasks.abstask import AbsTask
+
+logger = logging.getLogger(__name__)
 
 RETRIEVAL_TYPES = frozenset({"Retrieval", "Reranking"})
 PAIR_TYPES = frozenset({"STS", "PairClassification"})
@@ -103,7 +107,12 @@ def save(arrays: Arrays, path: Path) -> None:
     """Write the examples beside those of other splits that the file holds; other processes see the old or the new."""
     if not arrays:
         return
-    merged = {**(load(path) if path.exists() else {}), **arrays}
+    before: Arrays = {}
+    try:
+        before = load(path) if path.exists() else {}
+    except InputError as error:
+        logger.warning("the examples of other splits are lost: %s", error)
+    merged = {**before, **arrays}
     flat = {f"{place}/{field}": array for place, fields in merged.items() for field, array in fields.items()}
 
     def write(aside: Path) -> None:
@@ -114,10 +123,23 @@ def save(arrays: Arrays, path: Path) -> None:
 
 
 def load(path: Path) -> Arrays:
-    """The examples of a file written by :func:`save`."""
+    """The examples of a file written by :func:`save`.
+
+    Raises:
+        InputError: it cannot be read, or holds something else.
+    """
     arrays: Arrays = {}
-    with np.load(path, allow_pickle=False) as file:
-        for key in file.files:
-            place, field = key.rsplit("/", 1)
-            arrays.setdefault(place, {})[field] = file[key]
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            for key in file.files:
+                place, field = key.rsplit("/", 1)
+                arrays.setdefault(place, {})[field] = file[key]
+        for place, fields in arrays.items():
+            numbers = [fields["value"]] if "value" in fields else [fields["gold"], fields["similarity"]]
+            numeric = all(one.dtype.kind in "biuf" for one in numbers)
+            if not numeric or {one.shape for one in numbers} != {(numbers[0].size,)}:
+                raise ValueError(f"{place} does not hold one number an example")
+    except Exception as error:  # what zipfile, zlib and numpy raise of damaged bytes has no common root
+        why = f"{type(error).__name__}: {reason(error)}"
+        raise InputError(f"the examples in {path} cannot be read ({why}); evaluate the task again") from None
     return arrays

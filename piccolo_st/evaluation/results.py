@@ -10,17 +10,19 @@ From there :func:`task_scores` takes the numbers that a benchmark averages; a ca
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard
+from typing_extensions import NotRequired, TypedDict
 
-from piccolo_st.errors import InputError
+from piccolo_st.errors import InputError, reason
 from piccolo_st.evaluation.benchmarks import C_MTEB_35, Benchmark, BenchmarkTask
+from piccolo_st.stored import parse_json, read_json
 
 _CUTOFFS = (1, 3, 5, 10, 100, 1000)
 _SIMILARITIES = {"cos_sim": "cosine", "dot": "dot", "euclidean": "euclidean", "manhattan": "manhattan"}
@@ -59,8 +61,8 @@ class ResultFile(TypedDict):
     """
 
     task_name: str
-    dataset_revision: str
-    mteb_version: str
+    dataset_revision: NotRequired[str | None]
+    mteb_version: NotRequired[str | None]
     scores: dict[str, list[dict[str, Any]]]
 
 
@@ -87,6 +89,9 @@ class TaskResult:
     metrics: Mapping[str, float]
 
 
+_AGAIN = "evaluate the task again"
+
+
 def read_results(path: str | Path, benchmark: Benchmark = C_MTEB_35) -> list[TaskResult]:
     """The results in a folder of mteb's result files, in a ``.jsonl`` file or in a card's model-index (``.md``).
 
@@ -102,17 +107,21 @@ def read_results(path: str | Path, benchmark: Benchmark = C_MTEB_35) -> list[Tas
         files = sorted(file for file in path.glob("*.json") if file.name != "model_meta.json")
         if not files:
             raise InputError(f"{path} holds no result files (Task.json); give the folder of one model's revision")
-        parsed = [_json(file.read_text(encoding="utf-8"), str(file)) for file in files]
+        parsed = [read_json(file, ResultFile, _AGAIN) for file in files]
         return [result for file in parsed for result in from_mteb(file, benchmark)]
     if not path.is_file():
         raise InputError(
             f"the results {path} do not exist; give a folder of mteb's JSON files, a .jsonl file or a card (.md)"
         )
     if path.suffix == ".jsonl":
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [_from_line(_json(line, f"{path}, line {n}"), f"{path}, line {n}") for n, line in enumerate(lines, 1)]
+        lines = path.read_bytes().splitlines()
+        return [parse_json(line, TaskResult, f"{path}, line {n}", _AGAIN) for n, line in enumerate(lines, 1)]
     if path.suffix == ".md":
-        return from_model_index(ModelCard.load(path).data.to_dict().get("model-index") or [])
+        try:
+            return from_model_index(ModelCard.load(path).data.to_dict().get("model-index") or [])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+            why = f"{type(error).__name__}: {reason(error)}"
+            raise InputError(f"the model-index of {path} cannot be read ({why}); give the results themselves") from None
     raise InputError(f"results must be a folder of mteb's JSON files, a .jsonl file or a card (.md), got {path}")
 
 
@@ -145,7 +154,7 @@ def from_mteb(file: ResultFile, benchmark: Benchmark = C_MTEB_35) -> list[TaskRe
                         metrics=dict(_metrics(values, task, split)) or {"main_score": 100.0 * values["main_score"]},
                     )
                 )
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, OverflowError):
         raise InputError(
             f"a result must be as mteb 2.x writes it, got {str(file)[:80]}; evaluate the task again"
         ) from None
@@ -205,18 +214,3 @@ def task_scores(results: Iterable[TaskResult], benchmark: Benchmark) -> dict[str
         for task in benchmark.tasks
         if len(found[task.name]) == len(task.splits)
     }
-
-
-def _json(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{place} is not JSON: {error}; evaluate the task again") from None
-
-
-def _from_line(line: Mapping[str, Any], place: str) -> TaskResult:
-    try:
-        return TaskResult(**line)
-    except TypeError:
-        known = ", ".join(TaskResult.__dataclass_fields__)
-        raise InputError(f"{place} must be a result with the fields {known}, got {line}") from None

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from piccolo_st.config import load_yaml
 from piccolo_st.environment import versions
@@ -17,6 +17,9 @@ from piccolo_st.evaluation.results import ResultFile, from_mteb, read_results, t
 from piccolo_st.modeling import Identity
 from piccolo_st.schema import build
 from piccolo_st.tables import empty_figure, table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class ModelFacts(TypedDict, total=False):
@@ -202,27 +205,39 @@ def score_table(models: Sequence[ModelScores], benchmark: Benchmark) -> str:
 
 
 def plot_evaluations(models: Sequence[ModelScores], benchmark: Benchmark, path: str | Path) -> Path:
-    """Draw the mean of each type, and over all tasks, for each model, and write the picture.
+    """Draw each task, the mean of each type, and over all tasks, for each model, and write the picture.
 
     Args:
-        models: all scored by the definition of ``benchmark``; an average with a missing task has no bar.
+        models: all scored by the definition of ``benchmark``; what has no score, or a missing task, has no bar.
         path: ends in .png, .svg or .pdf.
 
     Raises:
         MissingPackage: matplotlib is not installed.
         InputError: no model has all tasks of any type.
     """
-    groups = [
-        *(f"{name}\n({len(benchmark.of_type(name))})" for name in benchmark.types),
-        f"All\n({len(benchmark.tasks)})",
+    means = {f"{name}\n({len(benchmark.of_type(name))})": name for name in benchmark.types}
+    of_types = [
+        (each.model, [*map(each.averages.by_type.get, means.values()), each.averages.overall]) for each in models
     ]
-    values = [
-        (each.model, [*map(each.averages.by_type.get, benchmark.types), each.averages.overall]) for each in models
-    ]
-    if all(value is None for _, heights in values for value in heights):
+    if all(value is None for _, heights in of_types for value in heights):
         raise InputError(f"no model has every task of any type of {benchmark.name}; evaluate the others")
-    figure = empty_figure(1.6 * len(groups) + 1, 4.2)
-    axes = figure.subplots()
+    of_tasks = [(each.model, [each.scores.get(task.name) for task in benchmark.tasks]) for each in models]
+    groups = [*means, f"All\n({len(benchmark.tasks)})"]
+    wide = max(1.6 * len(groups) + 1, 0.5 * len(benchmark.tasks) + 1)
+    figure = empty_figure(wide, 8.4)
+    upper, lower = figure.subplots(2, 1)
+    _bars(upper, groups, of_types)
+    upper.set_title(f"{benchmark.name}: means by type")
+    upper.legend(fontsize=8, loc="upper right")
+    _bars(lower, [task.label for task in benchmark.tasks], of_tasks)
+    lower.tick_params(axis="x", labelrotation=90 if len(benchmark.tasks) > 6 else 0, labelsize=7)
+    lower.set_title("each task")
+    figure.savefig(path, dpi=120)
+    return Path(path)
+
+
+def _bars(axes: Axes, groups: Sequence[str], values: Sequence[tuple[str, Sequence[float | None]]]) -> None:
+    """Bars from zero, a group of one a model beside the other."""
     width = 0.8 / len(values)
     for number, (label, heights) in enumerate(values):
         places = [index + (number - (len(values) - 1) / 2) * width for index in range(len(groups))]
@@ -232,8 +247,5 @@ def plot_evaluations(models: Sequence[ModelScores], benchmark: Benchmark, path: 
         if bars is not None and len(values) <= 3:
             axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=1)
     axes.set_xticks(range(len(groups)), groups)
-    axes.set(title=f"{benchmark.name}: means by type", ylabel="percent", ylim=(0, 100))
+    axes.set(ylabel="percent", ylim=(0, 100))
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8, loc="upper right")
-    figure.savefig(path, dpi=120)
-    return Path(path)

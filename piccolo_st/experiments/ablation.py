@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import yaml
 from sentence_transformers import SentenceTransformer
+from typing_extensions import TypedDict
 
 from piccolo_st import cache, environment
 from piccolo_st.config import Config, merge, parse_run
@@ -37,7 +39,20 @@ from piccolo_st.experiments.tasks import read_tasks, write_tasks
 from piccolo_st.experiments.variants import ResolvedVariant, Sections, read_variants
 from piccolo_st.modeling import PRESETS, EncoderSettings, cached_encoder
 from piccolo_st.schema import build
+from piccolo_st.stored import read_json
 from piccolo_st.training import TIME_LIMIT, FinetuneConfig, PretrainConfig, TrainingRun
+
+logger = logging.getLogger(__name__)
+
+
+class _Result(TypedDict):
+    """What is read of result.json."""
+
+    configuration: str
+    scores: dict[str, float]
+    seconds: float
+    memory_mib: int | None
+    examples: str | None
 
 
 class Ablation:
@@ -98,7 +113,11 @@ class Ablation:
         path = self._folder(name, seed) / "result.json"
         if not path.is_file():
             return None
-        found = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            found = read_json(path, _Result, "the variant is run again")
+        except InputError as error:
+            logger.warning("%s", error)
+            return None
         if found["configuration"] != self._key(self.resolved[name], seed):
             return None
         examples = path.parent / found["examples"] if found["examples"] else None

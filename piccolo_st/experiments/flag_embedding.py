@@ -22,7 +22,7 @@ from sentence_transformers import SentenceTransformer
 
 from piccolo_st.data import Mixture
 from piccolo_st.errors import InputError
-from piccolo_st.modeling import load_encoder
+from piccolo_st.modeling import PRESETS, load_encoder
 from piccolo_st.schema import Positive
 from piccolo_st.training import FinetuneConfig
 
@@ -61,7 +61,8 @@ def train_flag_embedding(
     data.mkdir(parents=True, exist_ok=True)
     for name, dataset in mixture.train.items():
         _write_rows(dataset, data / f"{name}.jsonl", config.train.seed)
-    prompts = config.model.instructions.prompts
+    instructions = config.model.instructions or PRESETS["piccolo"]
+    prompts = instructions.prompts
     arguments = {
         "model_name_or_path": start,
         "train_data": data,
@@ -89,7 +90,7 @@ def train_flag_embedding(
     return load_encoder(
         str(trained),
         pooling="mean",
-        instructions=config.model.instructions,
+        instructions=instructions,
         query_length=config.model.query_length,
         document_length=config.model.document_length,
     )

@@ -140,7 +140,7 @@ def _by_task(
     return ["variant", *names], rows
 
 
-def _plot_spread(groups: Mapping[str, Sequence[float]], path: Path, title: str = "") -> Path:
+def _plot_spread(groups: Mapping[str, Sequence[float]], path: Path, title: str) -> Path:
     """Draw one bar a group, its mean, with a dot for each value, first group on top, into a PNG.
 
     Raises:
@@ -153,7 +153,10 @@ def _plot_spread(groups: Mapping[str, Sequence[float]], path: Path, title: str =
     for place, name in enumerate(names):
         axes.plot(groups[name], [place] * len(groups[name]), "o", color="#1f4e79", markersize=4)
     values = [value for group in groups.values() for value in group]
-    axes.set_xlim(max(0.0, min(values) - 5), max(values) + 2)
+    start = max(0.0, min(values) - 5)
+    axes.set_xlim(start, max(values) + 2)
+    if start > 0:
+        axes.set_xlabel(f"the bars begin at {start:.0f}, not at 0", fontsize=8)
     figure.suptitle(title, fontsize=10)  # over the labels too, which may leave the axes little room
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120)

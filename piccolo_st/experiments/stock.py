@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
@@ -13,7 +13,7 @@ from torch import nn
 from transformers import set_seed
 
 from piccolo_st.data import Mixture
-from piccolo_st.modeling import dataset_prompts, load_encoder
+from piccolo_st.modeling import PRESETS, dataset_prompts, load_encoder, saved_instructions
 from piccolo_st.schema import Positive
 from piccolo_st.training import FinetuneConfig, own
 
@@ -38,7 +38,7 @@ class StockOptions:
 
 def start_model(config: FinetuneConfig) -> SentenceTransformer:
     """The checkpoint that a configuration starts from, with its instructions and lengths."""
-    return load_encoder(
+    model = load_encoder(
         str(config.model.name_or_path),
         revision=config.model.revision,
         pooling=config.model.pooling,
@@ -48,6 +48,9 @@ def start_model(config: FinetuneConfig) -> SentenceTransformer:
         positions=config.model.positions,
         dtype=config.model.dtype,
     )
+    if config.model.instructions is None:
+        config.model.instructions = saved_instructions(model)
+    return model
 
 
 def train_stock(config: FinetuneConfig, mixture: Mixture, options: StockOptions | None = None) -> SentenceTransformer:
@@ -68,17 +71,18 @@ def train_stock(config: FinetuneConfig, mixture: Mixture, options: StockOptions 
     set_seed(arguments.seed)
     model = start_model(config)
     model.max_seq_length = config.model.document_length  # what the stock collator cuts at
-    prompts: Any
+    instructions = config.model.instructions or PRESETS["piccolo"]
+    prompts: dict[str, str] | dict[str, dict[str, str]]
     rows: Dataset | DatasetDict
     if options.concatenated:
         rows = concatenate_datasets(
             [dataset.select_columns(["query", "positive"]) for dataset in mixture.train.values()]
         )
-        prompts = dataset_prompts({"all": rows.column_names}, config.model.instructions)["all"]
+        prompts = dataset_prompts({"all": rows.column_names}, instructions)["all"]
     else:
         limit = config.data.num_negatives
         rows = DatasetDict({name: _flat(dataset, limit) for name, dataset in mixture.train.items()})
-        prompts = dataset_prompts(rows.column_names, config.model.instructions)
+        prompts = dataset_prompts(rows.column_names, instructions)
     arguments.prompts = prompts
     trainer = SentenceTransformerTrainer(
         model=model, args=arguments, train_dataset=rows, loss=_loss(config, model, options)

@@ -66,8 +66,8 @@ class Variant:
     after: str | None = None
     trainer: TrainerName | None = None
     options: Mapping[str, object] = field(default_factory=dict)
-    set: Mapping[str, Any] = field(default_factory=dict)
-    stage1: Mapping[str, Any] | None = None
+    set: Mapping[str, object] = field(default_factory=dict)
+    stage1: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 (1) Look at this rank's columns; a fault is kept for later, so that it is raised on every rank.
 (2) The ranks agree that they run the same loss on the same kind of columns.
-(3) Owners and ids of all ranks are gathered to the CPU, owners renumbered to rows of the global batch.
+(3) Owners and ids of all ranks are gathered to the CPU, owners renumbered to rows of the global batch; a guide's
+    embeddings are gathered where they are.
 """
 
 from __future__ import annotations
@@ -22,19 +23,21 @@ from piccolo_st.modeling import Features, row_count
 
 @dataclass(frozen=True)
 class Batch:
-    """The global batch without its embeddings, all on the CPU.
+    """The global batch without its embeddings, on the CPU but for the guide's.
 
     Attributes:
         total: rows on all ranks, N.
         owner: (M,) int64, for each hard negative on any rank the row of the global batch that owns it.
         queries: (N,) int64 ids; None where texts are not compared.
         documents: (N + M,) int64 ids of the positives and then the hard negatives, or None.
+        guide: a guide's embeddings of queries, positives and hard negatives, on the features' device, or None.
     """
 
     total: int
     owner: Tensor
     queries: Tensor | None
     documents: Tensor | None
+    guide: tuple[Tensor, ...] | None = None
 
     @cached_property
     def exclusions(self) -> Exclusions:
@@ -113,7 +116,12 @@ def agree_on_columns(
 
 
 def describe(
-    columns: Sequence[Features], *, compare_texts: bool, across_ranks: bool, facts: Mapping[str, object]
+    columns: Sequence[Features],
+    *,
+    compare_texts: bool,
+    across_ranks: bool,
+    facts: Mapping[str, object],
+    guided: bool = False,
 ) -> Batch:
     """Steps (1) to (3). Waits for the device once or, with several ranks, a few times.
 
@@ -122,12 +130,21 @@ def describe(
         compare_texts: whether to fetch ids.
         across_ranks: whether the batch is that of all ranks.
         facts: what all ranks must have in common beside their columns.
+        guided: whether to fetch a guide's embeddings.
 
     Raises:
-        ValueError: as :func:`agree_on_columns`, or an owner that is no row of its rank; the same on every rank.
+        ValueError: as :func:`agree_on_columns`, an owner that is no row of its rank, or texts without a guide's
+            embeddings; the same on every rank.
     """
     told_by = _told_by(columns) if compare_texts else "nothing"
-    rows = agree_on_columns(columns, {**facts, "what texts are compared by": told_by}, across_ranks=across_ranks)
+    has_guide = guided and all("guide" in features for features in columns)
+    facts = {**facts, "what texts are compared by": told_by, "whether texts have a guide's embeddings": has_guide}
+    rows = agree_on_columns(columns, facts, across_ranks=across_ranks)
+    if guided and not has_guide:
+        raise ValueError(
+            "with a guide each column must have its embeddings, (texts, dimensions), in its features' 'guide', got "
+            "a column without; give PiccoloDataCollator a guide"
+        )
     parts = [local_owners(columns)]
     if told_by != "nothing":
         query, positive, *negatives = (column_text_ids(features) for features in columns)
@@ -142,7 +159,14 @@ def describe(
         owner=_global_owners(owner, rows, owned),
         queries=ids[0] if ids else None,
         documents=torch.cat(ids[1:]) if ids else None,
+        guide=_gather_guide(columns, across_ranks) if guided else None,
     )
+
+
+def _gather_guide(columns: Sequence[Features], across_ranks: bool) -> tuple[Tensor, ...]:
+    query, positive, *negatives = (features["guide"] for features in columns)
+    parts = (query, positive, torch.cat([query[:0], *negatives]))
+    return tuple(one.rows for one in gather_rows(*parts)) if across_ranks else parts
 
 
 def _told_by(columns: Sequence[Features]) -> str:

@@ -14,10 +14,12 @@ scalar, so its gradients can be made in the forward pass and only scaled in the 
 
     for each tile of R rows, in one buffer of R x 2 anchors (the query, the positive) x all candidates:
     (1) scores: one matrix product of the anchors with each kind of candidates, already divided by t
-    (2) what is no negative gets the score -inf; so does, with a margin, what is more similar than the positive allows
+    (2) what is no negative gets the score -inf; so does, with a margin, what is more similar than the positive allows,
+        and, with a guide, what is so to the guide (``guide.py``); hardness then weighs negatives (``weights.py``)
     (3) log Z_i from the maximum and the sum of exponentials of row i's two anchors; the exponentials stay in the buffer
     (4) the own pair's entry becomes minus the sum of all others: now buffer / Z_i is d loss_i / d scores (its entry
-        among doc_to_query stands for the same product of vectors and is 0, so that nothing cancels)
+        among doc_to_query stands for the same product of vectors and is 0, so that nothing cancels); a focal weight of
+        the row takes its part here
     (5) gradients: two more matrix products with the buffer, one for the anchors and one for the candidates
 
 That is three matrix products and a few passes over a buffer that is still in the cache; nothing is computed twice.
@@ -32,28 +34,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from numbers import Real
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from piccolo_st.losses.choices import DIRECTIONS
 from piccolo_st.losses.false_negatives import Exclusions
-
-Direction = Literal["query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"]
-DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
-
-# The buffer of a tile. On a CPU it stays in the cache; elsewhere larger products make up for that (not measured).
-_TILE_BYTES_CPU = 32 << 20
-_TILE_BYTES_ELSEWHERE = 256 << 20
-_LEAST_ROWS = 64
-
-# Scores further below the maximum, those that were left out among them, count as this far below. Their share, e^-60 =
-# 1e-26, is under the resolution of the dtype; exponentials that underflow make exp and the matrix products after it up
-# to 40 times slower.
-EXP_FLOOR = {torch.float32: -60.0, torch.float64: -600.0}
+from piccolo_st.losses.guide import Guide
+from piccolo_st.losses.tiles import EXP_FLOOR, Layout, layout_of, tile_ranges
+from piccolo_st.losses.weights import Weights
 
 
 class Contrast(NamedTuple):
@@ -62,12 +54,14 @@ class Contrast(NamedTuple):
     Attributes:
         loss: scalar, float32 (float64 for float64 embeddings), differentiable once.
         masked_duplicates: how many candidates were left out as duplicates, over the local rows and all directions.
-        masked_by_margin: scalar int64 tensor on the embeddings' device, the same for the margin.
+        masked_by_margin, masked_by_guide: scalar int64 tensors on the embeddings' device: how many of the others were
+            left out for the margin, and how many of the rest for the guide.
     """
 
     loss: Tensor
     masked_duplicates: int
     masked_by_margin: Tensor
+    masked_by_guide: Tensor
 
 
 def unit(embeddings: Tensor) -> Tensor:
@@ -117,6 +111,8 @@ def contrastive_loss(
     rows: tuple[int, int] | None = None,
     divisor: float | None = None,
     false_negative_margin: float | None = None,
+    guide: Guide | None = None,
+    weights: Weights | None = None,
     tile_rows: int | None = None,
 ) -> Contrast:
     """The contrastive loss of some rows against all, see the module docstring.
@@ -131,6 +127,8 @@ def contrastive_loss(
         rows: (start, stop), the rows whose losses are summed: this rank's own. None: all.
         divisor: what the sum is divided by. None: the number of rows in ``rows``, so the loss is their mean.
         false_negative_margin: leave out a candidate whose similarity exceeds the positive's by more than this.
+        guide: leave out what a guide model finds too close to be a negative; its vectors of these rows.
+        weights: of negatives and rows. None: all count the same.
         tile_rows: R, how many rows are computed at a time. None: as many as fit into 32 MiB on a CPU and 256 MiB
             elsewhere, at least 64.
 
@@ -138,7 +136,7 @@ def contrastive_loss(
         ValueError: shapes or dtypes that do not fit, rows out of range, a temperature, divisor or tile_rows that is not
             positive, a negative margin, unknown directions.
     """
-    _check_shapes(queries, positives, negatives, exclusions)
+    _check_shapes(queries, positives, negatives, exclusions, guide)
     start, stop = rows if rows is not None else (0, len(queries))
     if not 0 <= start < stop <= len(queries):
         raise ValueError(f"rows must be a range within the {len(queries)} queries, got {(start, stop)}")
@@ -154,14 +152,18 @@ def contrastive_loss(
         stop=stop,
         divisor=float(stop - start) if divisor is None else float(divisor),
         margin=check_margin(false_negative_margin),
+        guide=guide,
+        weights=weights or Weights(),
         tile_rows=tile_rows,
         differentiable=differentiable,
     )
-    loss, masked_by_margin = _Contrast.apply(task, queries, positives, negatives)  # type: ignore[no-untyped-call]
-    return Contrast(loss, task.masked_duplicates, masked_by_margin)
+    loss, *masked = _Contrast.apply(task, queries, positives, negatives)  # type: ignore[no-untyped-call]
+    return Contrast(loss, task.masked_duplicates, *masked)
 
 
-def _check_shapes(queries: Tensor, positives: Tensor, negatives: Tensor, exclusions: Exclusions) -> None:
+def _check_shapes(
+    queries: Tensor, positives: Tensor, negatives: Tensor, exclusions: Exclusions, guide: Guide | None
+) -> None:
     shapes = [tuple(x.shape) for x in (queries, positives, negatives)]
     if any(len(shape) != 2 for shape in shapes) or len({shape[1] for shape in shapes}) != 1:
         raise ValueError(f"queries, positives and negatives must be (rows, dim) with one dim, got {shapes}")
@@ -173,6 +175,11 @@ def _check_shapes(queries: Tensor, positives: Tensor, negatives: Tensor, exclusi
     ):
         dtypes = [x.dtype for x in (queries, positives, negatives)]
         raise ValueError(f"queries, positives and negatives must all be float32 or all float64, got {dtypes}")
+    if guide is not None and [len(x) for x in guide.vectors] != [shape[0] for shape in shapes]:
+        raise ValueError(
+            f"the guide must have a vector for each of {[shape[0] for shape in shapes]} texts, got "
+            f"{[len(x) for x in guide.vectors]}"
+        )
     if (exclusions.rows, exclusions.negatives) != (shapes[0][0], shapes[2][0]):
         raise ValueError(
             f"exclusions must be for the {shapes[0][0]} rows and {shapes[2][0]} hard negatives, got "
@@ -191,63 +198,11 @@ class _Task:
     stop: int
     divisor: float
     margin: float | None
+    guide: Guide | None
+    weights: Weights
     tile_rows: int | None
     differentiable: bool
     masked_duplicates: int = 0
-
-
-class _Block(NamedTuple):
-    """The part of a tile where some anchors meet one kind of candidates: one matrix product."""
-
-    kind: int  # of candidates, 0: queries, 1: positives, 2: hard negatives
-    anchors: slice  # slice(0, 1): queries, slice(1, 2): positives, slice(0, 2): both
-    columns: slice
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Where things are in a tile of R rows x anchors x candidates.
-
-    Attributes:
-        anchors: 1 if only queries are anchors, 2 if positives are as well.
-        width: all candidates that any anchor meets.
-        blocks: what is computed.
-        unused: what no direction asks for.
-        first: for each direction, its anchor and the first column of its candidates, which follow in the order in
-            which :class:`Exclusions` numbers them.
-    """
-
-    anchors: int
-    width: int
-    blocks: tuple[_Block, ...]
-    unused: tuple[_Block, ...]
-    first: dict[str, tuple[int, int]]
-
-
-def _layout(directions: Sequence[str], rows: int, negatives: int) -> _Layout:
-    """Columns: queries, if any direction asks for them, then positives, then hard negatives."""
-    names = ("query", "doc")
-    anchors = 2 if any(direction.startswith("doc") for direction in directions) else 1
-    width, blocks, unused, first = 0, [], [], {}
-    for target, kinds in (("query", {0: rows}), ("doc", {1: rows, 2: negatives})):
-        asked = [anchor for anchor in range(anchors) if f"{names[anchor]}_to_{target}" in directions]
-        first.update({f"{names[anchor]}_to_{target}": (anchor, width) for anchor in asked})
-        for kind, size in kinds.items() if asked else ():
-            columns = slice(width, width + size)
-            width += size
-            blocks.append(_Block(kind, slice(asked[0], asked[-1] + 1), columns))
-            unused += [_Block(kind, slice(a, a + 1), columns) for a in range(anchors) if a not in asked]
-    return _Layout(anchors, width, tuple(blocks), tuple(unused), first)
-
-
-def tile_ranges(
-    start: int, stop: int, row_bytes: int, device: torch.device, tile_rows: int | None = None
-) -> list[tuple[int, int]]:
-    """Ranges of rows of nearly equal size, in each ``tile_rows`` at most, or as many as the device's buffer holds."""
-    tile_bytes = _TILE_BYTES_CPU if device.type == "cpu" else _TILE_BYTES_ELSEWHERE
-    most = tile_rows or max(_LEAST_ROWS, tile_bytes // row_bytes)
-    count = -(-(stop - start) // most)
-    return list(pairwise(start + (stop - start) * tile // count for tile in range(count + 1)))
 
 
 class Saved(FunctionCtx):
@@ -260,27 +215,29 @@ class _Contrast(torch.autograd.Function):
     """Loss and gradients in one pass, as the module docstring says."""
 
     @staticmethod
-    def forward(ctx: Saved, task: _Task, *vectors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Saved, task: _Task, *vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         loss, masked, gradients = _loss_and_gradients(task, vectors)
         ctx.save_for_backward(*gradients)
-        ctx.mark_non_differentiable(masked)
-        return loss, masked
+        ctx.mark_non_differentiable(*masked)
+        return (loss, *masked)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Saved, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Saved, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         return (None, *(gradient * scale for gradient in ctx.saved_tensors))
 
 
-def _loss_and_gradients(task: _Task, vectors: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The loss, how many candidates the margin masked, and the gradients, (N, D), (N, D) and (M, D)."""
+def _loss_and_gradients(task: _Task, vectors: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]:
+    """The loss, how many candidates margin and guide masked, and the gradients, (N, D), (N, D) and (M, D)."""
     queries = vectors[0]
-    layout = _layout(task.directions, len(queries), len(vectors[2]))
+    layout = layout_of(task.directions, len(queries), len(vectors[2]))
     row_size = layout.anchors * layout.width
-    tiles = tile_ranges(task.start, task.stop, row_size * queries.element_size(), queries.device, task.tile_rows)
+    row_bytes = row_size * queries.element_size() * (1 if task.guide is None else 2)
+    tiles = tile_ranges(task.start, task.stop, row_bytes, queries.device, task.tile_rows)
     buffer = queries.new_empty(max(stop - start for start, stop in tiles) * row_size)
     gradients = [torch.zeros_like(x) for x in vectors] if task.differentiable else []
-    loss, masked = queries.new_zeros(()), torch.zeros((), dtype=torch.int64, device=queries.device)
+    loss = queries.new_zeros(())
+    by_margin, by_guide = (torch.zeros((), dtype=torch.int64, device=queries.device) for _ in range(2))
 
     for start, stop in tiles:
         rows = torch.arange(stop - start, device=queries.device)
@@ -293,7 +250,11 @@ def _loss_and_gradients(task: _Task, vectors: Sequence[Tensor]) -> tuple[Tensor,
         positive = tile[own[0]]
         task.masked_duplicates += _mask_exclusions(task, tile, layout, start, stop)  # (2)
         if task.margin is not None:
-            masked += _mask_margin(task, tile, positive, own)
+            by_margin += _mask(tile, tile > (positive + task.margin / task.temperature).view(-1, 1, 1), own)
+        if task.guide is not None:
+            by_guide += _mask(tile, task.guide.too_close(layout, start, stop), own)
+        if task.weights.hardness_strength:
+            _harden(task, tile, layout, start, stop)
 
         maximum = tile.amax(dim=(1, 2), keepdim=True)  # (3)
         tile.sub_(maximum).clamp_min_(EXP_FLOOR[tile.dtype]).exp_()
@@ -303,12 +264,16 @@ def _loss_and_gradients(task: _Task, vectors: Sequence[Tensor]) -> tuple[Tensor,
         others = tile.sum(dim=(1, 2))
         total = own_share + others
         # log1p: where the positive is the maximum and meets itself once, a small loss keeps all its digits.
-        loss += (maximum.flatten() - positive + (others + (own_share - 1)).log1p()).sum() / task.divisor
+        losses = maximum.flatten() - positive + (others + (own_share - 1)).log1p()
+        focus: Tensor | float = 1.0
+        if task.weights.focal_gamma:
+            losses, focus = task.weights.focus(losses)
+        loss += losses.sum() / task.divisor
         if not task.differentiable:
             continue
 
         tile[own[0]] = -others  # (4)
-        weight = (1 / (total * task.divisor)).view(-1, 1, 1)
+        weight = (focus / (total * task.divisor)).view(-1, 1, 1)
         weighted, anchor_gradient = anchors * weight, torch.zeros_like(anchors)
         for kind, which, columns in layout.blocks:  # (5)
             part = tile[:, which, columns].flatten(0, 1)
@@ -317,16 +282,16 @@ def _loss_and_gradients(task: _Task, vectors: Sequence[Tensor]) -> tuple[Tensor,
         anchor_gradient.mul_(weight / task.temperature)
         for anchor in range(layout.anchors):
             gradients[anchor][start:stop] += anchor_gradient[:, anchor]
-    return loss, masked, gradients
+    return loss, (by_margin, by_guide), gradients
 
 
-def _own_pairs(layout: _Layout, rows: Tensor, start: int) -> list[tuple[Tensor, int, Tensor]]:
+def _own_pairs(layout: Layout, rows: Tensor, start: int) -> list[tuple[Tensor, int, Tensor]]:
     """Where each row's query meets its own positive: in query_to_doc and, if it is asked for, in doc_to_query."""
     places = [layout.first[name] for name in ("query_to_doc", "doc_to_query") if name in layout.first]
     return [(rows, anchor, rows + (start + column)) for anchor, column in places]
 
 
-def _mask_exclusions(task: _Task, tile: Tensor, layout: _Layout, start: int, stop: int) -> int:
+def _mask_exclusions(task: _Task, tile: Tensor, layout: Layout, start: int, stop: int) -> int:
     """Step (2). Returns how many duplicates were left out, beyond the query itself and the own documents."""
     masked = 0
     for direction, (anchor, column) in layout.first.items():
@@ -339,11 +304,18 @@ def _mask_exclusions(task: _Task, tile: Tensor, layout: _Layout, start: int, sto
     return masked
 
 
-def _mask_margin(task: _Task, tile: Tensor, positive: Tensor, own: list[tuple[Tensor, int, Tensor]]) -> Tensor:
-    """Step (2) for the margin, which never masks the own pair. Returns how many were left out."""
-    assert task.margin is not None
-    close = tile > (positive + task.margin / task.temperature).view(-1, 1, 1)
+def _mask(tile: Tensor, close: Tensor, own: list[tuple[Tensor, int, Tensor]]) -> Tensor:
+    """Step (2) for the margin and the guide, which never mask the own pair. Returns how many were left out."""
     for index in own:
         close[index] = False
+    close &= tile > -math.inf  # those that were left out before count once
     tile.masked_fill_(close, -math.inf)
     return close.sum()
+
+
+def _harden(task: _Task, tile: Tensor, layout: Layout, start: int, stop: int) -> None:
+    """Step (2) for hardness, which never weighs the own pair."""
+    anchor, column = layout.first["query_to_doc"]
+    rows = torch.arange(stop - start, device=tile.device)
+    row, negative = (place.to(tile.device) for place in task.exclusions.own_negatives(start, stop))
+    task.weights.harden(tile[:, anchor, column:], (rows, rows + start), (row, negative), task.temperature)

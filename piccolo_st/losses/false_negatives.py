@@ -24,6 +24,7 @@ binary search; (3) write the ranges out. The work is done on the CPU, next to a 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -84,6 +85,7 @@ class Exclusions:
         self._known_by_query = _Index(self._known_query)
         self._known_by_positive = _Index(self._known_positive)
 
+        self._owner = owner
         self._own_documents = 1 + torch.bincount(owner, minlength=rows)
         documents_at_most = self._known_by_query.most * self._by_document.most + self._by_owners_query.most
         queries_at_most = self._known_by_positive.most * self._by_query.most
@@ -94,6 +96,15 @@ class Exclusions:
         if direction == "query_to_query":
             return stop - start
         return int(self._own_documents[start:stop].sum()) if direction == "doc_to_doc" else 0
+
+    @cached_property
+    def _by_owner(self) -> _Index:
+        return _Index(self._owner)
+
+    def own_negatives(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Where rows ``start`` to ``stop`` have hard negatives of their own: (row - start, document)."""
+        row, negative = self._by_owner.matches(torch.arange(start, stop))
+        return row, negative + self.rows
 
     def pairs(self, direction: str, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The excluded pairs of rows ``start`` to ``stop``, in parts: (row - start, candidate).

@@ -1,15 +1,18 @@
 """The multi-task hybrid of Piccolo2 (arXiv 2405.06932, section 3): each dataset has the loss that its task asks for.
 
     retrieval             PiccoloLoss, the run's temperature, weight 1
+      with distillation   DistillationLoss: beside it, or instead, what a teacher's scores say of each row; not in
+                          Piccolo2
     sts, pair             ST's CoSENTLoss on the labels of all ranks, temperature 0.05, weight 0.04
     classification,       softmax over each row's own positive and negatives, none of the batch's: texts of one class
     clustering            would stand against each other; temperature 0.05, weight 0.2
       with labels         SINCERELoss: each text of the batch's own class is a positive, those of other classes
                           are the negatives; temperature 0.05, weight 1; not in Piccolo2
 
-Around any of them ST's MatryoshkaLoss, if dimensions are given. ``build_losses`` returns the dict of losses, by name
-of dataset, that ST's trainer takes; the weight and temperature of a dataset can be set by its own options. Every loss
-gives, over all ranks, the value and the gradient of one process, and ranks that meet in different ones raise.
+Around any of them QuantisedLoss, if precisions of small vectors are given, and ST's MatryoshkaLoss, if dimensions are.
+``build_losses`` returns the dict of losses, by name of dataset, that ST's trainer takes; the weight and temperature of
+a dataset can be set by its own options. Every loss gives, over all ranks, the value and the gradient of one process,
+and ranks that meet in different ones raise.
 
 Piccolo2 also widens the embedding by a linear layer, e.g. from 1,024 to 1,792 dimensions: ``scale_dimension``.
 """
@@ -31,8 +34,12 @@ from piccolo_st.data import LABELLED_TASKS, SCORED_TASKS, TaskType
 from piccolo_st.distributed import gather_rows
 from piccolo_st.errors import InputError, nearest
 from piccolo_st.losses.batch import agree_on_columns, local_owners
+from piccolo_st.losses.choices import SmallPrecision
+from piccolo_st.losses.citations import PICCOLO2
 from piccolo_st.losses.contrast import check_temperature, unit
+from piccolo_st.losses.distillation import DistillationLoss
 from piccolo_st.losses.piccolo import PiccoloLoss
+from piccolo_st.losses.quantised import QuantisedLoss
 from piccolo_st.losses.sincere import SINCERELoss
 from piccolo_st.modeling import Features, embed_columns, row_count
 
@@ -94,7 +101,7 @@ class OwnNegativesLoss(nn.Module):
     @property
     def citation(self) -> str:
         """BibTeX, for ST's model card."""
-        return PICCOLO2_CITATION
+        return PICCOLO2
 
 
 class ScoredPairsLoss(CoSENTLoss):
@@ -166,13 +173,14 @@ class WeightedLoss(nn.Module):
     @property
     def citation(self) -> str:
         """BibTeX of the loss within and of the hybrid, for ST's model card."""
-        return getattr(self.loss, "citation", "") + PICCOLO2_CITATION
+        return getattr(self.loss, "citation", "") + PICCOLO2
 
 
 def build_losses(
     model: SentenceTransformer,
     tasks: Mapping[str, str | tuple[str, Mapping[str, object]]],
     *,
+    quantised: Sequence[SmallPrecision] | None = None,
     matryoshka_dims: Sequence[int] | None = None,
     **retrieval: object,
 ) -> dict[str, nn.Module]:
@@ -180,12 +188,14 @@ def build_losses(
 
     Args:
         model: the model to train.
-        tasks: dataset name -> task, or (task, options). Options of retrieval are ``weight`` and those of PiccoloLoss;
-            of any other task ``weight``, ``temperature`` and ``chunk_tokens``; of classification and clustering also
-            ``labelled`` (rows are pairs with a label), which takes those of SINCERELoss.
+        tasks: dataset name -> task, or (task, options). Options of retrieval are ``weight``, those of PiccoloLoss and
+            ``distillation``, fields of DistillationSettings over those of all, None for none; of any other task
+            ``weight``, ``temperature`` and ``chunk_tokens``; of classification and clustering also ``labelled`` (rows
+            are pairs with a label), which takes those of SINCERELoss.
+        quantised: precisions trained together with the embeddings as they are (QuantisedLoss), at each dimension.
         matryoshka_dims: dimensions trained together (MRL), each at most the model's.
-        **retrieval: options of PiccoloLoss for every retrieval dataset that does not set them itself; those of caching
-            and gathering also for labelled ones, and ``chunk_tokens`` for all.
+        **retrieval: options of PiccoloLoss, and ``distillation``, for every retrieval dataset that does not set them
+            itself; those of caching and gathering also for labelled ones, and ``chunk_tokens`` for all.
 
     Returns:
         dataset name -> loss, as ``loss`` of SentenceTransformerTrainer.
@@ -207,7 +217,9 @@ def build_losses(
     for name, value in tasks.items():
         task, options = (value, {}) if isinstance(value, str) else value
         try:
-            loss, weight = _task_loss(model, task, dict(options), retrieval)
+            loss, weight = _task_loss(model, task, dict(options), retrieval, matryoshka_dims)
+            if quantised:
+                loss = QuantisedLoss(model, loss, quantised)
             if matryoshka_dims:
                 loss = MatryoshkaLoss(model, loss, list(matryoshka_dims))
         except InputError as error:  # of the dataset alone; values may as well come from the options of all of them
@@ -234,22 +246,39 @@ def _loss_kind(
 
 
 def _task_loss(
-    model: SentenceTransformer, task: str, options: dict[str, object], retrieval: Mapping[str, object]
+    model: SentenceTransformer,
+    task: str,
+    options: dict[str, object],
+    retrieval: Mapping[str, object],
+    matryoshka_dims: Sequence[int] | None,
 ) -> tuple[nn.Module, float]:
     """The loss of a dataset, and its weight."""
     if task not in get_args(TaskType):
         raise ValueError(f"the task must be one of {', '.join(get_args(TaskType))}, got {task!r}")
     labelled = task in LABELLED_TASKS and bool(options.pop("labelled", False))
     kind, defaults = _loss_kind(task, labelled, retrieval)
-    known = ["weight", *list(signature(kind).parameters)[1:], *["labelled"] * (task in LABELLED_TASKS)]
+    further = ["labelled"] * (task in LABELLED_TASKS) + ["distillation"] * (kind is PiccoloLoss)
+    known = ["weight", *list(signature(kind).parameters)[1:], *further]
     for key in options:
         if key not in known:
             raise InputError(f"unknown key {key!r}{nearest(str(key), known)}")
     chosen = {**defaults, **options}
+    taught = _distillation(chosen.pop("distillation", None), retrieval.get("distillation"))
     weight = chosen.pop("weight")
     if not isinstance(weight, int | float) or not 0 < weight < math.inf:
         raise ValueError(f"weight must be a positive number, got {weight!r}")
+    if taught is not None:
+        return DistillationLoss(model, taught, matryoshka_dims=matryoshka_dims, **chosen), float(weight)
     return kind(model, **chosen), float(weight)
+
+
+def _distillation(own: object, common: object) -> Mapping[str, object] | None:
+    """The settings of a dataset over those of all; None: it learns from no teacher."""
+    if own is None:
+        return None
+    if not isinstance(own, Mapping) or not isinstance(common, Mapping | None):
+        raise InputError(f"distillation must be a mapping, or empty for none, got {own!r}")
+    return {**(common or {}), **own}
 
 
 def scale_dimension(model: SentenceTransformer, dimension: int) -> None:
@@ -273,15 +302,3 @@ def scale_dimension(model: SentenceTransformer, dimension: int) -> None:
     dense = Dense(width, dimension, activation_function=nn.Identity())
     parameter = next(model.parameters())
     model.append(dense.to(device=parameter.device, dtype=parameter.dtype))
-
-
-PICCOLO2_CITATION = """
-@misc{huang2024piccolo2,
-    title={Piccolo2: General Text Embedding with Multi-task Hybrid Loss Training},
-    author={Junqin Huang and Zhongjie Hu and Zihao Jing and Mengya Gao and Yichao Wu},
-    year={2024},
-    eprint={2405.06932},
-    archivePrefix={arXiv},
-    primaryClass={cs.CL}
-}
-"""

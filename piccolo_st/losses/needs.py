@@ -15,6 +15,7 @@ from sentence_transformers.base.data_collator import DEFAULT_LABEL_COLUMNS
 from torch import nn
 
 from piccolo_st.errors import InputError
+from piccolo_st.losses.distillation import DistillationLoss
 from piccolo_st.losses.hybrid import OwnNegativesLoss, ScoredPairsLoss
 from piccolo_st.losses.piccolo import PiccoloLoss
 from piccolo_st.losses.sincere import SINCERELoss
@@ -54,6 +55,8 @@ def negatives_from(loss: nn.Module, dataset: Dataset) -> str:
     own = _counted(dataset)
     if isinstance(loss, OwnNegativesLoss):
         return f"own: {own or 'none'}"
+    if isinstance(loss, DistillationLoss) and loss.distillation.weight:
+        return f"{'in batch, ' * bool(loss.distillation.contrastive_weight)}own: {own or 'none'}, scored"
     return "in batch" if own is None else f"in batch, own: {own}"
 
 
@@ -72,6 +75,14 @@ def _makes_columns(dataset: Dataset) -> bool:
 
 def _shortage(loss: nn.Module, dataset: Dataset, rows: int, world_size: int) -> str | None:
     """Why a dataset gives its loss nothing to learn from, with the remedy; None if it does."""
+    taught = loss.distillation if isinstance(loss, DistillationLoss) else None
+    if taught is not None and not taught.contrastive_weight:
+        if taught.teachers or _has_negatives(dataset):
+            return None
+        return (
+            "learns from the scores of each row's negatives alone, and no row has one; give it a column of scored "
+            "negatives, or raise contrastive_weight of distillation"
+        )
     if isinstance(loss, OwnNegativesLoss):
         if _has_negatives(dataset):
             return None

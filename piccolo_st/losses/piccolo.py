@@ -7,8 +7,8 @@ What happens in one call:
 (2) the rows of all columns are embedded, sorted by length (``modeling/batching.py``), or mini-batch by mini-batch with
     gradient caching (ST's ``CachedLossMixin``);
 (3) the unit vectors of all ranks are gathered (``distributed.py``);
-(4) each rank computes the losses of its own rows against all (``contrast.py``); the gradients go back to the ranks
-    that own the rows.
+(4) each rank computes the losses of its own rows against all (``contrast.py``), and how far all rows are spread out
+    (``spread.py``); the gradients go back to the ranks that own the rows.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from piccolo_st.distributed import gather_rows, get_world_size
 from piccolo_st.losses.batch import Batch, describe
+from piccolo_st.losses.choices import DIRECTIONS, HardnessMode, MarginStrategy
+from piccolo_st.losses.citations import GISTEMBED, GRADCACHE, GTE, HARDNESS, KALM, SPREAD
 from piccolo_st.losses.contrast import (
-    DIRECTIONS,
     Contrast,
     check_directions,
     check_margin,
@@ -33,6 +34,10 @@ from piccolo_st.losses.contrast import (
     contrastive_loss,
     unit,
 )
+from piccolo_st.losses.guide import Guide, check_guide_margin
+from piccolo_st.losses.masked import Masked
+from piccolo_st.losses.spread import spread_out
+from piccolo_st.losses.weights import Weights, check_weight
 from piccolo_st.modeling import (
     Features,
     SortedRows,
@@ -77,8 +82,17 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
         gather_across_devices: use the rows of all ranks as negatives. Without it each rank is on its own.
         mask_duplicates: a text never stands against its own copy, nor a query against the positive of an equal query,
             on whatever rank (the rules: ``false_negatives.py``). Texts are compared by ``text_id`` in the features
-            where the collator wrote it, otherwise by their tokens.
+            where the collator wrote it, so that case, width and blanks make no difference, otherwise by their tokens.
         false_negative_margin: leave out what is more similar than the row's positive by more than this.
+        guide: leave out what a guide finds too close to be a negative (``guide.py``); its embedding of each text stands
+            in the features' ``guide``, where PiccoloDataCollator puts it. What is given is its name. None: no guide.
+        guide_margin, guide_margin_strategy: how far below the positive the guide's similarity must stay, as it is
+            ("absolute") or as a share of the positive's ("relative").
+        hardness_mode, hardness_strength: give more similar negatives of query_to_doc a larger share, as ST's
+            MultipleNegativesRankingLoss (``weights.py``). 0: not; EmbeddingGemma: 5 for "hard_negatives".
+        focal_gamma: weigh rows by (1 - p)^gamma, p the positive's share. 0: not; KaLM-Embedding-V2: 0.5.
+        spread_mean_weight, spread_weight: of the terms that keep the batch's queries apart, and its positives
+            (``spread.py``): the mean and the second moment, summed over both columns. EmbeddingGemma: 0 and 1.
         mini_batch_size: embed so many rows at a time and cache the gradients (Gao et al. 2021, arXiv 2101.06983): the
             memory of a small batch, for a second forward pass. None: no caching.
         mini_batch_num_tokens: the same, with the mini-batches cut by their number of tokens.
@@ -88,8 +102,8 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
         show_progress_bar: of the mini-batches.
 
     Raises:
-        ValueError: a temperature that is not positive, unknown directions, a negative margin, a size below 1, or
-            gradient caching with a StaticEmbedding.
+        ValueError: a temperature that is not positive, unknown directions or hardness_mode, a negative margin or
+            weight, a size below 1, or gradient caching with a StaticEmbedding.
 
     Example:
         >>> from sentence_transformers import SentenceTransformer
@@ -107,6 +121,14 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
         gather_across_devices: bool = True,
         mask_duplicates: bool = True,
         false_negative_margin: float | None = None,
+        guide: str | None = None,
+        guide_margin: float = 0.0,
+        guide_margin_strategy: MarginStrategy = "absolute",
+        hardness_mode: HardnessMode = "hard_negatives",
+        hardness_strength: float = 0.0,
+        focal_gamma: float = 0.0,
+        spread_mean_weight: float = 0.0,
+        spread_weight: float = 0.0,
         mini_batch_size: int | None = None,
         mini_batch_num_tokens: int | None = None,
         chunk_tokens: int | str | None = "auto",
@@ -119,6 +141,12 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
         self.gather_across_devices = gather_across_devices
         self.mask_duplicates = mask_duplicates
         self.false_negative_margin = check_margin(false_negative_margin)
+        check_guide_margin(guide_margin, guide_margin_strategy)
+        self.guide, self.guide_margin, self.guide_margin_strategy = guide, guide_margin, guide_margin_strategy
+        self.hardness_mode, self.hardness_strength, self.focal_gamma = hardness_mode, hardness_strength, focal_gamma
+        self._weights = Weights(hardness_mode, hardness_strength, focal_gamma)
+        self.spread_mean_weight = check_weight("spread_mean_weight", spread_mean_weight)
+        self.spread_weight = check_weight("spread_weight", spread_weight)
         for name, value in (
             ("mini_batch_size", mini_batch_size),
             ("mini_batch_num_tokens", mini_batch_num_tokens),
@@ -133,8 +161,7 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
         self.uses_gradient_cache = mini_batch_size is not None or mini_batch_num_tokens is not None
         if self.uses_gradient_cache and has_static_embedding_input(model):
             raise ValueError("a model with a StaticEmbedding cannot be cut into mini-batches; leave caching off")
-        self._rows, self._masked_duplicates = 0, 0
-        self._masked_by_margin: Tensor | int = 0
+        self._masked = Masked()
 
     def forward(self, sentence_features: Iterable[Features], labels: Tensor | None = None) -> Tensor:
         """The mean loss of this rank's rows, scaled so that the mean over the ranks is the mean over all rows.
@@ -150,13 +177,14 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
         columns = list(sentence_features)
         return self._embed_and_compare(columns, self._describe(columns))
 
-    def _describe(self, columns: Sequence[Features]) -> Batch:
-        """Step (1)."""
+    def _describe(self, columns: Sequence[Features], **further: object) -> Batch:
+        """Step (1), with further facts that the ranks must have in common."""
         return describe(
             columns,
             compare_texts=self.mask_duplicates,
             across_ranks=self.gather_across_devices,
-            facts={"the loss": type(self).__name__, **self._settings()},
+            facts={"the loss": type(self).__name__, **self._settings(), **further},
+            guided=self.guide is not None,
         )
 
     def _embed_and_compare(self, columns: Sequence[Features], batch: Batch) -> Tensor:
@@ -210,39 +238,64 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
             rows=own,
             divisor=batch.total / world,
             false_negative_margin=self.false_negative_margin,
+            guide=self._guide(batch, every_query.dtype),
+            weights=self._weights,
         )
         if torch.is_grad_enabled():
             self._count(own[1] - own[0], result)
-        return result.loss
+        return result.loss + self._spread(every_query, every_positive)
+
+    def _guide(self, batch: Batch, dtype: torch.dtype) -> Guide | None:
+        if batch.guide is None:
+            return None
+        return Guide([unit(x).to(dtype) for x in batch.guide], self.guide_margin, self.guide_margin_strategy)
+
+    def _spread(self, *columns: Tensor) -> Tensor | float:
+        """The weighted terms of columns of the global batch: the same on every rank."""
+        loss: Tensor | float = 0.0
+        for column in columns if self.spread_mean_weight or self.spread_weight else ():
+            mean, second = spread_out(column)
+            loss = loss + self.spread_mean_weight * mean + self.spread_weight * second
+        return loss
 
     def _count(self, rows: int, result: Contrast) -> None:
-        self._rows += rows
-        self._masked_duplicates += result.masked_duplicates
-        self._masked_by_margin = self._masked_by_margin + result.masked_by_margin
+        counts: dict[str, Tensor | int] = {}
+        if self.mask_duplicates:
+            counts["masked_duplicates"] = result.masked_duplicates
+        if self.false_negative_margin is not None:
+            counts["masked_by_margin"] = result.masked_by_margin
+        if self.guide is not None:
+            counts["masked_by_guide"] = result.masked_by_guide
+        self._masked.add(rows, **counts)
 
     def pop_statistics(self) -> dict[str, float]:
         """What was masked on this rank in training since the last call, per row; empty if nothing was computed.
 
-        Only this call waits for the device. Keys: ``masked_duplicates`` and, with a margin, ``masked_by_margin``: the
-        mean number of candidates of a row, over all directions, that were left out as false negatives.
+        Only this call waits for the device. Keys: ``masked_duplicates`` and, with a margin or a guide,
+        ``masked_by_margin`` and ``masked_by_guide``: the mean number of candidates of a row, over all directions, that
+        were left out as false negatives, each counted once.
         """
-        rows, duplicates, by_margin = self._rows, self._masked_duplicates, self._masked_by_margin
-        self._rows, self._masked_duplicates, self._masked_by_margin = 0, 0, 0
-        if rows == 0:
-            return {}
-        statistics = {"masked_duplicates": duplicates / rows} if self.mask_duplicates else {}
-        if self.false_negative_margin is not None:
-            statistics["masked_by_margin"] = float(by_margin) / rows
-        return statistics
+        return self._masked.pop()
 
     def _settings(self) -> dict[str, object]:
-        """What defines the loss's value."""
+        """What defines the loss's value; of what is off unless asked for, what is on."""
+        further: dict[str, object] = {
+            "guide": self.guide,
+            "guide_margin": self.guide and self.guide_margin,
+            "guide_margin_strategy": self.guide and self.guide_margin_strategy,
+            "hardness_mode": self.hardness_mode if self.hardness_strength else None,
+            "hardness_strength": self.hardness_strength,
+            "focal_gamma": self.focal_gamma,
+            "spread_mean_weight": self.spread_mean_weight,
+            "spread_weight": self.spread_weight,
+        }
         return {
             "temperature": self.temperature,
             "directions": self.directions,
             "gather_across_devices": self.gather_across_devices,
             "mask_duplicates": self.mask_duplicates,
             "false_negative_margin": self.false_negative_margin,
+            **{key: value for key, value in further.items() if value},
         }
 
     def get_config_dict(self) -> dict[str, object]:
@@ -257,7 +310,15 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
     @property
     def citation(self) -> str:
         """BibTeX of what this configuration implements, for ST's model card."""
-        return GTE_CITATION + (GRADCACHE_CITATION if self.uses_gradient_cache else "")
+        parts = {
+            GTE: True,
+            HARDNESS: self.hardness_strength > 0,
+            GISTEMBED: self.guide is not None,
+            KALM: self.focal_gamma > 0,
+            SPREAD: self.spread_mean_weight + self.spread_weight > 0,
+            GRADCACHE: self.uses_gradient_cache,
+        }
+        return "".join(text for text, used in parts.items() if used)
 
 
 def refuse_early_reduction(model: nn.Module) -> None:
@@ -279,26 +340,3 @@ def refuse_early_reduction(model: nn.Module) -> None:
             "after the first mini-batch. Set zero_optimization.stage to 1 and overlap_comm to false, or leave caching "
             "off"
         )
-
-
-GTE_CITATION = """
-@misc{li2023generaltextembeddings,
-    title={Towards General Text Embeddings with Multi-stage Contrastive Learning},
-    author={Zehan Li and Xin Zhang and Yanzhao Zhang and Dingkun Long and Pengjun Xie and Meishan Zhang},
-    year={2023},
-    eprint={2308.03281},
-    archivePrefix={arXiv},
-    primaryClass={cs.CL}
-}
-"""
-
-GRADCACHE_CITATION = """
-@misc{gao2021scaling,
-    title={Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup},
-    author={Luyu Gao and Yunyi Zhang and Jiawei Han and Jamie Callan},
-    year={2021},
-    eprint={2101.06983},
-    archivePrefix={arXiv},
-    primaryClass={cs.LG}
-}
-"""

@@ -27,8 +27,10 @@ from torch.autograd.function import once_differentiable
 
 from piccolo_st.distributed import gather_rows, get_world_size
 from piccolo_st.losses.batch import Batch, agree_on_columns
-from piccolo_st.losses.contrast import EXP_FLOOR, Saved, check_temperature, tile_ranges, unit
+from piccolo_st.losses.citations import SINCERE
+from piccolo_st.losses.contrast import Saved, check_temperature, unit
 from piccolo_st.losses.piccolo import PiccoloLoss
+from piccolo_st.losses.tiles import EXP_FLOOR, tile_ranges
 from piccolo_st.modeling import Features, row_count
 
 
@@ -116,7 +118,7 @@ class SINCERELoss(PiccoloLoss):
     @property
     def citation(self) -> str:
         """BibTeX, for ST's model card."""
-        return SINCERE_CITATION
+        return SINCERE
 
 
 def sincere_loss(
@@ -197,13 +199,4 @@ class _Sincere(torch.autograd.Function):
         return gradient * scale, None, None, None, None
 
 
-SINCERE_CITATION = """
-@misc{feeney2023sincere,
-    title={SINCERE: Supervised Information Noise-Contrastive Estimation REvisited},
-    author={Patrick Feeney and Michael C. Hughes},
-    year={2023},
-    eprint={2309.14277},
-    archivePrefix={arXiv},
-    primaryClass={cs.LG}
-}
-"""
+OtherClassesLoss = SINCERELoss  # its name before, in scripts

@@ -1,47 +1,47 @@
-"""Candidates for negatives: settings, and three ways to find what looks like an answer.
+"""Which of the texts found for a query become its negatives: the settings, and the rule.
 
-Each function takes parallel lists of queries and of their positives (``targets``), whole queries together, and returns
-for every (query, target) the texts found for the query, best first, none of them the query or one of its targets.
+(1) a query and its own positives are no candidates;
+(2) a candidate that is nearly as like the query as its positive is, is likely an answer that nobody has marked: by
+    default one above 95% of the positive's similarity goes (TopK-PercPos of NV-Retriever, arXiv 2407.15831); of
+    several positives the least similar counts, as in sentence-transformers' ``mine_hard_negatives``, whose rules
+    and names these are;
+(3) of those that are left, in the order of the search, the first ``range_min`` are skipped, and negatives are taken
+    or drawn from the next, up to ``range_max``.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-import pyarrow as pa
-from datasets import Dataset
+from numpy.typing import NDArray
 
 from piccolo_st.errors import MixtureError
-from piccolo_st.mining.lexical import Bm25
-from piccolo_st.schema import Count, Natural, Number, Whole, build
+from piccolo_st.hashing import combine, mix_array
+from piccolo_st.schema import Count, Natural, NotNegative, Number, Overlaid, Whole
 
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
-Candidates = dict[tuple[str, str], list[str]]
-
-# Without faiss the similarities of a batch of queries to the whole corpus stand in memory at once: so many float32.
-_SIMILARITIES = 1 << 26
+REASONS = ("relative_margin", "absolute_margin", "max_score", "min_score", "range_min")
+"""Why a candidate is dropped: the setting that does it. The judge, who comes later, is the last reason."""
+JUDGE = "judge"
 
 
 @dataclass(frozen=True)
-class MiningSettings:
+class MiningSettings(Overlaid):
     """How hard negatives are chosen; many fields mean what they mean to ST's ``mine_hard_negatives``.
 
     Attributes:
         num_negatives: negatives a row, at most; 0 mines none.
         search: ``positives``: texts like the query; ``queries``: the positives of queries like the query.
-        range_min: the nearest candidates to skip; they are the likeliest to be right answers.
-        range_max: how far down the ranking to look; None: ST's choice.
+        range_min: the nearest candidates to skip, of those that the rules below leave.
+        range_max: how far down the ranking to look; None: ten times ``num_negatives`` beyond ``range_min``.
         max_score, min_score: candidates more or less similar to the query than this are skipped.
-        absolute_margin, relative_margin: how far below the positive a negative's similarity must stay. Leave both
-            None with the lexical encoder, to which a good answer without a shared token has similarity 0.
+        absolute_margin: how far below its positive's similarity a negative's must stay.
+        relative_margin: the same as a share of the positive's; None: nothing is left out for it.
         sampling: ``top``, or ``random`` among the candidates in range.
+        corpus: a file, or a glob, of documents to search among beside the positives, such as those that nobody asked
+            for; rows of ``text`` and perhaps ``title``; relative to the mixture's ``root``.
         use_faiss: search with faiss instead of one matrix product a batch.
         seed: of random sampling, of the pool and of the lexical encoder's vectors.
         existing: what becomes of negatives the rows have already: mined ones come after them (``keep``) or in their
@@ -51,9 +51,12 @@ class MiningSettings:
         shard_rows: rows searched at a time, as whole queries.
         batch_size: texts encoded at a time.
         dimensions: width of the lexical encoder's vectors.
-        oversample: with a cross-encoder, candidates a negative that it may choose from.
-        reranker_margin: a candidate is dropped if the cross-encoder scores it above the positive's score less this.
+        judge: a cross-encoder, or another encoder, that judges what the rules above leave: a directory or a Hub id.
+        oversample: candidates a negative that the judge may choose from.
+        reranker_margin: a candidate is dropped if the judge scores it above the positive's score less this.
     """
+
+    PLACE: ClassVar[str] = "mining"
 
     num_negatives: Natural = 4
     search: Literal["positives", "queries"] = "positives"
@@ -62,8 +65,9 @@ class MiningSettings:
     max_score: Number | None = None
     min_score: Number | None = None
     absolute_margin: Number | None = None
-    relative_margin: Number | None = None
+    relative_margin: NotNegative | None = 0.05
     sampling: Literal["top", "random"] = "top"
+    corpus: str | None = None
     use_faiss: bool = False
     seed: Whole = 13
     existing: Literal["keep", "replace"] = "keep"
@@ -71,20 +75,9 @@ class MiningSettings:
     shard_rows: Count = 200_000
     batch_size: Count = 256
     dimensions: Count = 256
+    judge: str | None = None
     oversample: Count = 3
     reranker_margin: Number = 0.0
-
-    @classmethod
-    def of(cls, *mappings: Mapping[str, object] | None, place: str = "mining") -> MiningSettings:
-        """From mappings as a configuration holds them, later ones over earlier ones.
-
-        Raises:
-            ConfigError: an unknown key, a value of the wrong type or out of range.
-        """
-        merged: dict[str, object] = {}
-        for mapping in mappings:
-            merged.update(mapping or {})
-        return build(cls, merged, place)
 
     def __post_init__(self) -> None:
         if self.range_max is not None and self.range_max - self.range_min < self.num_negatives:
@@ -93,90 +86,65 @@ class MiningSettings:
                 f"num_negatives={self.num_negatives}; raise range_max"
             )
 
+    @property
+    def depth(self) -> int:
+        """How many candidates of a query that no rule drops are looked at."""
+        return self.range_max if self.range_max is not None else self.range_min + 10 * max(1, self.num_negatives)
 
-def search_embeddings(
-    queries: list[str],
-    targets: list[str],
-    documents: list[str],
-    model: SentenceTransformer,
-    settings: MiningSettings,
-    count: int,
-    **miner_arguments: Any,
-) -> Candidates:
-    """What ST's miner finds, most similar first, the query itself left out; further arguments are the miner's."""
-    from sentence_transformers.util import mine_hard_negatives
 
-    # ST leaves out a query's positives, but not a document that is the query itself; ask for one more to drop it.
-    count += not set(documents).isdisjoint(queries)
-    least = settings.range_min + count
-    with _seeded(settings.seed):
-        result = mine_hard_negatives(
-            Dataset(pa.table({"query": queries, "positive": targets})),
-            model,
-            anchor_column_name="query",
-            positive_column_name="positive",
-            corpus=documents,
-            range_min=settings.range_min,
-            range_max=None if settings.range_max is None else max(settings.range_max, least),
-            max_score=settings.max_score,
-            min_score=settings.min_score,
-            absolute_margin=settings.absolute_margin,
-            relative_margin=settings.relative_margin,
-            num_negatives=count,
-            sampling_strategy=settings.sampling,
-            output_format="labeled-list",
-            batch_size=settings.batch_size,
-            faiss_batch_size=max(64, _SIMILARITIES // len(documents)),
-            use_faiss=settings.use_faiss,
-            verbose=False,
-            **miner_arguments,
-        )
-    columns = result.with_format("arrow")[:].to_pydict()
-    return {
-        (query, texts[0]): [text for text in texts[1:] if text != query]
-        for query, texts in zip(columns.get("query", []), columns.get("positive", []), strict=True)
+@dataclass(frozen=True)
+class Hits:
+    """What a search finds for some queries.
+
+    Attributes:
+        places: (queries, k) int64, documents by their number, best first; -1 where there are no more.
+        scores: (queries, k) float32, how like the query they are; NaN where the search has no scores.
+        right: (queries,) float32, the same of the positive, the least similar of several; NaN where it is not known.
+    """
+
+    places: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    right: NDArray[np.float32]
+
+
+def choose(
+    hits: Hits, known: NDArray[np.bool_], settings: MiningSettings, count: int, queries: NDArray[np.uint64]
+) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
+    """Negatives among what was found.
+
+    Args:
+        hits: k candidates of each of n queries.
+        known: (n, k), which of them are the query itself or its positives.
+        settings: the rules.
+        count: how many negatives a query gets at most.
+        queries: (n,), a hash of each query; what is drawn depends on it and on the seed, not on its neighbours.
+
+    Returns:
+        (n, count) int64 of documents, best first, -1 where there are no more; and (n, k) int8, for each candidate that
+        was dropped the number of its reason in ``REASONS``, -1 for others.
+    """
+    right, scores = hits.right[:, None], hits.scores
+    rules: dict[str, Callable[[float], NDArray[np.bool_]]] = {
+        "relative_margin": lambda share: scores > right - np.abs(right) * share,
+        "absolute_margin": lambda margin: scores > right - margin,
+        "max_score": lambda limit: scores > limit,
+        "min_score": lambda limit: scores < limit,
     }
-
-
-def search_terms(
-    queries: list[str], targets: list[str], index: Bm25, settings: MiningSettings, count: int
-) -> Candidates:
-    """The same by BM25: ranks, range and sampling as above; scores, which have no scale here, play no part."""
-    right: dict[str, set[str]] = {}
-    for query, target in zip(queries, targets, strict=True):
-        right.setdefault(query, set()).add(target)
-    last = max(settings.range_max or 0, settings.range_min + count)
-    generator = np.random.default_rng(settings.seed)
-    most = max(len(texts) for texts in right.values()) + 1
-    found: dict[str, list[str]] = {}
-    for query, texts in zip(right, index.search(list(right), last + most), strict=True):
-        wrong = [text for text in texts if text != query and text not in right[query]][settings.range_min : last]
-        if settings.sampling == "random" and len(wrong) > count:
-            wrong = [wrong[place] for place in np.sort(generator.choice(len(wrong), count, replace=False))]
-        found[query] = wrong[:count]
-    return {(query, target): found[query] for query, target in zip(queries, targets, strict=True)}
-
-
-def draw(queries: list[str], targets: list[str], documents: list[str], count: int, seed: Sequence[int]) -> Candidates:
-    """Documents at random, but for the query and its positives."""
-    right: dict[str, set[str]] = {}
-    for query, target in zip(queries, targets, strict=True):
-        right.setdefault(query, {query}).add(target)
-    generator = np.random.default_rng(seed)
-    found: dict[str, list[str]] = {}
-    for query, texts in right.items():
-        drawn = generator.integers(len(documents), size=count + len(texts)).tolist()
-        others = dict.fromkeys(documents[place] for place in drawn)
-        found[query] = [text for text in others if text not in texts][:count]
-    return {(query, target): found[query] for query, target in zip(queries, targets, strict=True)}
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """ST samples with Python's global generator: seed it, and leave it as it was."""
-    state = random.getstate()
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(state)
+    alive = (hits.places >= 0) & ~known
+    dropped = np.full(hits.places.shape, -1, np.int8)
+    for name, rule in rules.items():
+        if (limit := getattr(settings, name)) is not None:
+            taken = alive & rule(limit)
+            dropped[taken], alive = REASONS.index(name), alive & ~taken
+    rank = np.cumsum(alive, axis=1) - 1
+    early = alive & (rank < settings.range_min)
+    dropped[early] = REASONS.index("range_min")
+    inside = alive & ~early & (rank < settings.depth)
+    if settings.sampling == "random":
+        drawn = mix_array(settings.seed, combine(queries[:, None], hits.places.astype(np.uint64)))
+        drawn[~inside] = np.iinfo(np.uint64).max
+        last = np.sort(drawn, axis=1)[:, min(count, drawn.shape[1]) - 1]
+        inside &= drawn <= last[:, None]
+    order = np.argsort(~inside, axis=1, kind="stable")[:, :count]
+    chosen = np.take_along_axis(hits.places, order, axis=1)
+    return np.where(np.take_along_axis(inside, order, axis=1), chosen, -1), dropped

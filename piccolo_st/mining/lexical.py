@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from piccolo_st.errors import MissingPackage
 
@@ -102,11 +103,13 @@ class Bm25:
         self.index = BM25()
         self.index.index([lexical_tokens(text) for text in corpus], show_progress=False)
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[str]]:
-        """The ``k`` texts that score highest for each query, best first; fewer where no term is shared."""
+    def search(self, queries: Sequence[str], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The numbers of the ``k`` texts that score highest for each query, best first, and their scores.
+
+        Returns:
+            Both (queries, k); -1 and NaN where no further text shares a term with the query.
+        """
         tokens = [lexical_tokens(query) for query in queries]
         found, scores = self.index.retrieve(tokens, k=min(k, len(self.corpus)), show_progress=False)
-        return [
-            [self.corpus[index] for index, score in zip(row.tolist(), own.tolist(), strict=True) if score > 0]
-            for row, own in zip(found, scores, strict=True)
-        ]
+        some = scores > 0
+        return np.where(some, found, -1).astype(np.int64), np.where(some, scores, np.nan).astype(np.float32)

@@ -2,14 +2,17 @@
 
     (1) rows of one query stay together, so that none of its positives is taken for a negative; shards of whole
         queries bound the memory;
-    (2) each shard goes through sentence-transformers' ``mine_hard_negatives`` against the whole corpus: every distinct
-        positive of the dataset, or a seeded pool of them; or, where queries and positives share no words, against the
-        other queries, whose positives then are the negatives;
-    (3) a cross-encoder, where one is given, drops what it finds as good an answer as the positive: false negatives;
-    (4) what is left is joined to the rows again as a ragged column ``negative``: a row for which nothing was found
-        keeps an empty list, it is not lost; a text equal to the query is never its negative.
+    (2) each miner searches for the queries of a shard among every distinct positive of the dataset and the documents
+        that are given, or a seeded pool of them; or, where queries and positives share no words, among the other
+        queries, whose positives then are the negatives (``search``);
+    (3) what is found and is too like the positive is dropped (``candidates``); of several miners each gives its best,
+        then its second best, and so on, and the first that was trained says how like the query they all are;
+    (4) a cross-encoder or a guide, where one is given, drops what it finds as good an answer as the positive
+        (``judge``);
+    (5) what is left is joined to the rows again as a ragged column ``negative``: a row for which nothing was found
+        keeps an empty list, it is not lost; what was dropped and why is reported.
 
-The model is any SentenceTransformer, or one that needs no training (``piccolo_st.mining.lexical``): ``lexical``, a
+A miner is any SentenceTransformer, or one that needs no training (``piccolo_st.mining.lexical``): ``lexical``, a
 random projection of TF-IDF, or ``bm25``; ``random`` draws at random, to compare with. Several rounds: mine, train, mine
 again with the model that came out, keeping the negatives of before or replacing them (``existing``).
 """
@@ -17,134 +20,85 @@ again with the model that came out, keeping the negatives of before or replacing
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict, load_from_disk
+from datasets import Dataset
 
-from piccolo_st import cache
-from piccolo_st.data import DatasetSpec
+from piccolo_st.data import is_scored
 from piccolo_st.errors import MixtureError
-from piccolo_st.mining.candidates import MiningSettings, draw, search_embeddings, search_terms
-from piccolo_st.mining.lexical import Bm25, lexical_encoder
-from piccolo_st.mining.limits import reading
+from piccolo_st.hashing import text_hashes
+from piccolo_st.mining.candidates import JUDGE, MiningSettings, choose
+from piccolo_st.mining.judge import Judge, by_cross_encoder, load_judge
+from piccolo_st.mining.lexical import lexical_encoder
+from piccolo_st.mining.report import Example, MiningReport
+from piccolo_st.mining.search import ChanceSearch, EmbeddingSearch, Search, Side, TermSearch
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    from piccolo_st.data import Mixture
+UNTRAINED = ("lexical", "bm25", "random")
+"""Miners that need no model."""
+
+Model: TypeAlias = "SentenceTransformer | Literal['lexical', 'bm25', 'random']"
+Models: TypeAlias = "Model | Sequence[Model]"
+
+_QUERIES = 4096  # whose candidates stand in memory at once
 
 
 def mine_negatives(
-    dataset: Dataset,
-    model: SentenceTransformer | Literal["lexical", "bm25", "random"],
-    settings: MiningSettings | None = None,
-    *,
-    tokenizer: Tokenizer | PreTrainedTokenizerFast | None = None,
-    corpus: Sequence[str] | None = None,
-    reranker: CrossEncoder | None = None,
-    query_prompt_name: str | None = None,
-    corpus_prompt_name: str | None = None,
+    dataset: Dataset, model: Models, settings: MiningSettings | None = None, *, reranker: CrossEncoder | None = None
 ) -> Dataset:
-    """The dataset with a column ``negative``: for every row a list of 0 to ``num_negatives`` mined texts.
-
-    Args:
-        dataset: rows of ``query`` and ``positive`` (one text each), perhaps with ``negative``; other columns stay.
-        model: the encoder; ``"lexical"``, ``"bm25"`` and ``"random"`` need nothing trained.
-        settings: how negatives are chosen.
-        tokenizer: of the lexical encoder; None: one learned from the dataset.
-        corpus: further texts to search among, beside the positives of the dataset.
-        reranker: a cross-encoder that drops false negatives.
-        query_prompt_name, corpus_prompt_name: of ``model.prompts``; None: what encode_query and encode_document take.
-
-    Raises:
-        MixtureError: a column is missing or holds something else than text, or no such model.
-    """
-    settings = settings or MiningSettings()
-    prompts = {"query_prompt_name": query_prompt_name, "corpus_prompt_name": corpus_prompt_name}
-    miner = Miner(dataset, model, settings, tokenizer=tokenizer, corpus=corpus, reranker=reranker, prompts=prompts)
-    mined: list[list[str]] = [[] for _ in range(len(dataset))]
-    for number, rows in enumerate(miner.shards):
-        for row, texts in zip(rows, miner.mine(number), strict=True):
-            mined[row] = texts
-    return Dataset(with_negatives(dataset.with_format("arrow")[:], mined, settings.existing))
-
-
-def mine_mixture(
-    mixture: Mixture,
-    model: SentenceTransformer | Literal["lexical", "bm25", "random"],
-    settings: Mapping[str, Any] | None,
-    folder: Path,
-    *,
-    tokenizer: Tokenizer | PreTrainedTokenizerFast | None = None,
-    made_of: Sequence[Any] = (),
-) -> DatasetDict:
-    """The training sets of a mixture, with mined negatives where the rows are (query, positive).
-
-    What has been mined before is read again. A dataset's own instruction and lengths hold here as well.
-
-    Args:
-        mixture: the datasets; their ``mining`` goes before the settings of all.
-        model, tokenizer: as ``mine_negatives``.
-        settings: of ``MiningSettings``.
-        folder: where the results lie, each named after all that it is made of.
-        made_of: further parts of a result's key, such as fingerprints of the model and the tokenizer.
-
-    Raises:
-        InputError: an unknown setting.
-    """
-    mined = {}
-    for name, dataset in mixture.train.items():
-        spec = mixture.specs[name]
-        if spec.task != "retrieval" or isinstance(dataset[0]["positive"], list):
-            mined[name] = dataset
-            continue
-        chosen = MiningSettings.of(settings, spec.mining, place=f"mining of dataset {name!r}")
-        key = cache.digest(["mined", name, mixture.fingerprint, *made_of, asdict(chosen)])
-
-        def mine(
-            target: Path, dataset: Dataset = dataset, chosen: MiningSettings = chosen, spec: DatasetSpec = spec
-        ) -> None:
-            with nullcontext() if isinstance(model, str) else reading(model, spec):
-                mine_negatives(dataset, model, chosen, tokenizer=tokenizer).save_to_disk(str(target))
-
-        mined[name] = load_from_disk(str(cache.entry(folder, key, mine)))
-    return DatasetDict(mined)
+    """The dataset with a column ``negative``: for every row a list of 0 to ``num_negatives`` texts; see ``Miner``."""
+    with TemporaryDirectory() as folder:
+        miner = Miner(dataset, model, settings or MiningSettings(), reranker=reranker, folder=Path(folder))
+        return miner.mine_all(dataset)[0]
 
 
 class Miner:
     """Negatives of one dataset, shard by shard; each shard depends on nothing but the arguments and its number.
 
     Args:
-        dataset, model, settings, tokenizer, corpus, reranker: as ``mine_negatives``.
-        prompts: ``query_prompt_name`` and ``corpus_prompt_name`` of the model.
-        cache_folder: where ST keeps the embeddings of the corpus between shards; of this model and no other.
+        dataset: rows of ``query`` and ``positive`` (one text each), perhaps with ``negative``; other columns stay.
+        model: the encoder, or several; ``"lexical"``, ``"bm25"`` and ``"random"`` need nothing trained.
+        settings: how negatives are chosen.
+        folder: where embeddings are kept.
+        tokenizer: of the lexical encoder; None: one learned from the dataset.
+        corpus: further texts to search among, beside the positives of the dataset.
+        reranker: a cross-encoder that judges in place of ``settings.judge``.
 
     Attributes:
-        encoder: the model as given.
+        encoders: the models as given.
         shards: the rows of each shard, whole queries together.
+
+    Raises:
+        MixtureError: a column is missing or holds something else than text, or no such model.
     """
 
     def __init__(
         self,
         dataset: Dataset,
-        model: SentenceTransformer | Literal["lexical", "bm25", "random"],
+        model: Models,
         settings: MiningSettings,
         *,
+        folder: Path,
         tokenizer: Tokenizer | PreTrainedTokenizerFast | None = None,
         corpus: Sequence[str] | None = None,
         reranker: CrossEncoder | None = None,
-        prompts: Mapping[str, str | None] | None = None,
-        cache_folder: str | None = None,
     ) -> None:
-        self.settings, self.reranker, self.prompts, self.cache_folder = settings, reranker, prompts or {}, cache_folder
+        self.settings = settings
+        self.second: Judge | None = None  # opinion, on what the searches and the rules leave
+        if reranker is not None:
+            self.second = by_cross_encoder(reranker, settings.batch_size)
+        elif settings.judge is not None:
+            self.second = load_judge(settings.judge, settings, folder)
         self.queries, self.positives = _texts(dataset, "query"), _texts(dataset, "positive")
         self.shards = list(shard_rows(self.queries, settings.shard_rows))
         documents = list(dict.fromkeys([*pc.unique(self.positives).to_pylist(), *(corpus or [])]))
@@ -153,63 +107,113 @@ class Miner:
             for query, positive in zip(self.queries.to_pylist(), self.positives.to_pylist(), strict=True):
                 self.answers.setdefault(query, []).append(positive)
             documents = list(self.answers)
-            self.prompts = {**self.prompts, "corpus_prompt_name": self.prompts.get("query_prompt_name")}
         if settings.pool is not None and settings.pool < len(documents):
             chosen = np.random.default_rng(settings.seed).choice(len(documents), settings.pool, replace=False)
             documents = [documents[index] for index in np.sort(chosen)]
         self.documents = documents
-        self.encoder = model
-        self.model: SentenceTransformer | Bm25 | None
-        if not isinstance(model, str):
-            self.model = model
-        elif model == "lexical":
+        self.places = {text: place for place, text in enumerate(documents)}
+        encoders = [model] if isinstance(model, str) or not isinstance(model, Sequence) else model
+        self.encoders = cast("Sequence[Model]", encoders)
+        self.searches = [self._search(one, folder, tokenizer) for one in self.encoders]
+        trained = (one for one in self.searches if isinstance(one, EmbeddingSearch) and one.trained)
+        self.judge: EmbeddingSearch | None = next(trained, None)
+
+    def _search(self, model: Model, folder: Path, tokenizer: Tokenizer | PreTrainedTokenizerFast | None) -> Search:
+        if model == "bm25":
+            return TermSearch(self.documents)
+        if model == "random":
+            return ChanceSearch(self.documents, self.settings.seed)
+        settings = self.settings
+        if model == "lexical":
             texts = pc.unique(pa.concat_arrays([self.queries, self.positives])).to_pylist()
-            self.model = lexical_encoder(texts, tokenizer, dimensions=settings.dimensions, seed=settings.seed)
-            self.settings = replace(settings, batch_size=max(settings.batch_size, 1024))
-        elif model == "bm25":
-            self.model = Bm25(documents)
-        elif model == "random":
-            self.model = None
-        else:
+            model = lexical_encoder(texts, tokenizer, dimensions=settings.dimensions, seed=settings.seed)
+            settings = replace(settings, batch_size=max(settings.batch_size, 1024))
+            return EmbeddingSearch(model, self.documents, settings, None, trained=False)
+        if isinstance(model, str):
             raise MixtureError(
                 f"model of mining must be a SentenceTransformer, 'lexical', 'bm25' or 'random', got {model!r}"
             )
+        second: Side = "query" if self.answers else "document"
+        return EmbeddingSearch(model, self.documents, settings, folder, sides=("query", second))
 
-    def mine(self, number: int) -> list[list[str]]:
-        """The negatives of each row of a shard."""
-        if not self.settings.num_negatives:
-            return [[] for _ in self.shards[number]]
+    def mine_all(self, dataset: Dataset) -> tuple[Dataset, MiningReport]:
+        """The dataset with its negatives, and what was dropped and why."""
+        mined: list[list[str]] = [[] for _ in range(len(dataset))]
+        report = MiningReport()
+        for number, rows in enumerate(self.shards):
+            found, own = self.mine(number)
+            report.add(own)
+            for row, texts in zip(rows, found, strict=True):
+                mined[row] = texts
+        return Dataset(with_negatives(dataset.with_format("arrow")[:], mined, self.settings.existing)), report
+
+    def mine(self, number: int) -> tuple[list[list[str]], MiningReport]:
+        """The negatives of each row of a shard, and what was dropped and why."""
+        report, count = MiningReport(), self.settings.num_negatives
         rows = pa.array(self.shards[number])
         own, right = self.queries.take(rows).to_pylist(), self.positives.take(rows).to_pylist()
-        targets = own if self.answers else right
-        count = self.settings.num_negatives * (self.settings.oversample if self.reranker is not None else 1)
-        if self.model is None:
-            found = draw(own, targets, self.documents, count, (self.settings.seed, number))
-        elif isinstance(self.model, Bm25):
-            found = search_terms(own, targets, self.model, self.settings, count)
-        else:
-            further = {**self.prompts, "cache_folder": self.cache_folder}
-            found = search_embeddings(own, targets, self.documents, self.model, self.settings, count, **further)
+        negatives: list[list[str]] = [[] for _ in own]
+        if count:
+            asked: dict[str, list[str]] = {}
+            for query, positive in zip(own, right, strict=True):
+                asked.setdefault(query, []).append(positive)
+            found: dict[str, list[str]] = {}
+            queries = list(asked)
+            for start in range(0, len(queries), _QUERIES):
+                part = queries[start : start + _QUERIES]
+                found.update(zip(part, self._found(part, [asked[query] for query in part], report), strict=True))
+            negatives = [found[query] for query in own]
+            if self.second is not None:
+                kept = drop_false_negatives(own, right, negatives, self.second, self.settings.reranker_margin)
+                for query, positive, before, after in zip(own, right, negatives, kept, strict=True):
+                    for text in set(before).difference(after):
+                        report.drop(JUDGE, Example(query, positive, text))
+                negatives = kept
+        negatives = [texts[:count] for texts in negatives]
+        report.negatives.update(map(len, negatives))
+        return negatives, report
+
+    def _found(self, queries: list[str], positives: list[list[str]], report: MiningReport) -> list[list[str]]:
+        """What the searches find for some queries and the rules leave, best first."""
+        count = self.settings.num_negatives * (self.settings.oversample if self.second is not None else 1)
+        targets = [[query] for query in queries] if self.answers else positives
+        right = [[self.places.get(text, -1) for text in {query, *texts}]
+                 for query, texts in zip(queries, targets, strict=True)]  # fmt: skip
+        deep = self.settings.depth + max(sum(place >= 0 for place in own) for own in right)
+        size, owners = len(self.documents), np.repeat(np.arange(len(right)), [len(own) for own in right])
+        keys = owners * size + np.concatenate([np.array(own, np.int64) for own in right])
+        keys = keys[np.concatenate(right) >= 0]
+        hashes, found = text_hashes(queries), []
+        report.queries += len(queries)
+        for search in self.searches:
+            hits = search.find(queries, targets, deep)
+            if self.judge is not None and self.judge is not search:
+                hits = self.judge.judged(queries, targets, hits)
+            known = np.isin(np.arange(len(queries))[:, None] * size + hits.places, keys)
+            chosen, dropped = choose(hits, known, self.settings, count, hashes)
+            report.count(hits, known, dropped, queries, positives, self.documents)
+            if search is (self.judge or self.searches[0]):
+                report.rank(hits, known)
+            found.append(np.pad(chosen, ((0, 0), (0, count - chosen.shape[1])), constant_values=-1))
+        ranked = np.stack(found, axis=2).reshape(len(queries), -1)  # the best of each search, the second best, ...
+        texts = [[self.documents[place] for place in dict.fromkeys(row) if place >= 0] for row in ranked.tolist()]
         if self.answers:
-            found = {pair: _answers_of(pair[0], similar, self.answers) for pair, similar in found.items()}
-        negatives = [found.get(pair, []) for pair in zip(own, targets, strict=True)]
-        if self.reranker is not None:
-            negatives = drop_false_negatives(own, right, negatives, self.reranker, self.settings)
-        return [texts[: self.settings.num_negatives] for texts in negatives]
+            texts = [_answers_of(query, similar, self.answers)
+                     for query, similar in zip(queries, texts, strict=True)]  # fmt: skip
+        return [own[:count] for own in texts]
 
 
 def drop_false_negatives(
     queries: Sequence[str],
     positives: Sequence[str],
     negatives: Sequence[Sequence[str]],
-    reranker: CrossEncoder,
-    settings: MiningSettings,
+    judge: Judge,
+    margin: float,
 ) -> list[list[str]]:
-    """The negatives that the cross-encoder scores below the positive, by ``reranker_margin`` or more."""
-    pairs = [(query, text) for query, texts in zip(queries, negatives, strict=True) for text in texts]
-    right = list(zip(queries, positives, strict=True))
-    scores = np.asarray(reranker.predict([*right, *pairs], batch_size=settings.batch_size, show_progress_bar=False))
-    limits, rest = scores[: len(right)] - settings.reranker_margin, iter(scores[len(right) :].tolist())
+    """The negatives that the judge scores below the positive, by ``margin`` or more."""
+    owners = [query for query, texts in zip(queries, negatives, strict=True) for _ in texts]
+    scores = judge([*queries, *owners], [*positives, *(text for texts in negatives for text in texts)])
+    limits, rest = scores[: len(queries)] - margin, iter(scores[len(queries) :].tolist())
     return [
         [text for text in texts if next(rest) <= limit] for texts, limit in zip(negatives, limits.tolist(), strict=True)
     ]
@@ -251,6 +255,11 @@ def shard_rows(queries: pa.Array, size: int) -> Iterator[np.ndarray]:
 def with_negatives(table: pa.Table, mined: Sequence[Sequence[str]], existing: str = "keep") -> pa.Table:
     """The table with one ragged column ``negative``: the rows' own negatives first (``keep``), then the mined."""
     names = [name for name in table.column_names if name.partition("_")[0] == "negative"]
+    if is_scored(table) and (existing != "keep" or any(mined)):
+        raise MixtureError(
+            "rows with a teacher's scores must keep the negatives that it scored, got mined ones; set num_negatives of "
+            "mining to 0 for their dataset, or leave its scores out, mine, and score what came of it"
+        )
     merged = [list(texts) for texts in mined]
     if existing == "keep":
         for column in reversed(names):

@@ -36,8 +36,9 @@ from piccolo_st.modeling.cutting import chunk_ranges
 from piccolo_st.modeling.packed.packing import ROW_LENGTHS, packs_now
 from piccolo_st.modeling.packed.varlen import Features as Features
 
-# What the collator writes for the loss and no model may see: whose row a hard negative is, and which text a row holds.
-BOOKKEEPING = ("owner", "text_id")
+# What the collator writes for the loss and no model may see: whose row a hard negative is, which text a row holds, and
+# what a guide or teachers make of it and a teacher scores it.
+BOOKKEEPING = ("owner", "text_id", "guide", "teacher", "score")
 
 
 def without_bookkeeping(features: Features) -> Features:
@@ -138,7 +139,7 @@ def sort_rows(columns: Sequence[Features], reads_task: bool = False, packed: boo
     """Steps (1) and (2). Waits for the device once, for the lengths.
 
     Args:
-        columns: features of each column; the loss's own keys (``owner``, ``text_id``) are left out.
+        columns: features of each column; the loss's own keys (``BOOKKEEPING``) are left out.
         reads_task: whether the model treats columns differently by ``task``; see :func:`model_reads_task`.
         packed: whether the model packs the rows: then it is told their lengths, so that it need not wait for them.
     """

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from piccolo_st.errors import InputError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from tokenizers import Tokenizer
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
@@ -33,6 +34,8 @@ _CONFIG_BOOKKEEPING = frozenset(
     {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "_commit_hash", "use_cache"}
     | {"_attn_implementation", "_attn_implementation_autoset", "attn_implementation"}
 )
+
+_SAMPLED_NUMBERS = 256
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,17 @@ def content_hash(model: SentenceTransformer) -> str:
     return digest.hexdigest()[:40]
 
 
+def sampled_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """A hash of up to 256 numbers of each tensor, spread over it, with its name, shape and dtype; a moment for 7 GB."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights):
+        flat = tensor.detach().reshape(-1)
+        sample = flat[:: max(len(flat) // _SAMPLED_NUMBERS, 1)][:_SAMPLED_NUMBERS]
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(_bytes(sample))
+    return digest.hexdigest()[:16]
+
+
 def _bytes(tensor: Tensor) -> memoryview:
     """The tensor's bytes, whatever its dtype (numpy knows no bfloat16)."""
     import torch
@@ -93,10 +107,13 @@ def _transformer_configuration(config: Mapping[str, object]) -> dict[str, object
     return {key: value for key, value in config.items() if key not in _CONFIG_BOOKKEEPING}
 
 
-def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
+def tokenizer_state(tokenizer: PreTrainedTokenizerBase | Tokenizer) -> dict[str, object]:
     """What the tokenizer does to a text; ``encode`` leaves its last padding and truncation in the backend."""
-    limits = {"model_max_length": tokenizer.model_max_length, "padding_side": tokenizer.padding_side}
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    limits = {
+        name: getattr(tokenizer, name) for name in ("model_max_length", "padding_side") if hasattr(tokenizer, name)
+    }
+    # StaticEmbedding holds the backend itself.
+    backend = tokenizer if hasattr(tokenizer, "to_str") else getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return {"vocabulary": sorted(tokenizer.get_vocab().items()), **limits}
     state = json.loads(backend.to_str())

@@ -8,7 +8,7 @@ sentence-transformers reads:
    It never sets a default prompt: that one would also go before the texts of every task that has no instruction.
 2. ``column_prompts`` and ``dataset_prompts`` are the trainer's ``args.prompts``, by column and by dataset;
    ``column_tasks`` and ``dataset_tasks`` are its ``args.router_mapping``, which picks the length limit of a column.
-3. ``instruction_token_ids`` is the row prefix by which a pooling layer recognises an instruction.
+3. ``dataset_phrasings`` says which columns have several wordings, for the collator to draw from.
 
 What a column is called decides what it is: ``column_role`` knows the names, and nothing else does. Nothing here imports
 torch.
@@ -19,7 +19,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -27,7 +26,6 @@ from piccolo_st.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-    from transformers import PreTrainedTokenizerBase
 
 Task: TypeAlias = Literal["query", "document"]
 
@@ -70,6 +68,16 @@ class Instructions:
         """The same as ST prompts: ``{"query": ..., "document": ...}``."""
         return {"query": self.query, "document": self.document}
 
+    @property
+    def phrasings(self) -> dict[str, tuple[str, ...]]:
+        """All that a row of training may have: ``{"query": (...), "document": (...)}``, what ``prompts`` has first."""
+        return {task: (text,) for task, text in self.prompts.items()}
+
+    @property
+    def texts(self) -> set[str]:
+        """Every instruction that is not empty."""
+        return {text for texts in self.phrasings.values() for text in texts if text}
+
     @classmethod
     def from_plain(cls, value: object, place: str) -> Instructions:
         """What a configuration file says at ``place``; a string that is no preset, or anything else, is an InputError.
@@ -80,6 +88,50 @@ class Instructions:
             return resolve_instructions(value, place)  # type: ignore[arg-type]
         except TypeError as error:
             raise InputError(str(error)) from None
+
+    @classmethod
+    def if_any(cls, value: object, place: str) -> Instructions | None:
+        """The same, or None where nothing is said."""
+        return None if value is None else cls.from_plain(value, place)
+
+
+@dataclass(frozen=True)
+class PhrasedInstructions(Instructions):
+    """Instructions in several wordings, of which each row of training draws one; the first is the model's prompt.
+
+    Attributes:
+        queries: before a query.
+        documents: before a document.
+    """
+
+    queries: tuple[str, ...] = ()
+    documents: tuple[str, ...] = ()
+
+    @property
+    def phrasings(self) -> dict[str, tuple[str, ...]]:
+        """All wordings."""
+        return {"query": self.queries, "document": self.documents}
+
+
+TASK_TEMPLATE = "Instruct: {task}\nQuery: "
+"""How instruction-tuned language models have a task before a query (E5-instruct, gte-Qwen2)."""
+
+
+@dataclass(frozen=True)
+class WrittenInstructions:
+    """Instructions as a configuration writes them; a list has several wordings, of which each row draws one.
+
+    Attributes:
+        query: before a query.
+        document: before a document.
+        task: in the place of both, what ``template`` is filled with before a query; a document has none then.
+        template: of a task, with ``{task}`` in it.
+    """
+
+    query: str | list[str] = ""
+    document: str | list[str] = ""
+    task: str | list[str] = ""
+    template: str = TASK_TEMPLATE
 
 
 _WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
@@ -99,7 +151,7 @@ PRESETS: Mapping[str, Instructions] = MappingProxyType(
     }
 )
 
-InstructionSpec: TypeAlias = str | Instructions | Mapping[str, str]
+InstructionSpec: TypeAlias = str | Instructions | Mapping[str, str | list[str]]
 
 
 def resolve_instructions(spec: InstructionSpec, place: str = "instructions") -> Instructions:
@@ -107,7 +159,8 @@ def resolve_instructions(spec: InstructionSpec, place: str = "instructions") -> 
 
     Args:
         spec: the name of a preset, ``Instructions``, or a mapping with the keys "query" and "document" ("passage" is
-            another name of the latter; a missing key means no instruction).
+            another name of the latter; a missing key means no instruction), or "task" and perhaps "template", as
+            ``WrittenInstructions`` has them.
         place: what ``spec`` is called in messages.
 
     Raises:
@@ -120,19 +173,33 @@ def resolve_instructions(spec: InstructionSpec, place: str = "instructions") -> 
         return PRESETS[spec]
     rule = (
         f"{place} must be a preset ({', '.join(PRESETS)}) or instructions of your own, "
-        '{query: "...", document: "..."}'
+        '{query: "...", document: "..."} or {task: "..."}'
     )
     if isinstance(spec, str):
         raise InputError(f"{rule}, got {spec!r}{nearest(spec, list(PRESETS))}")
     if not isinstance(spec, Mapping):
         raise TypeError(f"{rule}, got {spec!r}" + "; for no instructions write none" * (not spec))
+    if "task" in spec and set(spec) <= {"task", "template"}:
+        template = spec.get("template", TASK_TEMPLATE)
+        if not isinstance(template, str) or "{task}" not in template:
+            raise InputError(f"the template of {place} must have {{task}} in it, got {template!r}")
+        spec = {"query": [template.replace("{task}", task) for task in _wordings(spec["task"], "task", place)]}
     if not set(spec) <= {"query", "document", "passage"} or {"document", "passage"} <= set(spec):
         raise InputError(f"{rule} (or passage in the place of document), got the keys {list(spec)}")
-    texts = {"query": spec.get("query", ""), "document": spec.get("document", spec.get("passage", ""))}
-    for task, text in texts.items():
+    queries = _wordings(spec.get("query", ""), "query", place)
+    documents = _wordings(spec.get("document", spec.get("passage", "")), "document", place)
+    if len(queries) == len(documents) == 1:
+        return Instructions(queries[0], documents[0])
+    return PhrasedInstructions(queries[0], documents[0], queries, documents)
+
+
+def _wordings(value: object, name: str, place: str) -> tuple[str, ...]:
+    """The wordings of one text or of a list of them."""
+    texts = value if isinstance(value, list) and value else [value]
+    for text in texts:
         if not isinstance(text, str):
-            raise TypeError(f"the {task} of {place} must be a string, got {text!r}; write '' for none")
-    return Instructions(**texts)
+            raise TypeError(f"the {name} of {place} must be a string, got {text!r}; write '' for none")
+    return tuple(texts)
 
 
 def set_prompts(
@@ -163,6 +230,12 @@ def set_prompts(
         prompts |= {f"{task}-{kind}": text for kind, text in resolve_instructions(spec).prompts.items()}
     model.prompts = {**model.prompts, **prompts}
     model.default_prompt_name = None
+
+
+def saved_instructions(model: SentenceTransformer) -> Instructions:
+    """The instructions that a model has as prompts."""
+    prompts = model.prompts
+    return Instructions(prompts.get("query") or "", prompts.get("document") or prompts.get("passage") or "")
 
 
 def column_role(column: str) -> str | None:
@@ -257,36 +330,18 @@ def dataset_prompts(
     return prompts
 
 
-def instruction_token_ids(tokenizer: PreTrainedTokenizerBase, instruction: str) -> list[int]:
-    """Return the token ids every row with ``instruction`` begins with, leading special tokens ([CLS]) included.
+def dataset_phrasings(
+    columns: Mapping[str, Sequence[str]],
+    instructions: Instructions,
+    per_dataset: Mapping[str, Instructions],
+) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Return ``{dataset: {column: wordings}}`` of the columns whose rows draw one of several.
 
-    A tokenizer may join the end of the instruction with the beginning of the text (``"query" + "ing"``,
-    or the blank at the end of ``"查询: "`` that SentencePiece moves to the next piece). So this takes the tokens that
-    stay the same whatever follows, tried with Chinese, Latin, digits and a blank. A joined blank belongs to the text.
-
-    Raises:
-        InputError: the instruction is empty; its tokens change with the text that follows it; or it has characters
-            the tokenizer does not know, for which any other unknown character could be taken.
+    Args:
+        columns, instructions, per_dataset: as for ``dataset_prompts``.
     """
-
-    def encode(text: str) -> list[int]:
-        return list(tokenizer(text, padding=False, truncation=False)["input_ids"])
-
-    alone, around, unknown = encode(instruction), encode(""), tokenizer.unk_token_id
-    # Qwen's unknown token is the one that texts end with as well.
-    special = set(tokenizer.all_special_ids) - ({unknown} - set(around))
-    if not set(alone) - special:
-        raise InputError(f"the instruction {instruction!r} has no tokens; leave it out, or write one with text")
-    if alone.count(unknown) > around.count(unknown):
-        raise InputError(
-            f"the instruction {instruction!r} has characters this tokenizer does not know; write it with characters of "
-            "the vocabulary, since other unknown ones would be taken for it"
-        )
-    rows = [alone, *(encode(instruction + text) for text in ("今天", "的", "and", "ing", "s", "7", " a"))]
-    stable = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))]
-    if str(tokenizer.decode(alone[len(stable) :], skip_special_tokens=True)).strip() or not set(stable) - special:
-        raise InputError(
-            f"the tokens of the instruction {instruction!r} change with the text that follows, so no row can be told "
-            "to begin with it; end it with a punctuation mark such as '：'"
-        )
-    return stable
+    found = {}
+    for dataset, names in columns.items():
+        wordings = per_dataset.get(dataset, instructions).phrasings
+        found[dataset] = {c: wordings[task] for c, task in column_tasks(names).items() if len(wordings[task]) > 1}
+    return {dataset: several for dataset, several in found.items() if several}

@@ -72,7 +72,7 @@ def check_lengths(
             'model.tokenizer.truncation_side = "right"'
         )
     limit = usable_positions(transformer.auto_model)
-    prompts = model.prompts if instructions is None else instructions.prompts
+    texts = {task: (text,) for task, text in model.prompts.items()} if instructions is None else instructions.phrasings
     for task, length in (("query", query_length), ("document", document_length)):
         length = getattr(transformer, f"{task}_length", None) if length is None else length
         if length is None:
@@ -83,13 +83,13 @@ def check_lengths(
                 f"{given} is more than the {limit} tokens that {type(transformer.auto_model).__name__} has "
                 "positions for; lower it, or give it more with model.positions (extend_positions)"
             )
-        text = prompts.get(task) or ""
-        needed = len(tokenizer(text, padding=False, truncation=False)["input_ids"]) + 1
-        if length < needed:
-            raise InputError(
-                f"{given} is too short for the instruction {text!r}: with the special tokens and one token "
-                f"of text it takes {needed} tokens; raise {task}_length or shorten the instruction"
-            )
+        for text in texts.get(task, ()):
+            needed = len(tokenizer(text or "", padding=False, truncation=False)["input_ids"]) + 1
+            if length < needed:
+                raise InputError(
+                    f"{given} is too short for the instruction {text!r}: with the special tokens and one token "
+                    f"of text it takes {needed} tokens; raise {task}_length or shorten the instruction"
+                )
 
 
 @contextmanager

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from piccolo_st.errors import ConfigError, InputError, nearest, reason
+from piccolo_st.errors import ConfigError, InputError, nearest, reason, shown
+from piccolo_st.hub import unreachable
+from piccolo_st.modeling.adapters import LoraSettings, add_lora, in_4_bits, need_peft
 from piccolo_st.modeling.decoders import append_end_token, see_both_ways
-from piccolo_st.modeling.instructions import Instructions, InstructionSpec, resolve_instructions, set_prompts
-from piccolo_st.modeling.lengths import set_lengths
+from piccolo_st.modeling.instructions import (
+    Instructions,
+    InstructionSpec,
+    resolve_instructions,
+    saved_instructions,
+    set_prompts,
+)
+from piccolo_st.modeling.lengths import check_lengths, set_lengths
 from piccolo_st.modeling.pooling import set_instruction_pooling
-from piccolo_st.modeling.positions import extend_positions, usable_positions
+from piccolo_st.modeling.positions import counts_from_padding, extend_positions, usable_positions
+from piccolo_st.modeling.saved_adapters import check_adapter, has_adapter, settle_adapter
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -45,7 +55,8 @@ def load_pretrained(
     """What ``load(name_or_path, **options)`` gives, or one sentence that says what cannot be loaded and why.
 
     Args:
-        load: such as ``SentenceTransformer``, ``CrossEncoder`` or ``AutoTokenizer.from_pretrained``.
+        load: such as ``SentenceTransformer``, ``CrossEncoder`` or ``AutoTokenizer.from_pretrained``; where the Hub does
+            not answer, it is asked for ``local_files_only``.
         name_or_path: a directory or a Hub id.
         place: what names it, for the message, such as ``mine.model``.
         remedy: the end of the message.
@@ -54,12 +65,54 @@ def load_pretrained(
     Raises:
         InputError: it cannot be loaded.
     """
+    import torch
+
+    silent = unreachable() if _is_hub_id(name_or_path) else ""
+    if silent:
+        options["local_files_only"] = True
     try:
-        return load(name_or_path, **options)
+        loaded = load(name_or_path, **options)
+        if hasattr(loaded, "prompts"):  # a SentenceTransformer, whose class is slow to import
+            check_adapter(
+                cast("SentenceTransformer", loaded), name_or_path, cast("str | None", options.get("revision"))
+            )
+            _check_own_lengths(cast("SentenceTransformer", loaded), place)
+        return loaded
     except InputError:
         raise
-    except (OSError, ValueError, ImportError, TypeError) as error:  # a package or an argument that it does not have
-        raise InputError(f"{place} cannot be loaded, got {name_or_path!r}: {reason(error)}; {remedy}") from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of a damaged or foreign file a library raises anything
+        plain = isinstance(error, OSError | ValueError | ImportError | TypeError | RuntimeError)
+        why = reason(error) if plain else f"{type(error).__name__}: {reason(error)}"
+        why = f"{silent}, and it is not in the cache" if silent and isinstance(error, OSError) else why
+        here = "" if Path(name_or_path).exists() else _models_here(name_or_path)
+        raise InputError(f"{place} cannot be loaded, got {name_or_path!r}: {why}; {here}{remedy}") from error
+
+
+def _check_own_lengths(model: SentenceTransformer, place: str) -> None:
+    """Refuse a checkpoint whose lengths are no numbers, which sentence-transformers would compare as they are."""
+    for name in ("max_seq_length", "query_length", "document_length"):
+        value = getattr(model[0], name, None)
+        if value == float("inf"):  # a StaticEmbedding cuts nothing
+            continue
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            raise InputError(
+                f"{place} must name a model whose {name} is a whole number or null, got {shown(value)}; mend its "
+                "sentence_bert_config.json"
+            )
+
+
+def _is_hub_id(name_or_path: str) -> bool:
+    return not Path(name_or_path).exists() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_path) is not None
+
+
+def _models_here(wanted: str) -> str:
+    """The directories of models beside the one that is not there, and those of runs, for a message."""
+    beside = Path(wanted).parent
+    folders = [*(beside.glob("*") if beside != Path() else ()), *Path().glob("runs/*/model"), *Path().glob("*/model")]
+    found = sorted({str(one) for one in folders if (one / "config.json").is_file()})
+    return f"here are {', '.join(found[:5])}; " if found else ""
 
 
 def load_encoder(
@@ -68,8 +121,9 @@ def load_encoder(
     place: str = "model.name_or_path",
     revision: str | None = None,
     pooling: str | None = None,
-    instructions: InstructionSpec = "piccolo",
+    instructions: InstructionSpec | None = None,
     other_instructions: Iterable[Instructions] = (),
+    task_instructions: Mapping[str, Instructions] | None = None,
     include_instruction: bool = True,
     query_length: int = 64,
     document_length: int = 512,
@@ -80,16 +134,20 @@ def load_encoder(
     bidirectional: bool = False,
     model_kwargs: Mapping[str, object] | None = None,
     processor_kwargs: Mapping[str, object] | None = None,
+    config_kwargs: Mapping[str, object] | None = None,
+    lora: LoraSettings | None = None,
 ) -> SentenceTransformer:
-    """Load a checkpoint and give it Piccolo's prompts, pooling and lengths.
+    """Load a checkpoint and give it prompts, pooling and lengths.
 
     Args:
         name_or_path: a Hub id or a directory, of a sentence-transformers model or of a bare transformers encoder.
         place: the setting that names it, for messages.
         revision: branch, tag or commit of a Hub model.
         pooling: pooling mode of a bare encoder, by default mean; a sentence-transformers model has its own.
-        instructions: the prompts, a preset's name or instructions of your own.
+        instructions: the prompts, a preset's name or instructions of your own. Default: those that an adapter has
+            saved, and else piccolo's.
         other_instructions: what texts may begin with beside them, of single datasets.
+        task_instructions: of single mteb tasks or task types, by name; saved as prompts that mteb finds.
         include_instruction: whether the instruction's tokens are pooled.
         query_length: longest query, in tokens, instruction included.
         document_length: longest passage, in tokens, instruction included.
@@ -101,16 +159,29 @@ def load_encoder(
         bidirectional: let the tokens of a decoder see those after them (``see_both_ways``).
         model_kwargs: further arguments of ``from_pretrained`` of the encoder.
         processor_kwargs: of the tokenizer.
+        config_kwargs: what the encoder's config is to say instead, such as ``attention_probs_dropout_prob``.
+        lora: an adapter to train; a directory with one goes on with its own. None, or without a rank: none, and a
+            directory with one is merged with its base.
 
     Raises:
         InputError: an unknown dtype, a directory that holds no model, a Hub that gives none, an attention that this
-            machine cannot run, an encoder that cannot be bidirectional, or positions that cannot be extended.
+            machine cannot run, an encoder that cannot be bidirectional, positions that cannot be extended, or padding
+            on the left of an encoder that counts positions from it.
     """
     check_dtype(dtype)
     _check_attention(attn_implementation)
-    if named := sorted(_OWN_SETTING & set(model_kwargs or {})):
-        raise ConfigError(f"model.model_kwargs must leave out what has a setting of its own, got {', '.join(named)}")
+    for section, given in (("model_kwargs", model_kwargs), ("config_kwargs", config_kwargs)):
+        if named := sorted(_OWN_SETTING & set(given or {})):
+            raise ConfigError(f"model.{section} must leave out what has a setting of its own, got {', '.join(named)}")
     folder = Path(name_or_path)
+    lora = lora if lora is not None and lora.rank is not None else None
+    adapter = load_pretrained(has_adapter, name_or_path, place, revision=revision)
+    if adapter or lora:
+        need_peft(f"the adapter in {name_or_path}" if adapter else "lora.rank")
+    if lora and positions is not None:
+        raise ConfigError(
+            f"model.positions must be empty with an adapter, whose base has positions of its own, got {positions}"
+        )
     if folder.is_dir() and not ((folder / "modules.json").exists() or (folder / "config.json").exists()):
         raise InputError(
             f"{place} must hold modules.json or config.json, got the directory {name_or_path}; give the "
@@ -118,6 +189,8 @@ def load_encoder(
         )
     # Without it, transformers 5 loads in the stored dtype, and half-precision weights take next to no small step.
     options = dict(model_kwargs or {}) | {"dtype": "auto" if dtype == "stored" else dtype}
+    if lora and lora.load_in_4bit:
+        options = in_4_bits(dtype) | options
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     model = load_pretrained(
@@ -129,18 +202,42 @@ def load_encoder(
         trust_remote_code=trust_remote_code,
         model_kwargs=options,
         processor_kwargs=dict(processor_kwargs or {}),
+        config_kwargs=dict(config_kwargs or {}),
     )
+    if adapter:
+        settle_adapter(model, name_or_path, lora, revision, options | {"trust_remote_code": trust_remote_code})
     if bidirectional:
         see_both_ways(cast("Transformer", model[0]).auto_model)
     if positions is not None and positions > (usable_positions(cast("Transformer", model[0]).auto_model) or positions):
         extend_positions(model, positions)
-    own = resolve_instructions(instructions)
-    set_prompts(model, own)
-    texts = {text for one in (own, *other_instructions) for text in one.prompts.values() if text}
+    if lora and not adapter:
+        add_lora(model, lora, revision)
+    _check_padding(model[0], place)
+    per_task, texts = task_instructions or {}, set[str]()
+    if instructions is None and adapter and saved_instructions(model).texts:
+        own = saved_instructions(model)
+        texts.update(filter(None, model.prompts.values()))
+    else:
+        own = resolve_instructions("piccolo" if instructions is None else instructions)
+    set_prompts(model, own, per_task)
+    texts |= {text for one in (own, *other_instructions, *per_task.values()) for text in one.texts}
     if texts:
         set_instruction_pooling(model, sorted(texts), include_instruction)
     set_lengths(model, query_length, document_length)
+    for one, where in ((own, ""), *((one, f"task {name!r}") for name, one in per_task.items())):
+        check_lengths(model, query_length, document_length, one, where)
     return model
+
+
+def _check_padding(first: nn.Module, place: str) -> None:
+    """Refuse padding that would give a text another vector in every batch."""
+    tokenizer, encoder = getattr(first, "tokenizer", None), getattr(first, "auto_model", None)
+    encoder = getattr(encoder, "get_base_model", lambda: encoder)()
+    if getattr(tokenizer, "padding_side", "right") == "left" and encoder and counts_from_padding(encoder):
+        raise InputError(
+            f"{place} must have a tokenizer that pads on the right, since {type(encoder).__name__} counts positions "
+            "from the padding, got padding_side left; set model.processor_kwargs to {padding_side: right}"
+        )
 
 
 _OWN_SETTING = frozenset({"dtype", "torch_dtype", "attn_implementation", "trust_remote_code", "revision"})
@@ -163,19 +260,21 @@ def _with_pooling(
     trust_remote_code: bool,
     model_kwargs: dict[str, object],
     processor_kwargs: dict[str, object],
+    config_kwargs: dict[str, object],
+    local_files_only: bool = False,
 ) -> SentenceTransformer:
     """A sentence-transformers model as it is, or an encoder with a pooling layer behind it."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     from sentence_transformers.util import is_sentence_transformer_model
 
-    if not is_sentence_transformer_model(name_or_path, revision=revision):
-        origin = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if not is_sentence_transformer_model(name_or_path, revision=revision, local_files_only=local_files_only):
+        origin = {"revision": revision, "trust_remote_code": trust_remote_code, "local_files_only": local_files_only}
         transformer = Transformer(
             name_or_path,
             model_kwargs=model_kwargs | origin,
             processor_kwargs=processor_kwargs | origin,
-            config_kwargs=dict(origin),
+            config_kwargs=config_kwargs | origin,
         )
         if pooling == "lasttoken":
             append_end_token(transformer.tokenizer)
@@ -189,6 +288,8 @@ def _with_pooling(
         trust_remote_code=trust_remote_code,
         model_kwargs=model_kwargs,
         processor_kwargs=processor_kwargs,
+        config_kwargs=config_kwargs,
+        local_files_only=local_files_only,
     )
 
 

@@ -5,7 +5,7 @@ row. A prefix typed by hand, or queries and documents in one batch, are pooled w
 ``include_prompt`` says. Here:
 
 1. Each instruction is a token prefix: the tokens a row with it begins with, [CLS] included (the same tokens that stock
-   Pooling leaves out). ``instructions.instruction_token_ids`` makes it.
+   Pooling leaves out). ``instruction_token_ids`` makes it.
 2. In every row the longest instruction that the row begins with is found, counted from the first token that is no
    padding; a row that begins with none has no instruction.
 3. When instructions are excluded, those tokens leave the attention mask that stock Pooling sees, and stock Pooling
@@ -17,6 +17,7 @@ The caller's tensors are never changed: gradient caching runs the same features 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import cast
 
 import torch
@@ -28,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 
 from piccolo_st.errors import InputError
 from piccolo_st.modeling.batching import Features
-from piccolo_st.modeling.instructions import Instructions, InstructionSpec, instruction_token_ids, resolve_instructions
+from piccolo_st.modeling.instructions import Instructions, InstructionSpec, resolve_instructions
 
 
 class InstructionPooling(Pooling):
@@ -240,3 +241,38 @@ def set_instruction_pooling(
     )
     model[places[0]] = pooling.to(model.device)
     return pooling
+
+
+def instruction_token_ids(tokenizer: PreTrainedTokenizerBase, instruction: str) -> list[int]:
+    """Return the token ids every row with ``instruction`` begins with, leading special tokens ([CLS]) included.
+
+    A tokenizer may join the end of the instruction with the beginning of the text (``"query" + "ing"``,
+    or the blank at the end of ``"查询: "`` that SentencePiece moves to the next piece). So this takes the tokens that
+    stay the same whatever follows, tried with Chinese, Latin, digits and a blank. A joined blank belongs to the text.
+
+    Raises:
+        InputError: the instruction is empty; its tokens change with the text that follows it; or it has characters
+            the tokenizer does not know, for which any other unknown character could be taken.
+    """
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer(text, padding=False, truncation=False)["input_ids"])
+
+    alone, around, unknown = encode(instruction), encode(""), tokenizer.unk_token_id
+    # Qwen's unknown token is the one that texts end with as well.
+    special = set(tokenizer.all_special_ids) - ({unknown} - set(around))
+    if not set(alone) - special:
+        raise InputError(f"the instruction {instruction!r} has no tokens; leave it out, or write one with text")
+    if alone.count(unknown) > around.count(unknown):
+        raise InputError(
+            f"the instruction {instruction!r} has characters this tokenizer does not know; write it with characters of "
+            "the vocabulary, since other unknown ones would be taken for it"
+        )
+    rows = [alone, *(encode(instruction + text) for text in ("今天", "的", "and", "ing", "s", "7", " a"))]
+    stable = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))]
+    if str(tokenizer.decode(alone[len(stable) :], skip_special_tokens=True)).strip() or not set(stable) - special:
+        raise InputError(
+            f"the tokens of the instruction {instruction!r} change with the text that follows, so no row can be told "
+            "to begin with it; end it with a punctuation mark such as '：'"
+        )
+    return stable

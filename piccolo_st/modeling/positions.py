@@ -38,6 +38,12 @@ def _position_table(encoder: PreTrainedModel) -> tuple[nn.Embedding | None, int]
     return table, 0 if padding is None else padding + 1
 
 
+def counts_from_padding(encoder: PreTrainedModel) -> bool:
+    """Whether padding on the left of a row moves its tokens to other positions, learned ones, with other vectors."""
+    table, padding_rows = _position_table(encoder)
+    return (table is not None and not padding_rows) or isinstance(getattr(encoder, "wpe", None), nn.Embedding)
+
+
 def usable_positions(encoder: PreTrainedModel) -> int | None:
     """Return the longest row in tokens, special tokens included, that the encoder has positions for.
 

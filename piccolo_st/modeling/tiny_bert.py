@@ -161,6 +161,6 @@ def cached_encoder(
         made_of: what the texts are, as a JSON value: equal for equal texts.
         instructions: their characters enter the vocabulary whatever their frequency.
     """
-    always = sorted({text for one in instructions for text in one.prompts.values()})
+    always = sorted({text for one in instructions for texts in one.phrasings.values() for text in texts})
     key = cache.digest(["encoder", asdict(settings), made_of, always])
     return cache.entry(cache.default_cache(), key, lambda folder: build_encoder(settings, texts, folder, always))

@@ -3,6 +3,7 @@
 record.py         what a run was: every setting, and what was measured or counted
 card.py           PiccoloModelCardData: sentence-transformers' card with results, Chinese text and the facts of the run
 card_sections.py  its parts in Markdown, and how one of them is renewed in an edited card
+adapter_card.py   the card of an adapter that is released as it is
 card_folder.py    cards written from data files, or prepared for a release
 training_card.py  what a trainer puts into the card: no row of the data
 eval_results.py   results as the Hub takes them: a README's model-index and the files .eval_results/Task.yaml
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from piccolo_st.releasing.card_folder import add_training as add_training
     from piccolo_st.releasing.card_folder import card_from_folder as card_from_folder
     from piccolo_st.releasing.card_folder import prepare_card as prepare_card
+    from piccolo_st.releasing.card_sections import markdown_table as markdown_table
+    from piccolo_st.releasing.card_sections import replace_block as replace_block
     from piccolo_st.releasing.checks import Check as Check
     from piccolo_st.releasing.checks import check_release as check_release
     from piccolo_st.releasing.publish import Release as Release

@@ -18,15 +18,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import jinja2
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
+from sentence_transformers.base.modules import Dense
+from sentence_transformers.sentence_transformer.modules import Pooling
 
 from piccolo_st.evaluation import C_MTEB_35, Benchmark, ModelFacts, ModelScores, TaskResult, task_scores
-from piccolo_st.modeling import Instructions
+from piccolo_st.modeling import Instructions, saved_instructions
 from piccolo_st.releasing.card_sections import (
     COMMENTS,
     block,
@@ -35,6 +37,7 @@ from piccolo_st.releasing.card_sections import (
     usage_section,
 )
 from piccolo_st.releasing.eval_results import eval_results
+from piccolo_st.releasing.model_use import ModelUse
 from piccolo_st.releasing.record import RunRecord, Values
 from piccolo_st.releasing.training_card import neutral
 
@@ -53,12 +56,13 @@ class PiccoloModelCardData(SentenceTransformerModelCardData):
         reported: this model in the table where its averages are known and its results are not.
         comparison: other models in the table, scored by the same definition.
         content_hash: of the model that was evaluated.
+        evaluation_notes: paragraphs after the evaluation part, such as where the scripts are that reproduce it.
         stages: one mapping of facts per training stage; see :func:`stage_facts`.
         pictures: images below the model's directory, such as the curves of the run.
         notes: paragraphs after the training part.
         hub_datasets: Hub ids of the training data, for the metadata.
         declared: facts about the architecture where no model is attached: ``output_dimensionality``,
-            ``model_max_length``, ``query_length``, ``document_length``, ``size_gb``.
+            ``model_max_length``, ``query_length``, ``document_length``, ``size_gb``, ``pooling``.
         instructions: where no model is attached; otherwise they are the model's prompts.
         declared_base_model: Hub id of the encoder that training started from, where it cannot be looked up.
     """
@@ -69,6 +73,7 @@ class PiccoloModelCardData(SentenceTransformerModelCardData):
     reported: ModelScores | None = None
     comparison: Sequence[ModelScores] = ()
     content_hash: str | None = None
+    evaluation_notes: Sequence[str] = ()
     stages: Sequence[Mapping[str, object]] = ()
     pictures: Sequence[str] = ()
     notes: Sequence[str] = ()
@@ -79,10 +84,13 @@ class PiccoloModelCardData(SentenceTransformerModelCardData):
 
     template_path: Path = field(default=Path(__file__).parent / "template.md", init=False, repr=False)
 
-    def get_model_specific_metadata(self) -> dict[str, Any]:
+    def get_model_specific_metadata(self) -> dict[str, object]:
         """What sentence-transformers reads from the model, or else what was declared."""
         if self.model is not None:
-            return super().get_model_specific_metadata()
+            facts = super().get_model_specific_metadata()
+            for name in ("query_length", "document_length"):  # a portable checkpoint is cut at one length; a release
+                facts.pop(name, None)  # that has them natively says so in its usage
+            return facts
         return {"similarity_fn_name": "Cosine Similarity", **self.declared}
 
     def run_usage_snippet(self) -> None:
@@ -92,7 +100,7 @@ class PiccoloModelCardData(SentenceTransformerModelCardData):
         if self.model is not None:
             super().run_usage_snippet()
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Everything the template and the metadata need; see the module docstring."""
         if self.results:
             self.add_tags("mteb")
@@ -107,9 +115,7 @@ class PiccoloModelCardData(SentenceTransformerModelCardData):
             data["model-index"] = ours
         evaluation = evaluation_section(self.own_scores(), self.benchmark, self.comparison, self.content_hash)
         data["evaluation"] = block("evaluation", evaluation)
-        instructions = self.instructions if self.model is None else prompts_of(self.model)
-        usage = usage_section(self.model_id or PLACEHOLDER_ID, instructions)
-        data["usage"] = block("usage", usage)
+        data["usage"] = block("usage", usage_section(self._use()))
         data["training"] = block("training", training_section(self.stages, self.pictures))
         data["inherited"] = self._inherited(data)
         self._cached_dict = data
@@ -127,6 +133,15 @@ class PiccoloModelCardData(SentenceTransformerModelCardData):
         found = task_scores(self.results, self.benchmark)
         return ModelScores.of(self.model_id or str(self.model_name), found, self.benchmark, facts)
 
+    def _use(self) -> ModelUse:
+        """How the model is used, from the model or, without one, from what was declared."""
+        model_id = self.model_id or PLACEHOLDER_ID
+        if self.model is not None:
+            return model_use(self.model, model_id)
+        names = {"dimension": "output_dimensionality", "max_tokens": "model_max_length", "pooling": "pooling"}
+        known = {fact: self.declared[name] for fact, name in names.items() if name in self.declared}
+        return ModelUse(model_id, self.instructions, **known)
+
     def _inherited(self, data: Values) -> str:
         """The sections of sentence-transformers' card that this card does not replace, in their order."""
         template = Path(SentenceTransformerModelCardData.template_path).read_text(encoding="utf-8")
@@ -143,10 +158,31 @@ class PiccoloModelCardData(SentenceTransformerModelCardData):
         return "\n\n".join(f"## {sections[name]}" for name in names)
 
 
-def prompts_of(model: SentenceTransformer) -> Instructions:
-    """The instructions that a model has as prompts."""
-    prompts = model.prompts
-    return Instructions(prompts.get("query") or "", prompts.get("document") or prompts.get("passage") or "")
+def model_use(
+    model: SentenceTransformer, model_id: str, onnx: bool = False, lengths: Mapping[str, int] | None = None
+) -> ModelUse:
+    """How a model is used, as plain sentence-transformers loads it.
+
+    Args:
+        model: so loaded.
+        model_id: what the snippets load.
+        onnx: whether its ONNX file is there.
+        lengths: those of queries and documents that its checkpoint carries.
+    """
+    pooling = next((module for module in model if isinstance(module, Pooling)), None)
+    return ModelUse(
+        model_id,
+        saved_instructions(model),
+        dimension=model.get_embedding_dimension(),
+        max_tokens=model.max_seq_length,
+        pooling=str(pooling.pooling_mode) if pooling else "none",
+        dense=any(isinstance(module, Dense) for module in model),
+        instructions_pooled=pooling is None or pooling.include_prompt,
+        onnx=onnx,
+        native_lengths=getattr(model[0], "query_length", None) is not None,
+        query_length=(lengths or {}).get("query_length"),
+        document_length=(lengths or {}).get("document_length"),
+    )
 
 
 def model_facts(model: SentenceTransformer) -> ModelFacts:
@@ -165,18 +201,23 @@ def render_card(data: PiccoloModelCardData) -> str:
 
 def stage_facts(record: RunRecord) -> dict[str, object]:
     """The facts of one training run for the training part of a card: those that are known, without machine paths."""
-    sections: list[Values] = [record.configuration.get(name, {}) for name in ("model", "data", "loss", "train")]
-    model, data, loss, train = sections
+    names = ("model", "lora", "data", "loss", "train")
+    sections: list[Values] = [record.configuration.get(name) or {} for name in names]
+    model, lora, data, loss, train = sections
     batch, world, last = data.get("batch_size"), record.world_size, (record.log or [{}])[-1]
     used = {name: dataset.used for name, dataset in record.datasets.items() if dataset.used}
     values = {
         "stage": record.stage,
         "encoder": neutral(model.get("name_or_path")) or ("built from the data" if model.get("build") else None),
+        "adapter": _adapter(lora),
         "data": [f"{name} ({rows:,})" for name, rows in used.items()],
         "samples": sum(used.values()),
         "query length": model.get("query_length"),
         "document length": model.get("document_length"),
         "instructions": _instructions(model.get("instructions")),
+        "instructions of tasks": [
+            f"{task}: {_instructions(own)}" for task, own in (model.get("task_instructions") or {}).items()
+        ],
         "batch": f"{batch} x {world} = {batch * world}" if batch and world else batch,
         "gradient accumulation": train.get("gradient_accumulation_steps", 1) if record.world_size else None,
         "loss": list(dict.fromkeys(loss["name"] for loss in record.losses.values())),
@@ -193,11 +234,25 @@ def stage_facts(record: RunRecord) -> dict[str, object]:
     return {name: value for name, value in values.items() if value not in (None, [], "", 0)}
 
 
-def _instructions(value: str | Mapping[str, str] | None) -> str | None:
+def _adapter(lora: Values) -> str | None:
+    """What was trained in the place of all weights, in words."""
+    rank, alpha, targets = lora.get("rank"), lora.get("alpha"), lora.get("targets") or "all-linear"
+    if not rank:
+        return None
+    kind = "DoRA" if lora.get("use_dora") else "LoRA"
+    places = targets if isinstance(targets, str) else ", ".join(targets)
+    base = ", base in 4 bits" if lora.get("load_in_4bit") else ""
+    return f"{kind} of rank {rank}, alpha {alpha or 2 * rank}, on {places}{base}"
+
+
+def _instructions(value: str | Mapping[str, str | list[str]] | None) -> str | None:
     """Instructions as a configuration has them, a preset's name or a mapping, in words."""
     if not isinstance(value, Mapping):
         return value
-    return " ".join(f"{task} `{text}`" for task, text in value.items() if text) or "none"
+    texts = {task: [text] if isinstance(text, str) else text for task, text in value.items() if text}
+    # A line break would end the row of the table that this stands in.
+    words = {task: " or ".join(f"`{text}`" for text in several) for task, several in texts.items()}
+    return " ".join(f"{task} {text}" for task, text in words.items()).replace("\n", "\\n") or "none"
 
 
 def dataset_facts(record: RunRecord) -> list[dict[str, object]]:

@@ -1,9 +1,9 @@
 """Cards of folders: written from data files, or renewed with the results of an evaluation.
 
 A folder of data files (model_cards/NAME) holds ``card.yaml``, whose keys are the fields of PiccoloModelCardData
-(``comparison`` names a YAML file of rows), and where results are known ``results.jsonl`` or a folder ``results`` of
-mteb's files. ``card_from_folder`` makes the README.md from them and from nothing else, so data and card cannot drift
-apart unnoticed.
+(``comparison`` names a YAML file of rows, ``like`` another card.yaml, whose keys hold where this one has none), and
+where results are known ``results.jsonl`` or a folder ``results`` of mteb's files. ``card_from_folder`` makes the
+README.md from them and from nothing else, so data and card cannot drift apart unnoticed.
 
 A model directory already has a README.md, written when the model was saved and perhaps edited since. ``add_results``
 puts results into its metadata and its evaluation part and leaves the rest as it is; ``prepare_card`` does that and
@@ -29,18 +29,21 @@ from piccolo_st.evaluation import (
     Benchmark,
     ModelScores,
     TaskResult,
+    VectorRow,
     get_benchmark,
     read_results,
     read_rows,
+    read_vector_rows,
     task_scores,
 )
-from piccolo_st.modeling import content_hash, load_pretrained, resolve_instructions
+from piccolo_st.modeling import content_hash, load_pretrained, resolve_instructions, saved_lengths
+from piccolo_st.releasing.adapter_card import ALONE, MERGED, fill_card, is_of_the_run, read_adapter
 from piccolo_st.releasing.card import (
     PLACEHOLDER_ID,
     PiccoloModelCardData,
     dataset_facts,
     model_facts,
-    prompts_of,
+    model_use,
     render_card,
     stage_facts,
 )
@@ -52,6 +55,7 @@ from piccolo_st.releasing.card_sections import (
     training_section,
     usage_section,
 )
+from piccolo_st.releasing.checks import PROBES
 from piccolo_st.releasing.eval_results import eval_result_files, eval_results
 from piccolo_st.releasing.record import RunRecord
 from piccolo_st.shipped import find
@@ -66,6 +70,8 @@ def card_from_folder(folder: str | Path) -> str:
     folder = Path(folder)
     path = folder / "card.yaml"
     content = read_yaml(path)
+    if "like" in content:
+        content = {**read_yaml(folder / str(content.pop("like"))), **content}
     known = [item.name for item in dataclasses.fields(PiccoloModelCardData) if item.init]
     values: dict[str, Any] = {"local_files_only": True, "generate_widget_examples": False}
     for key, value in content.items():
@@ -92,6 +98,7 @@ def add_results(
     *,
     evaluated: str,
     comparison: Sequence[ModelScores] = (),
+    vectors: Sequence[VectorRow] = (),
 ) -> None:
     """Write results into the README.md and the ``.eval_results`` files of a model directory.
 
@@ -102,6 +109,7 @@ def add_results(
         benchmark: the definition by which they are averaged.
         evaluated: the content hash of the evaluated model; a release compares it with what it is about to publish.
         comparison: other models in its table, scored by the same definition.
+        vectors: what came of searching with small vectors; see :func:`piccolo_st.evaluation.read_vector_rows`.
 
     Raises:
         InputError: there is no README.md, or its metadata cannot be read.
@@ -112,7 +120,7 @@ def add_results(
     others = [result for result in data.eval_results or [] if not result.dataset_name.startswith("MTEB ")]
     data.eval_results = eval_results(results) + others
     data.tags = list(dict.fromkeys([*(data.tags or []), "mteb"]))
-    section = evaluation_section(own, benchmark, comparison, evaluated)
+    section = evaluation_section(own, benchmark, comparison, evaluated, vectors)
     card.text = replace_block(card.text, "evaluation", section).replace(PLACEHOLDER_ID, own.model)
     (Path(model_dir) / "README.md").write_text(str(card), encoding="utf-8")
     for old in (Path(model_dir) / ".eval_results").glob("*.yaml"):
@@ -140,10 +148,16 @@ def add_training(model_dir: str | Path, run_dir: str | Path) -> None:
     if (Path(run_dir) / "curves.png").exists():
         shutil.copyfile(Path(run_dir) / "curves.png", folder / "curves.png")
         pictures.append("curves.png")
-    section = training_section([stage_facts(record)], pictures, dataset_facts(record))
-    evaluated = record.content_hash
-    if evaluated == content_hash(load_pretrained(SentenceTransformer, str(folder), "the model", device="cpu")):
-        section += f"\n\n{evaluated_mark(evaluated)}"  # what the run measured at its end, it measured on this model
+    facts, adapter, evaluated = stage_facts(record), read_adapter(folder) is not None, record.content_hash
+    if "adapter" in facts:
+        facts["adapter"] = f"{facts['adapter']}, {ALONE if adapter else MERGED}"
+    section = training_section([facts], pictures, dataset_facts(record), record.gains)
+    model = load_pretrained(SentenceTransformer, str(folder), "the model", device="cpu")
+    own = content_hash(model)
+    same = is_of_the_run(model, Path(run_dir), evaluated, list(PROBES)) if adapter else own == evaluated
+    if same and evaluated:  # what the run measured at its end, it measured on this model
+        section += f"\n\n{evaluated_mark(own)}"
+        card.text = card.text.replace(evaluated_mark(evaluated), evaluated_mark(own))
     card.text = replace_block(card.text, "training", section)
     (folder / "README.md").write_text(str(card), encoding="utf-8")
 
@@ -174,7 +188,9 @@ def prepare_card(
         InputError: a file is missing or broken, or the results belong to another model.
     """
     folder = Path(model_dir)
-    card = _load_card(folder)
+    card, adapter = _load_card(folder), read_adapter(folder)
+    if adapter:
+        card = fill_card(card, adapter, folder, Path(run_dir) if run_dir is not None else None)
     model = load_pretrained(SentenceTransformer, str(folder), "the model", device="cpu")
     evaluated = content_hash(model)
     if results is not None and Path(results).name != evaluated:
@@ -184,7 +200,11 @@ def prepare_card(
         )
     for key, value in (metadata or {}).items():
         card.data[key] = value
-    card.text = replace_usage(card.text, usage_section(model_id, prompts_of(model)))
+    onnx = (folder / "onnx" / "model.onnx").exists()
+    use = model_use(model, model_id, onnx, saved_lengths(folder))
+    if adapter:
+        use = dataclasses.replace(use, base=adapter.base_model_name_or_path, base_revision=adapter.revision)
+    card.text = replace_usage(card.text, usage_section(use))
     card.text = card.text.replace(PLACEHOLDER_ID, model_id)
     (folder / "README.md").write_text(str(card), encoding="utf-8")
     if run_dir is not None:
@@ -194,7 +214,8 @@ def prepare_card(
     measured = read_results(results, benchmark)
     own = ModelScores.of(model_id, task_scores(measured, benchmark), benchmark, model_facts(model))
     others = [row for row in comparison if row.model != model_id]
-    add_results(folder, measured, own, benchmark, evaluated=evaluated, comparison=others)
+    vectors = read_vector_rows(results, benchmark)
+    add_results(folder, measured, own, benchmark, evaluated=evaluated, comparison=others, vectors=vectors)
 
 
 def _load_card(folder: Path) -> ModelCard:

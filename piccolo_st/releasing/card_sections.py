@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from piccolo_st.evaluation import Benchmark, ModelScores
-from piccolo_st.modeling import Instructions
+from piccolo_st.evaluation import RESCORED, Benchmark, ModelScores, VectorRow
+from piccolo_st.releasing.model_use import ModelUse
+from piccolo_st.releasing.use_it_in import use_it_in
 
 _UNKNOWN = "–"
 COMMENTS = re.compile(r"<!--[^>]*\n.*?-->\n?", re.S)
@@ -43,7 +45,11 @@ def _cells(scores: ModelScores, benchmark: Benchmark, bold: bool) -> list[str]:
 
 
 def evaluation_section(
-    own: ModelScores, benchmark: Benchmark, others: Sequence[ModelScores] = (), content_hash: str | None = None
+    own: ModelScores,
+    benchmark: Benchmark,
+    others: Sequence[ModelScores] = (),
+    content_hash: str | None = None,
+    vectors: Sequence[VectorRow] = (),
 ) -> str:
     """The evaluation part: the table of averages, every task's main score, and whose results they are.
 
@@ -52,6 +58,7 @@ def evaluation_section(
         benchmark: the definition of tasks, main metrics and averages.
         others: models to compare it with, scored by the same definition.
         content_hash: of the model that was evaluated; stands in the card so that a release can check it.
+        vectors: what came of searching with small vectors.
     """
     if not own.scores and own.averages.overall is None:
         return "## 评测 · Evaluation\n\n还没有评测结果。\n\nNot evaluated yet."
@@ -78,9 +85,50 @@ def evaluation_section(
         lines += ["", "</details>"]
         if own.averages.missing:
             lines += ["", f"没有结果的任务 · Not evaluated: {', '.join(own.averages.missing)}."]
+    if vectors:
+        lines += ["", vectors_section(vectors)]
     if content_hash:
         lines += ["", evaluated_mark(content_hash)]
     return "\n".join(lines)
+
+
+_BINARY_SEARCH = """\
+```python
+from sentence_transformers.util.quantization import quantize_embeddings, semantic_search_faiss
+
+mean = documents.mean(axis=0)  # documents, queries: embeddings of length 1, cut to the dimension first
+bits = quantize_embeddings(documents - mean, "ubinary")
+hits, _ = semantic_search_faiss(queries - mean, bits, corpus_precision="ubinary", top_k=10, rescore_multiplier=4)
+```"""
+
+
+def vectors_section(rows: Sequence[VectorRow]) -> str:
+    """A table of searches with small vectors, a row for each size."""
+    cells = [
+        [
+            f"{row.dimension}",
+            row.precision,
+            f"{row.size:,}",
+            f"{row.score:.2f}",
+            _UNKNOWN if row.share is None else f"{row.share:.1f}",
+            _UNKNOWN if row.seconds is None else f"{row.seconds:.2g}",
+        ]
+        for row in rows
+    ]
+    header = ["Dimension", "Precision", "Bytes", "Retrieval", "% of float32", "Seconds (1,000 queries)"]
+    return "\n\n".join(
+        [
+            "### 小向量 · Small vectors",
+            "检索任务得分的平均。int8 按语料的取值范围量化；binary 每维一位，即是否大于语料在该维的均值：查询也减去"
+            f"这个均值，先按位找，再用查询向量给最近的 {RESCORED} 个重新排序。",
+            "The mean over the retrieval tasks. int8 is calibrated on the corpus. binary keeps one bit a dimension, "
+            "whether it is above the corpus' mean: the mean is taken off the queries too, the search goes by bits, and "
+            f"the nearest {RESCORED} are put in order with the query's own numbers. Every document is compared, with "
+            "faiss, on the machine that evaluated.",
+            markdown_table(header, cells),
+            *([_BINARY_SEARCH] if any(row.precision == "binary" for row in rows) else []),
+        ]
+    )
 
 
 def evaluated_mark(content_hash: str) -> str:
@@ -94,21 +142,35 @@ def evaluated_model(card: str) -> str | None:
     return match[1] if match else None
 
 
-def usage_section(model_id: str, instructions: Instructions) -> str:
-    """How to use the model without instructions and, where it has some, with its prompts and with them typed by hand.
+def usage_section(use: ModelUse) -> str:
+    """How to use the model, without and with its instructions, in sentence-transformers and in other programs."""
+    return f"{_with_sentence_transformers(use)}\n\n{use_it_in(use)}"
 
-    Args:
-        model_id: what the snippets load.
-        instructions: what goes before queries and passages; both are empty where it has none.
-    """
-    load = f'from sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("{model_id}")\n'
+
+def _for_its_base(use: ModelUse) -> str:
+    """What an adapter is for, in a sentence of each language; nothing for a whole model."""
+    if not use.base:
+        return ""
+    base = f"[{use.base}](https://huggingface.co/{use.base})"
+    at = f" (`{use.base_revision}`)" if use.base_revision else ""
+    return f"""
+这里只有适配器，不含基础模型 {base}{at} 的权重；sentence-transformers 6 和 PEFT 会一并下载它。
+
+This is an adapter alone, without the weights of its base {base}{at}, which sentence-transformers 6 and PEFT
+download with it.
+"""
+
+
+def _with_sentence_transformers(use: ModelUse) -> str:
+    """Without instructions and, where the model has some, with its prompts and with them typed by hand."""
+    load = f'from sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("{use.model_id}")\n'
     similarity = f"""\
 ## 使用 · Usage
 
 ```bash
-pip install -U sentence-transformers
+pip install -U sentence-transformers{" peft" if use.base else ""}
 ```
-
+{_for_its_base(use)}
 ### 相似度、聚类、分类 · Similarity, clustering, classification
 
 两段文本地位相同时，不加指令。
@@ -120,7 +182,7 @@ No instruction where both texts play the same part.
 embeddings = model.encode(sentences, normalize_embeddings=True)
 similarities = embeddings @ embeddings.T
 ```"""
-    query, document = instructions.query, instructions.document
+    query, document = use.instructions.query, use.instructions.document
     if not (query or document):
         return f"""\
 {similarity}
@@ -155,7 +217,10 @@ scores = query_embeddings @ passage_embeddings.T
 
 
 def training_section(
-    stages: Sequence[Mapping[str, object]], pictures: Sequence[str] = (), datasets: Sequence[Mapping[str, object]] = ()
+    stages: Sequence[Mapping[str, object]],
+    pictures: Sequence[str] = (),
+    datasets: Sequence[Mapping[str, object]] = (),
+    gains: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """A table with one column per stage and one row per fact that any stage has, in the order they first occur.
 
@@ -163,6 +228,7 @@ def training_section(
         stages: fact -> value, with the key "stage" for the column's title. Lists are joined with commas.
         pictures: paths of images below the model's directory.
         datasets: fact -> value of each dataset, all with the same facts, for a table with one row for each.
+        gains: what was gained and lost; see :class:`piccolo_st.releasing.RunRecord`.
     """
     lines = ["## 训练 · Training"]
     if stages:
@@ -173,9 +239,33 @@ def training_section(
     if datasets:
         rows = [[_text(value) for value in dataset.values()] for dataset in datasets]
         lines += ["", "### 数据 · Data", "", markdown_table(list(datasets[0]), rows)]
+    if gains:
+        lines += ["", "### 得与失 · Gained and lost", "", _GAINS, "", _gains_table(gains)]
     for picture in pictures:
         lines += ["", f"![{picture.rsplit('/', 1)[-1].rsplit('.', 1)[0]}]({picture})"]
     return "\n".join(lines)
+
+
+_GAINS = (
+    "训练之前与之后，单位为百分比；区间是 95% 的成对自助法区间，不含 0 的差别才算数。\n\n"
+    "Before and after training, in percent, with paired bootstrap intervals of 95%; a difference whose interval holds "
+    "0 may be chance."
+)
+
+
+def _gains_table(gains: Sequence[Mapping[str, Any]]) -> str:
+    cells = [
+        [
+            f"{row['of']}: {row['task']}",
+            row["metric"] or _UNKNOWN,
+            f"{row['before']:.2f}",
+            f"{row['after']:.2f}",
+            f"{row['after'] - row['before']:+.2f}",
+            f"{row['low']:+.2f} to {row['high']:+.2f}",
+        ]
+        for row in gains
+    ]
+    return markdown_table(["Task", "Metric", "Before", "After", "Difference", "95% interval"], cells)
 
 
 def _text(value: object) -> str:

@@ -1,13 +1,16 @@
 """What a model directory has to satisfy before it is published, one :class:`Check` each.
 
 1. files: nothing but what a published model consists of; no secrets, no paths of this machine.
-2. portable: every consumer that ``check_portable`` knows would load it (ONNX only where an ONNX file is there). One
-   that knows nothing of the model's Dense module is named and does not stop a release.
+2. portable: every consumer that ``check_portable`` knows would load it (those that read nothing but an ONNX file only
+   where there is one). One that knows nothing of the model's Dense module is named and does not stop a release.
 3. loads, embeddings: stock sentence-transformers loads it; its embeddings are finite, not zero, of length 1 when
    normalised; and the same after it is saved and loaded again.
 4. card: its metadata are complete and valid, it loads the model by the id it is published under, and its
    instructions are the model's prompts.
 5. results: the results in the card were measured on these weights.
+
+Of an adapter that is released as it is, "base" stands in the place of "portable": others can load what it is for. Its
+embeddings must be those that PEFT gives on the base, at the commit that it notes.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -25,7 +29,18 @@ from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 
 from piccolo_st.errors import InputError, reason
-from piccolo_st.modeling import PRESETS, check_portable, content_hash, find_leaks, release_files, save_portable
+from piccolo_st.modeling import (
+    ONNX_READERS,
+    PRESETS,
+    check_portable,
+    content_hash,
+    find_leaks,
+    load_pretrained,
+    release_files,
+    save_portable,
+    settle_adapter,
+)
+from piccolo_st.releasing.adapter_card import MERGED, Adapter, base_problems, metadata_problems, read_adapter
 from piccolo_st.releasing.card import PLACEHOLDER_ID
 from piccolo_st.releasing.card_sections import evaluated_model
 
@@ -91,6 +106,7 @@ def check_release(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     foreign_results: bool = False,
+    adapter: bool = False,
 ) -> ReleaseChecks:
     """Run every check; see the module docstring.
 
@@ -100,9 +116,10 @@ def check_release(
         include: see :func:`piccolo_st.modeling.portable.contents.release_files`.
         exclude: the same.
         foreign_results: accept results in the card that name no model they were measured on.
+        adapter: whether it is an adapter that is to be published as it is.
     """
     try:
-        files = release_files(model_dir, include, exclude)
+        files = release_files(model_dir, include, exclude, adapter)
     except InputError as error:
         return ReleaseChecks((), (Check("files", (str(error),)),))
     return ReleaseChecks(tuple(files), tuple(_checks(Path(model_dir), files, repo_id, foreign_results)))
@@ -110,9 +127,13 @@ def check_release(
 
 def _checks(folder: Path, files: Sequence[str], repo_id: str, foreign_results: bool) -> Iterator[Check]:
     yield Check("files", tuple(find_leaks(folder, files)))
-    problems, limits = portable_problems(folder, onnx=any(name.startswith("onnx/") for name in files))
-    remedy = "save the model with piccolo_st.save_portable"
-    yield Check("portable", tuple(f"{problem}; {remedy}" for problem in problems), limits)
+    adapter = read_adapter(folder)
+    if adapter:
+        yield Check("base", tuple(base_problems(adapter, folder)))
+    else:
+        problems, limits = portable_problems(folder, onnx=any(name.startswith("onnx/") for name in files))
+        remedy = "save the model with piccolo_st.save_portable"
+        yield Check("portable", tuple(f"{problem}; {remedy}" for problem in problems), limits)
     try:
         model = SentenceTransformer(str(folder), device="cpu")
     except Exception as error:  # whatever stops it from loading is the finding
@@ -120,9 +141,11 @@ def _checks(folder: Path, files: Sequence[str], repo_id: str, foreign_results: b
         return
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    yield Check("loads")
-    yield Check("embeddings", tuple(_embedding_problems(model)))
-    yield Check("card", tuple(_card_problems(text, repo_id, model)))
+    yield Check("loads", note=_what_it_is(adapter, text))
+    vectors = _embed(model)
+    other = _adapter_problems(folder) if adapter else _saving_problems(model, vectors)
+    yield Check("embeddings", (*_embedding_problems(model, vectors), *other))
+    yield Check("card", tuple(_card_problems(text, repo_id, model, adapter)))
     yield Check("results", tuple(_result_problems(text, model, foreign_results)))
 
 
@@ -131,12 +154,12 @@ def portable_problems(folder: Path, onnx: bool) -> tuple[list[str], str]:
 
     Args:
         folder: a saved model.
-        onnx: whether ONNX is among the consumers.
+        onnx: whether those are among the consumers that read nothing but the ONNX file.
     """
     problems: dict[str, list[str]] = {}
     limits: dict[str, list[str]] = {}
     for report in check_portable(folder):
-        if onnx or report.consumer != "ONNX":
+        if onnx or report.consumer not in ONNX_READERS:
             for said, where in ((report.problems, problems), (report.limits, limits)):
                 for one in said:
                     where.setdefault(one, []).append(report.consumer)
@@ -146,13 +169,20 @@ def portable_problems(folder: Path, onnx: bool) -> tuple[list[str], str]:
     )
 
 
+def _what_it_is(adapter: Adapter | None, card: str) -> str:
+    """Which of the two that a run with an adapter leaves is released; nothing of a run without one."""
+    if adapter is None:
+        return "the whole model, with the adapter of its run merged" if MERGED in card else ""
+    at = f" at {adapter.revision[:8]}" if adapter.revision else ""
+    return f"an adapter alone, for {adapter.base_model_name_or_path}{at}; sentence-transformers 6 and PEFT load it"
+
+
 def _embed(model: SentenceTransformer) -> np.ndarray:
     return np.asarray(model.encode(list(PROBES), show_progress_bar=False), dtype=np.float32)
 
 
-def _embedding_problems(model: SentenceTransformer) -> Iterator[str]:
-    before = _embed(model)
-    for text, vector in zip(PROBES, before, strict=True):
+def _embedding_problems(model: SentenceTransformer, vectors: np.ndarray) -> Iterator[str]:
+    for text, vector in zip(PROBES, vectors, strict=True):
         if not np.isfinite(vector).all():
             yield f"the embedding of {text[:20]!r} has NaN or infinite numbers; the weights are broken"
         elif not vector.any():
@@ -161,6 +191,28 @@ def _embedding_problems(model: SentenceTransformer) -> Iterator[str]:
     worst = float(np.abs(np.linalg.norm(normalised, axis=1) - 1).max())
     if not worst < 2e-3:  # float16 rounds a length of 1 by up to 5e-4
         yield f"normalised embeddings differ from length 1 by {worst:.1e}"
+
+
+def _adapter_problems(folder: Path) -> Iterator[str]:
+    """What stock sentence-transformers makes of an adapter, beside PEFT's own reading of it, both in float32."""
+    options: Any = {"device": "cpu", "model_kwargs": {"dtype": "float32"}}
+    stock = _embed(SentenceTransformer(str(folder), **options))
+    try:
+        model = load_pretrained(SentenceTransformer, str(folder), "the adapter", **options)
+        settle_adapter(model, str(folder), None, None, {"dtype": "float32"})
+    except InputError as error:
+        yield str(error)
+        return
+    own = _embed(model)
+    difference = float(np.abs(stock - own).max() / max(float(np.abs(own).max()), 1e-12))
+    if not difference < 1e-4:
+        yield (
+            f"sentence-transformers gives other vectors for the adapter than PEFT, by {difference:.1e} of their size; "
+            "release the whole model of the run, which has it merged"
+        )
+
+
+def _saving_problems(model: SentenceTransformer, before: np.ndarray) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="piccolo_st_release_") as folder:
         try:
             save_portable(model, folder, create_model_card=False)
@@ -173,7 +225,7 @@ def _embedding_problems(model: SentenceTransformer) -> Iterator[str]:
         yield f"after saving and loading again the embeddings differ by up to {difference:.1e}"
 
 
-def _card_problems(text: str, repo_id: str, model: SentenceTransformer) -> Iterator[str]:
+def _card_problems(text: str, repo_id: str, model: SentenceTransformer, adapter: Adapter | None) -> Iterator[str]:
     if not text:
         yield "README.md is missing; save the model with its card"
         return
@@ -191,6 +243,8 @@ def _card_problems(text: str, repo_id: str, model: SentenceTransformer) -> Itera
     ):
         if not data.get(key):
             yield f"the metadata of README.md have no {key}; add for example {key}: {example}"
+    if adapter:
+        yield from metadata_problems(adapter, data)
     if PLACEHOLDER_ID in text:
         yield f"README.md loads {PLACEHOLDER_ID!r} instead of {repo_id!r}; fill it in with --fill-card"
     elif f'SentenceTransformer("{repo_id}"' not in text:

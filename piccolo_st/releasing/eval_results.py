@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import fsum
 
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
@@ -31,6 +32,9 @@ def eval_results(results: Iterable[TaskResult]) -> list[EvalResult]:
 def eval_result_files(results: Iterable[TaskResult], benchmark: Benchmark) -> dict[str, str]:
     """The Hub's newer convention: ``.eval_results/Task.yaml`` -> its text, one file per task, main scores only.
 
+    As mteb writes them: an entry for each split, and one for the whole task, called by its name, where it has no other
+    subsets and every split is there.
+
     Args:
         results: the results; those whose task the benchmark does not have, or whose data is not on the Hub, are
             left out.
@@ -39,18 +43,24 @@ def eval_result_files(results: Iterable[TaskResult], benchmark: Benchmark) -> di
     found = counted(results, benchmark)
     files = {}
     for task in benchmark.tasks:
+        measured = [(result, result.metrics[task.card_metric]) for result in found[task.name]]
+        on_hub = [(result, value) for result, value in measured if "/" in result.dataset_type]
+        places = [(f"{task.name}_{task.subset}_{result.split}", result, value) for result, value in on_hub]
+        if (
+            on_hub and len(on_hub) == len(task.splits) and task.subset == "default"
+        ):  # of all subsets: the task as a whole
+            places.append((task.name, on_hub[0][0], fsum(value for _, value in on_hub) / len(on_hub)))
         entries = [
             EvalResultEntry(
                 dataset_id=result.dataset_type,
-                task_id=f"{task.name}_{task.subset}_{result.split}",
-                value=round(result.metrics[task.card_metric], 5),
+                task_id=place,
+                value=round(value, 5),
                 dataset_revision=result.revision if result.revision != "None" else None,
                 source_url="https://github.com/embeddings-benchmark/mteb",
                 source_name="mteb",
                 notes=f"{task.card_metric}, {benchmark.name}",
             )
-            for result in found[task.name]
-            if "/" in result.dataset_type
+            for place, result, value in places
         ]
         if entries:
             text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)

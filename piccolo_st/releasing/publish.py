@@ -8,8 +8,9 @@
 4. download the commit afresh; compare every file's hash, and the embeddings;
 5. set the tag; make the repository public if that was asked for.
 
-Whatever fails, the same command goes on from there: what is there already is recognised and not sent again. The
-token is huggingface_hub's own affair (``hf auth login`` or HF_TOKEN) and no part of any message.
+Every request has a timeout, all together a deadline (:mod:`piccolo_st.hub`). Whatever fails, the same command
+goes on from there: what is there already is recognised and not sent again. The token is huggingface_hub's own affair
+(``hf auth login`` or HF_TOKEN) and no part of any message.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError
 
 from piccolo_st.errors import InputError
+from piccolo_st.hub import SILENCE, deadline, hub_reason
 from piccolo_st.releasing.checks import check_release, embed
 from piccolo_st.releasing.diff import RemoteDiff, describe_movement, diff_remote, file_changes, remote_files, sha256
-from piccolo_st.releasing.push import hub_reason
 
 
 class ReleaseError(InputError):
@@ -61,6 +62,10 @@ class ReleaseOptions:
         exclude: patterns of files to leave out.
         delete: patterns of remote files to delete that the release does not have.
         foreign_results: publish a card whose results name no model they were measured on.
+        adapter: publish an adapter of PEFT as it is, for its base, instead of a whole model.
+        deadline: seconds that all requests may take together; by default 600, and 4 for every MB of the release
+            (it is sent and read back). hf-xet's transfers are not cut short by it.
+        timeout: seconds in which the Hub must connect, take or send something.
         endpoint: the Hub; HF_ENDPOINT or huggingface.co by default.
         say: receives every message.
     """
@@ -76,6 +81,9 @@ class ReleaseOptions:
     exclude: Sequence[str] = ()
     delete: Sequence[str] = ()
     foreign_results: bool = False
+    adapter: bool = False
+    deadline: float | None = None
+    timeout: float = SILENCE
     endpoint: str | None = None
     say: Callable[[str], None] = print
 
@@ -132,6 +140,7 @@ def release(model_dir: str | Path, repo_id: str, options: ReleaseOptions | None 
         include=options.include,
         exclude=options.exclude,
         foreign_results=options.foreign_results,
+        adapter=options.adapter,
     )
     options.say(f"{found}\n")
     if found.problems:
@@ -151,6 +160,13 @@ def publish_folder(
         options: see :class:`ReleaseOptions`.
         repo_type: "model", or "space" for a gradio Space, whose embeddings are not compared.
     """
+    size = sum((folder / name).stat().st_size for name in files)
+    seconds = 600 + 4e-6 * size if options.deadline is None else options.deadline
+    with deadline(seconds, options.timeout):
+        return _publish(folder, files, repo_id, options, repo_type)
+
+
+def _publish(folder: Path, files: Sequence[str], repo_id: str, options: ReleaseOptions, repo_type: str) -> Release:
     api, say, revision, tag = HfApi(endpoint=options.endpoint), options.say, options.revision, options.tag
 
     def look() -> RemoteDiff:
@@ -300,6 +316,8 @@ def _farewell(diff: RemoteDiff, commit: str, pr_url: str | None, options: Releas
         return f"{released} The Hub builds the Space and starts it."
     at = options.tag or (commit if pr_url or diff.revision != "main" else None)
     argument = f', revision="{at}"' if at else ""
+    if at and options.adapter:  # sentence-transformers looks there for the other files alone
+        argument += f', model_kwargs={{"adapter_kwargs": {{"revision": "{at}"}}}}'
     return (
         f"{released}\n\nfrom sentence_transformers import SentenceTransformer\n\n"
         f'model = SentenceTransformer("{diff.repo_id}"{argument})'

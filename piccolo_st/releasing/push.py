@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,12 +23,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, get_token
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
 from piccolo_st.errors import InputError
+from piccolo_st.hub import finite_waits, hub_reason
 from piccolo_st.modeling import find_leaks, problems, split_files
 from piccolo_st.releasing.checks import portable_problems
 
@@ -57,7 +57,6 @@ def push_checkpoint(
     state_path: str | None = None,
     portable: bool = True,
     token: str | None = None,
-    api: HfApi | None = None,
 ) -> CommitInfo:
     """Push a saved checkpoint in one commit.
 
@@ -71,7 +70,6 @@ def push_checkpoint(
         message: the commit's title.
         revision: the branch, "main" by default.
         token: in place of the one that huggingface_hub is logged in with.
-        api: the Hub to push to.
 
     Raises:
         InputError: the model is not portable, or a file of it holds a secret or a path of this machine, or one of the
@@ -92,8 +90,8 @@ def push_checkpoint(
     operations = _additions(folder, files)
     if state_path:
         operations += _additions(folder, state, state_path)
-    api = api or HfApi(token=token)
-    return api.create_commit(repo_id, operations, commit_message=message, revision=revision, token=token)
+    finite_waits()
+    return HfApi(token=token).create_commit(repo_id, operations, commit_message=message, revision=revision)
 
 
 def _additions(folder: Path, names: Sequence[str], below: str = "") -> list[CommitOperationAdd]:
@@ -116,6 +114,7 @@ class PortablePushes(_Base):
         """Make the repository, as the stock trainer does at its start."""
         token = token if token is not None else self.args.hub_token
         remedy = "mend that, or train without train.push_to_hub and publish with python -m piccolo_st release"
+        finite_waits()
         with _explained(f"making the repository {self.args.hub_model_id or 'for the pushes'}", token, remedy):
             super().init_hf_repo(token=token, private=private)
 
@@ -159,7 +158,7 @@ class PortablePushes(_Base):
         token: str | None = None,
         revision: str | None = None,
         private: bool | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Any:
         """Save the model and push it in one commit; the arguments are those of ``Trainer.push_to_hub``."""
         token = token if token is not None else self.args.hub_token
@@ -216,42 +215,3 @@ def _explained(step: str, token: str | None, remedy: str) -> Iterator[None]:
         raise InputError(f"{step} failed: {error}; {remedy}") from error
     except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
         raise InputError(f"{step} failed: {hub_reason(error, token)}; {remedy}") from None
-
-
-def hub_reason(error: BaseException, token: str | None = None) -> str:
-    """What went wrong, in a sentence; without credentials, signatures of storage addresses and request ids.
-
-    Args:
-        error: what the Hub or the network raised.
-        token: a token that was used in place of the one that huggingface_hub is logged in with.
-    """
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    if any(isinstance(link, LocalTokenNotFoundError) for link in chain):
-        return "there is no token; log in with `hf auth login` or set HF_TOKEN"
-    for link in chain:
-        if isinstance(link, HfHubHTTPError) and link.response is not None:
-            status = link.response.status_code
-            said = f": {_clean(link.server_message, token)}" if link.server_message else ""
-            waiting = link.response.headers.get("Retry-After")
-            meaning = {
-                401: "the Hub does not accept the token, or there is none; log in with `hf auth login` or set HF_TOKEN",
-                403: "the token may not write there; use one with write access to that organisation",
-                404: "the Hub does not know it, or does not show it to this token",
-                409: "it conflicts with something that is going on or there already",
-                413: "a file or the request is larger than the Hub accepts",
-                429: f"too many requests; wait {waiting or 'some'} seconds",
-            }.get(status, "the Hub failed" if status >= 500 else "the Hub refused")
-            return f"{meaning} (HTTP {status}{said})"
-    last = chain[-1]
-    return _clean(f"{type(last).__name__}: {last}", token)
-
-
-def _clean(text: str, token: str | None = None) -> str:
-    text = " ".join(str(text).split())
-    for secret in filter(None, (token, get_token())):
-        text = text.replace(secret, "***")
-    return re.sub(r"\?[^\s'\")]+", "", text)[:300].rstrip(".")

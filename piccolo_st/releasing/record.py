@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -22,11 +22,13 @@ import torch
 import yaml
 
 from piccolo_st.cache import write_whole
+from piccolo_st.config import read_yaml
 from piccolo_st.data import DatasetReport, DatasetSpec
 from piccolo_st.environment import versions
-from piccolo_st.errors import InputError, reason
+from piccolo_st.errors import InputError, shown
 from piccolo_st.evaluation import evaluations
 from piccolo_st.redaction import redact
+from piccolo_st.stored import parse_json, read_json
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
@@ -87,6 +89,8 @@ class RunRecord:
         seconds: of training, over all the times that the run was started.
         content_hash: of the model that it left.
         evaluations: one mapping for each search of the held-out queries.
+        gains: a mapping for each task that the start and the model it left were compared on: "of", the set of tasks,
+            "task", "metric", "before", "after", and "low" and "high", the interval of the difference, in percent.
         measured: anything else, name -> value.
         log: the trainer's log history.
     """
@@ -105,8 +109,9 @@ class RunRecord:
     seconds: float | None = None
     content_hash: str | None = None
     evaluations: Sequence[Mapping[str, float]] = ()
+    gains: Sequence[Values] = ()
     measured: Values = field(default_factory=dict)
-    log: Sequence[Mapping[str, float]] = ()
+    log: Sequence[Values] = ()
 
     @classmethod
     def of(cls, configuration: Mapping[str, Values], trainer: Trainer, **facts: Any) -> RunRecord:
@@ -153,16 +158,22 @@ class RunRecord:
         Raises:
             InputError: a file is missing or broken.
         """
-        configuration, facts = _read(folder / CONFIGURATION, yaml.safe_load), _read(folder / FACTS, json.loads)
-        known = {item.name for item in dataclasses.fields(cls)} - {"configuration"}
-        found = {name: value for name, value in facts.items() if name in known}
-        own = {item.name for item in dataclasses.fields(DatasetRecord)}
-        datasets = {
-            name: DatasetRecord(**{key: value for key, value in content.items() if key in own})
-            for name, content in found.pop("datasets", {}).items()
-        }
-        sections = {name: section or {} for name, section in configuration.items()}
-        return cls(**{"versions": {}, **found}, configuration=sections, datasets=datasets)
+        remedy = "name the output directory of a run that has ended"
+        configuration = _sections(folder / CONFIGURATION, remedy)
+        # What a record does not say of the versions, it does not know; this machine's are another's.
+        facts = {"versions": {}, **read_json(folder / FACTS, dict[str, object], remedy)}
+        return dataclasses.replace(
+            parse_json(json.dumps(facts).encode(), cls, str(folder / FACTS), remedy), configuration=configuration
+        )
+
+
+def _sections(path: Path, remedy: str) -> dict[str, dict[str, object]]:
+    if not path.exists():
+        raise InputError(f"{path} does not exist; {remedy}")
+    content = read_yaml(path)
+    if wrong := [name for name, section in content.items() if not isinstance(section, dict | None)]:
+        raise InputError(f"section {wrong[0]!r} in {path} must be a mapping, got {shown(content[wrong[0]])}; {remedy}")
+    return {str(name): section if isinstance(section, dict) else {} for name, section in content.items()}
 
 
 def precision(args: TrainingArguments, model: torch.nn.Module) -> str:
@@ -201,17 +212,3 @@ def engine(trainer: Trainer) -> str:
 
 def _loss(loss: torch.nn.Module) -> dict[str, object]:
     return {"name": type(loss).__name__, **getattr(loss, "get_config_dict", dict)()}
-
-
-def _read(path: Path, load: Callable[[str], object]) -> dict[str, Any]:
-    try:
-        content = load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; name the output directory of a run that has ended") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read: {reason(error)}; name the output directory of a run") from None
-    if not isinstance(content, dict):
-        raise InputError(
-            f"{path} must hold a mapping, got {type(content).__name__}; name the output directory of a run"
-        )
-    return content

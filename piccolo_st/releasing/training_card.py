@@ -9,7 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset, DatasetDict
 from sentence_transformers.sentence_transformer.model_card import SentenceTransformerModelCardCallback
+
+from piccolo_st.data import StreamedTable
 
 
 class TrainingCardCallback(SentenceTransformerModelCardCallback):
@@ -19,6 +22,10 @@ class TrainingCardCallback(SentenceTransformerModelCardCallback):
         """Collect what is known of the datasets and losses."""
         card = named["model"].model_card_data
         chosen = list(card.widget), card.usage_examples
+        if not card.widget and isinstance(sets := named["trainer"].train_dataset, DatasetDict):
+            heads = {name: _head(dataset) for name, dataset in sets.items()}
+            if any(heads[name] is not sets[name] for name in sets):
+                card.set_widget_examples(DatasetDict(heads))
         super().on_init_end(*arguments, **named)
         if getattr(arguments[0], "card_samples", False):
             return
@@ -33,6 +40,11 @@ class TrainingCardCallback(SentenceTransformerModelCardCallback):
         card = named["model"].model_card_data
         for settings in (card.all_hyperparameters, card.non_default_hyperparameters):
             settings.update({name: neutral(value) for name, value in settings.items()})
+
+
+def _head(dataset: Dataset) -> Dataset:
+    """The first rows of a streamed dataset, of which sentence-transformers would draw a thousand from everywhere."""
+    return dataset.select(range(min(len(dataset), 1000))) if isinstance(dataset.data, StreamedTable) else dataset
 
 
 def neutral(value: object) -> object:

@@ -7,11 +7,12 @@ P parameters of an encoder with L layers of width h and feed-forward width f, on
     gradients       b P
     optimizer       8 P          AdamW's two moments, under DeepSpeed with half weights 4 P more for float32 masters,
                                  2 b P where model.dtype is half; ZeRO-1: over W
+    an adapter      (lora.rank) has gradients, moments and bytes on the wire of its own weights alone, in float32 but
+                    under DeepSpeed with fp16 or bf16; the rest is P as above, in 4 bits 0.52 bytes for a number of a
+                    linear layer. What DoRA keeps beside it is not counted
     activations     of the texts that one backward pass covers, T tokens (a step's, or with caching a mini-batch's):
-                    one layer keeps 8 h + 2 f numbers a token: the inputs of its products and of its two LayerNorms,
-                    queries, keys, values and what attention returns (fused attention keeps no scores), the feed-forward
-                    before and after GELU; dropout keeps 3 masks of a byte a number. With checkpointing, all layers keep
-                    their h input numbers and one layer at a time the rest
+                    what one layer keeps of a token (``shape.py``) times L. With checkpointing, all layers keep their h
+                    input numbers and one layer at a time the rest
     embeddings      of all ranks and their gradients, float32: the loss sees every row, tile by tile
 
     gradients, sent by a rank      2 (W-1)/W b P    ring all-reduce; ZeRO-1: reduce-scatter, then all-gather of weights
@@ -24,86 +25,19 @@ are counted as if every text had its longest length unless ``query_tokens`` and 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass
 
 from piccolo_st.data import parse_mixture
 from piccolo_st.errors import InputError
-from piccolo_st.modeling import EncoderSettings, load_pretrained
 from piccolo_st.tables import table
-from piccolo_st.training.arguments import DataArguments, FinetuneConfig, ModelArguments, PlanArguments
+from piccolo_st.training.arguments import DataArguments, ModelArguments, PlanArguments
+from piccolo_st.training.sections import FinetuneSections
+from piccolo_st.training.shape import EncoderShape, encoder_shape
 from piccolo_st.training.unread import unread
 
 GIB = 1024**3
 _FLOAT = 4
-
-
-@dataclass(frozen=True)
-class EncoderShape:
-    """The numbers of a BERT that decide its size.
-
-    Attributes:
-        layers, hidden_size, heads, intermediate_size, vocab_size: as in its configuration.
-        positions: rows of the position table.
-        types: rows of the token type table.
-        dropout: whether it trains with dropout.
-        dimension: width of a linear layer behind the pooling; None: there is none.
-    """
-
-    layers: int
-    hidden_size: int
-    heads: int
-    intermediate_size: int
-    vocab_size: int
-    positions: int = 512
-    types: int = 2
-    dropout: bool = True
-    dimension: int | None = None
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any], dimension: int | None = None) -> EncoderShape:
-        """From a mapping as ``plan.encoder`` or ``model.build`` holds it; further keys of the latter are not read.
-
-        Raises:
-            InputError: a size is missing.
-        """
-        known = {item.name for item in fields(cls)}
-        taken = {key: value for key, value in values.items() if key in known}
-        needed = ("layers", "hidden_size", "heads", "intermediate_size", "vocab_size")
-        if any(name not in taken for name in needed):
-            raise InputError(
-                f"the shape of the encoder must have {', '.join(needed)}, got {', '.join(values) or 'none'}; give all "
-                "of them as plan.encoder, or a model that can be read"
-            )
-        taken["dropout"] = bool(taken.get("dropout", True))
-        if "max_positions" in values:
-            taken["positions"] = values["max_positions"]
-        return cls(**{**taken, "dimension": dimension})
-
-    @property
-    def parameters(self) -> int:
-        """Weights of the encoder, the pooler that BERT carries along, and the layer behind the pooling."""
-        h, f = self.hidden_size, self.intermediate_size
-        embeddings = (self.vocab_size + self.positions + self.types) * h + 2 * h
-        layer = 4 * (h * h + h) + 2 * h * f + f + h + 4 * h
-        dense = 0 if self.dimension is None else h * self.dimension + self.dimension
-        return embeddings + self.layers * layer + h * h + h + dense
-
-    def kept(self, tokens: int, width: int, checkpointing: bool) -> int:
-        """Bytes that autograd keeps for ``tokens`` tokens in numbers of ``width`` bytes."""
-        h, f = self.hidden_size, self.intermediate_size
-        layer = (8 * h + 2 * f) * width + (3 * h if self.dropout else 0)
-        ends = 3 * h * width  # the embeddings before and after their LayerNorm, and what is pooled
-        if checkpointing:
-            return tokens * (ends + self.layers * h * width + layer)
-        return tokens * (ends + self.layers * layer)
-
-    def flops(self, tokens: int, length: float, forwards: int) -> float:
-        """Floating-point operations of so many tokens in texts of a mean length: forward passes and one backward."""
-        h, f = self.hidden_size, self.intermediate_size
-        products = self.layers * (4 * h * h + 2 * h * f + 2 * length * h)
-        return 2.0 * tokens * products * (forwards + 2)
+_FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)  # a number; a byte for 64 of them, and a float for 256 such bytes
 
 
 @dataclass(frozen=True)
@@ -111,7 +45,8 @@ class Estimate:
     """What a run needs; sizes in bytes, of one process.
 
     Attributes:
-        parameters: trained numbers.
+        parameters: numbers of the model.
+        trained: those of them, or of its adapter, that are trained.
         weights, gradients, optimizer, activations, embeddings: memory.
         gradients_sent, embeddings_sent: bytes that a process sends in one step, in ring collectives.
         steps, samples: of the whole run; a sample is a row.
@@ -121,6 +56,7 @@ class Estimate:
     """
 
     parameters: int
+    trained: int
     weights: int
     gradients: int
     optimizer: int
@@ -149,7 +85,8 @@ class Estimate:
             "activations": "set loss.mini_batch_num_tokens (or lower it), train.activation_checkpointing, or lower "
             "data.batch_size",
             "optimizer": "use ZeRO stage 1 (plan.zero_stage 1) on more processes",
-            "weights": "train in fp16 or bf16 under DeepSpeed, or take a smaller encoder",
+            "weights": "train in fp16 or bf16 under DeepSpeed, or an adapter (lora.rank) on weights in model.dtype "
+            "bfloat16 or in 4 bits, or take a smaller encoder",
             "embeddings": "lower data.batch_size, or use fewer processes",
         }[largest]
         raise InputError(
@@ -169,7 +106,7 @@ class Estimate:
         if self.hours is not None:
             hours = f"{self.hours:,.1f}, assuming {self.assumption}"
         lines = [
-            f"parameters  {self.parameters:,}",
+            f"parameters  {self.parameters:,}" + f", {self.trained:,} trained" * (self.trained != self.parameters),
             f"steps       {self.steps:,}, {self.samples:,} rows in all",
             f"tokens      {self.tokens_per_step:,} a step and process, at most",
             f"hours       {hours}",
@@ -177,7 +114,7 @@ class Estimate:
         return "\n\n".join([memory, traffic, "\n".join(lines)])
 
 
-def estimate(config: FinetuneConfig, shape: EncoderShape) -> Estimate:
+def estimate(config: FinetuneSections, shape: EncoderShape) -> Estimate:
     """What a run needs.
 
     Args:
@@ -193,8 +130,17 @@ def estimate(config: FinetuneConfig, shape: EncoderShape) -> Estimate:
     half = plan.zero_stage > 0 and (train.fp16 or train.bf16)
     width = 2 if half or model.dtype in ("bfloat16", "float16") else _FLOAT
     moment = _FLOAT if half else width
-    parameters = shape.parameters
-    masters = _FLOAT * parameters if half else 0
+    parameters = trained = shape.parameters
+    weights = width * parameters
+    trained_width = width
+    if (lora := config.lora if config.lora.rank is not None else None) is not None:
+        trained, trained_width = shape.adapter(lora), width if half else _FLOAT
+        moment = _FLOAT
+        if lora.load_in_4bit:
+            linear = sum(wide * high for _, wide, high in shape.linears) * shape.layers
+            weights = round(width * (parameters - linear) + _FOUR_BITS * linear)
+        weights += trained_width * trained
+    masters = _FLOAT * trained if half else 0
     shard = world if plan.zero_stage >= 1 else 1
 
     query, document = _longest(model, data)
@@ -208,7 +154,7 @@ def estimate(config: FinetuneConfig, shape: EncoderShape) -> Estimate:
     elif loss.mini_batch_size is not None:
         covered = min(covered, loss.mini_batch_size * longest)
     # Under autocast most saved numbers are half as well, LayerNorm's inputs are not.
-    kept_width = 2 if train.fp16 or train.bf16 else _FLOAT
+    kept_width = 2 if train.fp16 or train.bf16 or model.dtype in ("bfloat16", "float16") else _FLOAT
     checkpointing = bool(train.activation_checkpointing)
     dimension = shape.dimension or shape.hidden_size
     own = rows * texts * dimension * _FLOAT
@@ -231,12 +177,13 @@ def estimate(config: FinetuneConfig, shape: EncoderShape) -> Estimate:
         assumption = f"{plan.mfu:.0%} of {plan.peak_tflops:g} TFLOP/s, recomputation counted"
     return Estimate(
         parameters=parameters,
-        weights=width * parameters,
-        gradients=width * parameters,
-        optimizer=(2 * moment * parameters + masters) // shard,
-        activations=shape.kept(covered, kept_width, checkpointing),
+        trained=trained,
+        weights=weights,
+        gradients=trained_width * trained,
+        optimizer=(2 * moment * trained + masters) // shard,
+        activations=shape.kept(covered, kept_width, checkpointing, lora),
         embeddings=2 * own * world,
-        gradients_sent=round(2 * (world - 1) / world * width * parameters),
+        gradients_sent=round(2 * (world - 1) / world * trained_width * trained),
         embeddings_sent=2 * (world - 1) * own * train.gradient_accumulation_steps,
         steps=steps,
         samples=steps * samples_per_step,
@@ -259,39 +206,7 @@ def _tokens(query: int, document: int, plan: PlanArguments) -> int:
     return query + document * (1 + plan.negatives)
 
 
-def encoder_shape(config: FinetuneConfig) -> EncoderShape:
-    """The shape that ``plan.encoder``, ``model.build`` or the configuration of ``model.name_or_path`` says.
-
-    Raises:
-        InputError: none of them can be read.
-    """
-    shape = _given_shape(config)
-    return replace(shape, positions=max(shape.positions, config.model.positions or 0))
-
-
-def _given_shape(config: FinetuneConfig) -> EncoderShape:
-    model, plan = config.model, config.plan
-    if plan.encoder:
-        return EncoderShape.of(plan.encoder, model.dimension)
-    if not model.name_or_path:
-        return EncoderShape.of(vars(model.build or EncoderSettings()), model.dimension)
-    from transformers import AutoConfig
-
-    place = "the configuration of model.name_or_path"
-    remedy = "give the encoder's shape as plan.encoder: {layers: ..., hidden_size: ...}"
-    found = load_pretrained(
-        AutoConfig.from_pretrained, model.name_or_path, place, remedy=remedy, revision=model.revision
-    )
-    names = {
-        "layers": "num_hidden_layers", "hidden_size": "hidden_size", "heads": "num_attention_heads",
-        "intermediate_size": "intermediate_size", "vocab_size": "vocab_size", "positions": "max_position_embeddings",
-        "types": "type_vocab_size", "dropout": "hidden_dropout_prob",
-    }  # fmt: skip
-    values = {name: getattr(found, theirs) for name, theirs in names.items() if hasattr(found, theirs)}
-    return EncoderShape.of(values, model.dimension)
-
-
-def show_plan(config: FinetuneConfig) -> str:
+def show_plan(config: FinetuneSections) -> str:
     """What a run needs, as text.
 
     Raises:

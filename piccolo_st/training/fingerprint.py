@@ -26,6 +26,8 @@ from sentence_transformers.base.model import BaseModel
 from torch import nn
 from transformers import TrainingArguments
 
+from piccolo_st.data import StreamedTable
+from piccolo_st.modeling.fingerprint import sampled_hash
 from piccolo_st.redaction import redact
 
 # Training arguments that change a weight. What only changes logs, evaluation or when a checkpoint is written is absent.
@@ -47,7 +49,7 @@ _DECISIVE = (
     "warmup_steps",
     "weight_decay",
 )
-_SAMPLED_ROWS, _SAMPLED_NUMBERS = 256, 256
+_SAMPLED_ROWS = 256
 # Further arguments that change numbers: among those of the trainer, since a version that has them compares them only.
 _ARGUMENTS = (
     "batch_sampler",
@@ -127,14 +129,17 @@ def changes(before: Mapping[str, object], now: Mapping[str, object]) -> list[str
 def data_fingerprints(datasets: Mapping[str, Dataset | IterableDataset]) -> dict[str, str]:
     """A hash of each dataset: its columns, its size and rows spread evenly over it. Reads at most 256 rows.
 
-    Of a streamed dataset it is a hash of the columns alone.
+    Of one that a mixture streams the key of its rows takes their place, since they are read a row group at a time; of
+    an IterableDataset it is a hash of the columns alone.
     """
     return {name: _data_fingerprint(dataset) for name, dataset in datasets.items()}
 
 
 def _data_fingerprint(dataset: Dataset | IterableDataset) -> str:
     size, rows = -1, dict[str, list[object]]()
-    if isinstance(dataset, Dataset):
+    if isinstance(dataset, Dataset) and isinstance(dataset.data, StreamedTable):
+        size, rows = len(dataset), {"key": [dataset.data.key]}
+    elif isinstance(dataset, Dataset):
         dataset = dataset.with_format(None)  # without the transform that adds the dataset's name
         size = len(dataset)
         count = min(size, _SAMPLED_ROWS)
@@ -170,15 +175,7 @@ def trainer_fingerprint(trainer: SentenceTransformerTrainer, weights: str) -> di
 def weights_fingerprint(model: BaseModel) -> str:
     """The hash of (1)."""
     encoder = next(iter(model.children()), model)
-    digest = hashlib.sha256()
-    for name, tensor in sorted(encoder.state_dict().items()):
-        if "pooler." in name:
-            continue
-        flat = tensor.detach().reshape(-1)
-        sample = flat[:: max(len(flat) // _SAMPLED_NUMBERS, 1)][:_SAMPLED_NUMBERS].cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(sample.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return sampled_hash((name, one) for name, one in encoder.state_dict().items() if "pooler." not in name)
 
 
 def _model(model: BaseModel) -> dict[str, object]:

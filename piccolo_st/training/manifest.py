@@ -1,8 +1,8 @@
 """The manifest of a checkpoint: it is written last, and says what the folder must hold, byte for byte.
 
 ``seal`` counts the parts, flushes every file to the disk and writes ``manifest.json``, with the size and the SHA-256 of
-each file and what the run must know to go on. ``verify`` reads every byte of a checkpoint before it is trusted.
-Nothing in a checkpoint is executed: the manifest is JSON, and its paths cannot leave the folder.
+each file and what the run must know to go on, and a hash of itself. ``verify`` reads every byte of a checkpoint before
+it is trusted. Nothing in a checkpoint is executed: the manifest is JSON, and its paths cannot leave the folder.
 """
 
 from __future__ import annotations
@@ -11,13 +11,20 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import TypedDict, cast
+from typing import Annotated, Literal
 
-from piccolo_st.errors import InputError
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import NotRequired, TypedDict
+
+from piccolo_st.cache import digest
+from piccolo_st.errors import InputError, reason
+from piccolo_st.schema import Natural
+from piccolo_st.stored import read_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -29,14 +36,17 @@ class CheckpointError(InputError):
     """A checkpoint that cannot be written, or cannot be trusted."""
 
 
+@with_config(ConfigDict(extra="allow"))  # what a later version adds is part of the manifest's hash
 class RunFacts(TypedDict, total=False):
     """What a checkpoint says about its run."""
 
     signature: dict[str, object]
     """Its fingerprint, under the name that version 0.1.0 gave it."""
-    cursor: int | None
+    cursor: Natural | None
     """Samples that all ranks have seen; None with a sampler that has no plan."""
-    world_size: int
+    place: Annotated[list[Natural], Field(min_length=2, max_length=2)]
+    """Of a stream, whose length nobody knows: the pass over it, and the batches of that pass that a rank has read."""
+    world_size: Annotated[int, Field(ge=1, le=1 << 16)]
     engine: str
     scaler: bool
     """Whether an fp16 loss scale belongs to it."""
@@ -47,15 +57,17 @@ class RunFacts(TypedDict, total=False):
 
 
 class _File(TypedDict):
-    size: int
+    size: Natural
     sha256: str
 
 
+@with_config(ConfigDict(extra="allow"))
 class _Manifest(TypedDict):
-    format: int
-    step: int
+    format: Literal[1]
+    step: Natural
     run: RunFacts
-    files: dict[str, _File]
+    files: Annotated[dict[str, _File], Field(min_length=1)]
+    digest: NotRequired[str]  # of all the rest; version 0.1.0 wrote none
 
 
 @dataclass(frozen=True)
@@ -66,11 +78,13 @@ class Checkpoint:
         path: its folder.
         step: optimizer steps of the run when it was written.
         run: what was handed to ``seal``.
+        files: paths inside it, of what the manifest vouches for.
     """
 
     path: Path
     step: int
     run: RunFacts = field(default_factory=RunFacts)
+    files: Collection[str] = field(default=(), compare=False, repr=False)
 
 
 def seal(folder: Path, run: RunFacts, parts: Iterable[str] = ()) -> None:
@@ -85,19 +99,20 @@ def seal(folder: Path, run: RunFacts, parts: Iterable[str] = ()) -> None:
         CheckpointError: a part is missing, or a name is not one that a manifest can hold.
         OSError: the disk does not take it.
     """
-    if missing := lacking(folder, parts):
+    paths = sorted(path for path in folder.rglob("*") if not path.is_dir())
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    if missing := lacking(names, parts):
         raise CheckpointError(
             f"{folder.name} lacks {', '.join(missing)}; every rank writes its part into the same directory, which "
             "must be on a file system that all nodes share (train.save_on_each_node cannot be used)"
         )
-    paths = sorted(path for path in folder.rglob("*") if not path.is_dir())
-    names = [path.relative_to(folder).as_posix() for path in paths]
     for name in names:
         _inside(folder, name)
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(lambda path: _digest(path, flush=True), paths))
     files = {name: {"size": size, "sha256": digest} for name, (size, digest) in zip(names, digests, strict=True)}
     content = {"format": FORMAT, "step": step_of(folder), "run": run, "files": files}
+    content["digest"] = digest(content)
     manifest = folder / MANIFEST
     with manifest.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=1, ensure_ascii=False)
@@ -107,9 +122,9 @@ def seal(folder: Path, run: RunFacts, parts: Iterable[str] = ()) -> None:
         flush_directory(directory)
 
 
-def lacking(folder: Path, parts: Iterable[str]) -> list[str]:
-    """Those of the paths, with ``*`` for any part of a name, that a checkpoint does not have."""
-    return [part for part in parts if not any(folder.glob(part))]
+def lacking(files: Collection[str], parts: Iterable[str]) -> list[str]:
+    """Those of the paths, with ``*`` for any part of a name, that are not among the files of a checkpoint."""
+    return [part for part in parts if part not in files and not any(fnmatchcase(name, part) for name in files)]
 
 
 def verify(folder: Path) -> Checkpoint:
@@ -133,13 +148,13 @@ def verify(folder: Path) -> Checkpoint:
         except FileNotFoundError:
             return f"{name} is missing"
         except OSError as error:
-            return f"{name} cannot be read: {error.strerror}"
+            return f"{name} cannot be read: {reason(error)}"
 
     with ThreadPoolExecutor() as pool:
         faults = [fault for fault in pool.map(check, files) if fault]
     if faults:
         raise CheckpointError(f"the checkpoint {folder} is not whole: {'; '.join(faults[:3])}")
-    return Checkpoint(folder, content["step"], content["run"])
+    return Checkpoint(folder, content["step"], content["run"], files)
 
 
 def step_of(folder: Path) -> int:
@@ -156,38 +171,30 @@ def step_of(folder: Path) -> int:
 
 def _inside(folder: Path, name: str) -> Path:
     """``folder / name``, once it is sure to lie in ``folder``."""
-    parts = PurePosixPath(name).parts
-    path = folder / name
-    if not parts or ".." in parts or PurePosixPath(name).is_absolute() or "\\" in name:
+    parts, path = PurePosixPath(name).parts, folder / name
+    if not parts or ".." in parts or PurePosixPath(name).is_absolute() or "\\" in name or "\0" in name:
         raise CheckpointError(f"the manifest of {folder} names {name!r}, which is not a path inside the checkpoint")
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise CheckpointError(f"{name!r} in {folder} leads out of the checkpoint to {path.resolve()}")
+    try:
+        target = path.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+        raise CheckpointError(f"{name!r} in {folder} cannot be followed: {reason(error)}") from None
+    if not target.is_relative_to(folder.resolve()):
+        raise CheckpointError(f"{name!r} in {folder} leads out of the checkpoint to {target}")
     return path
 
 
 def _manifest(folder: Path) -> _Manifest:
-    try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if not folder.is_dir():
-            raise CheckpointError(f"the checkpoint {folder} does not exist; name one that does") from None
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise CheckpointError(f"the checkpoint {folder} does not exist; name one that does")
+    if not path.exists():
         raise CheckpointError(
             f"the checkpoint {folder} has no {MANIFEST}: it was not finished, or another trainer wrote it"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"the checkpoint {folder} is not whole: its {MANIFEST} cannot be read: {error}") from None
-    version = content.get("format") if isinstance(content, dict) else None
-    if version != FORMAT:
-        raise CheckpointError(
-            f"{folder / MANIFEST} must have format {FORMAT}, which this version reads, got {version!r}"
         )
-    files = content.get("files")
-    sound = isinstance(files, dict) and all(isinstance(value, dict) for value in files.values())
-    if not sound or not all({"size", "sha256"} <= set(value) for value in files.values()):
-        raise CheckpointError(f"{folder / MANIFEST} must list its files with size and sha256")
-    if not isinstance(content.get("step"), int) or not isinstance(content.get("run"), dict):
-        raise CheckpointError(f"{folder / MANIFEST} must hold a step and a run")
-    return cast(_Manifest, content)
+    content = read_json(path, _Manifest, "the checkpoint is not whole", CheckpointError)
+    if "digest" in content and content["digest"] != digest({k: v for k, v in content.items() if k != "digest"}):
+        raise CheckpointError(f"the checkpoint {folder} is not whole: its {MANIFEST} is not what was written")
+    return content
 
 
 def sizes_fit(folder: Path) -> bool:

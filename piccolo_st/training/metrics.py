@@ -8,14 +8,11 @@ embeddings get better; a uniformity near 0 means that they have collapsed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ProgressCallback
 
 from piccolo_st.distributed import get_world_size
 from piccolo_st.modeling import row_borders, row_count, without_bookkeeping
@@ -134,23 +131,3 @@ def embed(model: nn.Module, features: dict[str, Tensor], rows: int | None = None
         for name, value in plain.items()
     }
     return model(cut)["sentence_embedding"]
-
-
-class DatasetProgressCallback(ProgressCallback):
-    """The progress bar, with the name of the dataset that the step came from behind it.
-
-    Args:
-        dataset: gives that name, or None.
-    """
-
-    def __init__(self, dataset: Callable[[], str | None]) -> None:
-        super().__init__()
-        self.dataset = dataset
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        """Write the dataset's name, then let the bar advance."""
-        if self.training_bar is not None and (name := self.dataset()):
-            self.training_bar.set_postfix_str(name, refresh=False)
-        super().on_step_end(args, state, control, **kwargs)  # type: ignore[no-untyped-call]

@@ -1,11 +1,9 @@
-"""ResumableTrainer: SentenceTransformerTrainer whose runs survive being killed and go on exactly.
+"""ResumableTrainer: a SavingTrainer (saving.py) whose runs survive being killed and go on exactly.
 
     (1) ``train`` looks for the newest complete checkpoint of the run's directory, checks that it belongs to this run,
         and goes on from it (``args.resume``). A finished run is loaded, not trained again;
     (2) the position is a count of samples over all ranks, and a missing part of a checkpoint is an error;
-    (3) ``_save_checkpoint`` lets the stock trainer write into a hidden folder, then seals and publishes it (see
-        checkpoint.py). When one rank fails, all do, and the earlier checkpoints stay;
-    (4) nothing of a checkpoint is unpickled freely, also not by DeepSpeed.
+    (3) nothing of a checkpoint is unpickled freely, also not by DeepSpeed.
 
 Exact means: the same weights, bit for bit, as a run that was never interrupted, with as many processes, on the same
 machine and versions. On a GPU that also takes kernels that repeat themselves (train.full_determinism).
@@ -21,30 +19,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, IterableDataset
-from sentence_transformers import SentenceTransformerTrainer
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerState, set_seed
 from transformers.trainer_utils import TrainOutput
 
 from piccolo_st._version import __version__
-from piccolo_st.batches import BatchPlan, HomogeneousBatchSampler, check_dataloader
-from piccolo_st.distributed import agree, fail_together, get_rank, on_first_rank
+from piccolo_st.distributed import agree, get_rank, on_first_rank
 from piccolo_st.errors import InputError
 from piccolo_st.hashing import mix
-from piccolo_st.modeling import bare_encoders, check_savable
-from piccolo_st.releasing import PortablePushes
-from piccolo_st.training import checkpoint, disk, fingerprint, manifest, resume, zero
-from piccolo_st.training.manifest import Checkpoint, CheckpointError, RunFacts
+from piccolo_st.modeling import bare_encoders, check_savable, load_trained
+from piccolo_st.training import checkpoint, fingerprint, manifest, resume, zero
+from piccolo_st.training.manifest import Checkpoint, CheckpointError
 from piccolo_st.training.metrics import Batch
 from piccolo_st.training.ownership import own
+from piccolo_st.training.saving import SavingTrainer
 
 logger = logging.getLogger(__name__)
 
 
-class ResumableTrainer(PortablePushes, SentenceTransformerTrainer):
-    """SentenceTransformerTrainer with exact resume and complete checkpoints; see the module's docstring.
+class ResumableTrainer(SavingTrainer):
+    """SentenceTransformerTrainer with complete checkpoints and exact resume; see the module's docstring.
 
     ``args.resume`` (``auto``) and ``args.accept_changes`` (False) are read where the arguments have them.
 
@@ -58,33 +53,8 @@ class ResumableTrainer(PortablePushes, SentenceTransformerTrainer):
         super().__init__(*args, **kwargs)
         self.run_configuration: Mapping[str, object] = {}
         self.finished_before = False
-        self._called = time.perf_counter()
         self._resumed: Checkpoint | None = None
-        self._plan: BatchPlan | None = None
-        self._fingerprint: dict[str, object] = {}
-        self._position = (0, 0)  # epoch, and batches of it that this rank has read
         self._starting_weights = fingerprint.weights_fingerprint(self.model)
-        self._writing: Path | None = None  # the hidden folder, while a checkpoint is being written
-
-    @property
-    def train_datasets(self) -> Mapping[str, Dataset | IterableDataset]:
-        """The training sets by name; a single one is called ``train``."""
-        return self.train_dataset if isinstance(self.train_dataset, Mapping) else {"train": self.train_dataset}
-
-    @property
-    def plan(self) -> BatchPlan:
-        """The plan of the batches, which a HomogeneousBatchSampler has."""
-        return self._plan if self._plan is not None else check_dataloader(self.get_train_dataloader()).plan
-
-    def get_train_dataloader(self) -> DataLoader[Batch]:
-        """The training batches of this rank; with a HomogeneousBatchSampler they are checked against its plan."""
-        dataloader = super().get_train_dataloader()
-        multi = isinstance(self.train_dataset, Mapping)
-        sampler = self.args.multi_dataset_batch_sampler if multi else self.args.batch_sampler
-        streamed = isinstance(self.train_dataset, IterableDataset)  # and has no rows to draw
-        if not streamed and getattr(sampler, "func", sampler) is HomogeneousBatchSampler:
-            self._plan = check_dataloader(dataloader).plan
-        return dataloader
 
     # Step (1).
 
@@ -127,6 +97,7 @@ class ResumableTrainer(PortablePushes, SentenceTransformerTrainer):
             self._compare_ranks()
             output_dir = Path(self._get_output_dir(trial))
             found = self._resumed = on_first_rank(lambda: self._find(wanted, output_dir, steps))
+            self._seconds_before = 0.0 if found is None else float(found.run.get("seconds", 0.0))
             self.finished_before = found is not None and found.step >= steps
             if found is None:
                 return super().train(None, trial, ignore_keys_for_eval)
@@ -163,9 +134,9 @@ class ResumableTrainer(PortablePushes, SentenceTransformerTrainer):
         words = resume.words(self.run_configuration)
         if isinstance(wanted, str) and wanted != "auto":
             found = manifest.verify(Path(wanted))
-            resume.check_complete(found)
+            self._check_complete(found)
         else:
-            newest, skipped = checkpoint.newest_complete(output_dir, resume.check_complete)
+            newest, skipped = checkpoint.newest_complete(output_dir, self._check_complete)
             for reason in skipped:
                 logger.warning("passed over: %s", reason)
             if newest is None and (wanted is True or skipped):
@@ -181,6 +152,9 @@ class ResumableTrainer(PortablePushes, SentenceTransformerTrainer):
         elastic, ended = [resume.PLAIN, *zero.CONVERTIBLE], found.step >= steps
         resume.decide(found, self._facts(), accept, elastic, words, ended)
         return found
+
+    def _check_complete(self, found: Checkpoint) -> None:
+        resume.check_complete(found, zero.deepspeed_classes() if self.is_deepspeed_enabled else ())
 
     def _load_finished(self, found: Checkpoint) -> TrainOutput:
         """Take over the weights and the record of a run that has taken all its steps."""
@@ -198,14 +172,27 @@ class ResumableTrainer(PortablePushes, SentenceTransformerTrainer):
         losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
         return TrainOutput(found.step, losses[-1] if losses else float("nan"), {})
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The stock save_model, of a finished run too."""
+        if self.finished_before and self.is_deepspeed_enabled:  # which was not started: nothing was trained
+            self._save(output_dir or self.args.output_dir)
+        else:
+            super().save_model(output_dir, _internal_call)
+
     # Step (2).
 
     def _init_training_state(self, max_steps: int, *args: object, **kwargs: object) -> tuple[int, int]:
-        epoch, step = super()._init_training_state(max_steps, *args, **kwargs)
         if self._resumed is None:
-            return epoch, step
+            started: tuple[int, int] = super()._init_training_state(max_steps, *args, **kwargs)
+            return started
+        with resume.loading(self._resumed.path):
+            epoch, step = super()._init_training_state(max_steps, *args, **kwargs)
+            resume.load_negatives(self.negatives, self._resumed.path)
         self.state.compute_steps(self.args, max_steps)  # the file has the intervals of the run before
         cursor = self._resumed.run["cursor"]
+        if self._streamed and "place" in self._resumed.run:  # stock, the first pass over a stream is the only one
+            epoch, read = self._resumed.run["place"]
+            return epoch, 0 if self.args.ignore_data_skip else read
         if self._plan is None or cursor is None:
             return epoch, step
         epoch, step = self._plan.position(cursor)
@@ -216,30 +203,49 @@ class ResumableTrainer(PortablePushes, SentenceTransformerTrainer):
             )
         return epoch, step
 
-    def _run_epoch(self, *args: object, **kwargs: Any) -> None:
-        resumes = self._resumed is not None and kwargs["epoch"] == kwargs["epochs_trained"]
-        self._position = (kwargs["epoch"], kwargs["steps_trained_in_current_epoch"] if resumes else 0)
-        super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
-
-    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """The stock step, counted."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self._position = (self._position[0], self._position[1] + 1)
-        return loss
-
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        with bare_encoders(self.model):
-            super()._load_from_checkpoint(resume_from_checkpoint)
-        resume.load_loss(self.loss, Path(resume_from_checkpoint))
+        with resume.loading(Path(resume_from_checkpoint)):
+            if not load_trained(self.model, Path(resume_from_checkpoint)):
+                with bare_encoders(self.model):
+                    super()._load_from_checkpoint(resume_from_checkpoint)
+            resume.load_loss(self.loss, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with resume.loading(Path(str(checkpoint))):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with resume.loading(Path(str(checkpoint))):
+            super()._load_scaler(checkpoint)
+
+    def _load_best_model(self) -> None:
+        # Not ST's, which logs what fails and leaves the last weights in the place of the best.
+        best = Path(str(self.state.best_model_checkpoint))
+        on_first_rank(lambda: self._check_best(best))
+        self.model.model_card_data.set_best_model_step(manifest.step_of(best))
+        self._load_from_checkpoint(str(best))
+
+    @staticmethod
+    def _check_best(best: Path) -> None:
+        try:
+            manifest.verify(best)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"the best model cannot be loaded: {error}; to leave that of the last step, set "
+                "train.load_best_model_at_end to false and start the run again"
+            ) from error
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None or self._resumed is None:
-            super()._load_rng_state(checkpoint)
-        elif self._resumed.run["world_size"] != self.args.world_size:
+            return
+        if self._resumed.run["world_size"] != self.args.world_size:
             # No generator of that run belongs to this rank; the one it gets depends on nothing that happened before.
             set_seed(mix(self.args.seed, self._resumed.step, self.args.world_size, get_rank()) % 2**32)
         else:
-            super()._load_rng_state(checkpoint)
+            with resume.loading(self._resumed.path):
+                super()._load_rng_state(checkpoint)
+
+    # Step (3).
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: DataLoader[Batch], resume_from_checkpoint: str | None
@@ -258,100 +264,3 @@ class ResumableTrainer(PortablePushes, SentenceTransformerTrainer):
             return super()._prepare_for_training(  # type: ignore[no-untyped-call]
                 max_steps, train_dataloader, resume_from_checkpoint
             )
-
-    # Step (3).
-
-    def _get_output_dir(self, trial: object) -> str:
-        return str(self._writing) if self._writing is not None else super()._get_output_dir(trial)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The stock save_model; while a checkpoint is written, all ranks fail where the writing one does."""
-        error: Exception | None = None
-        try:
-            super().save_model(output_dir, _internal_call)
-        except Exception as raised:
-            if self._writing is None:
-                raise
-            error = raised
-        if self._writing is not None:
-            fail_together(error)  # now: the other ranks would wait for this one in what the stock trainer does next
-
-    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
-        output_dir, step = Path(self._get_output_dir(trial)), self.state.global_step
-        try:
-            folder = on_first_rank(lambda: checkpoint.begin(output_dir, step))
-        except Exception as error:
-            raise disk.cannot_write(output_dir, step, error) from error
-        failure = self._write_parts(folder, model, trial)
-        if failure is not None and self.is_deepspeed_enabled:
-            # The others may wait for this rank inside DeepSpeed, and learn of its end from the broken connection.
-            raise disk.cannot_write(output_dir, step, failure) from failure
-        try:
-            fail_together(failure)
-            on_first_rank(lambda: self._finish(folder))
-        except Exception as error:
-            if self.is_world_process_zero():
-                checkpoint.discard(folder)
-            raise disk.cannot_write(output_dir, step, error) from error
-        if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(output_dir / folder.name))
-
-    def _write_parts(self, folder: Path, model: nn.Module, trial: object) -> Exception | None:
-        """Let the stock trainer write this rank's parts; its error, if it had one."""
-        self._writing = folder.parent
-        try:
-            super()._save_checkpoint(model, trial)
-            if self.args.should_save:
-                resume.save_loss(self.loss, folder)
-        except Exception as error:
-            return error
-        finally:
-            self._writing = None
-            best = self.state.best_model_checkpoint
-            if best is not None and Path(best) == folder:
-                self.state.best_model_checkpoint = str(folder.parent.parent / folder.name)
-        return None
-
-    def _finish(self, folder: Path) -> None:
-        """Seal, publish and rotate; on the first rank alone."""
-        self.state.save_to_json(str(folder / "trainer_state.json"))  # again: the best one may have a new place
-        facts = self._facts()
-        manifest.seal(folder, facts, resume.expected_parts(facts, self.state.global_step))
-        final = checkpoint.publish(folder)
-        best = self.state.best_model_checkpoint
-        checkpoint.rotate(final.parent, self.args.save_total_limit, [Path(best)] if best else [])
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Nothing while the folder may still be renamed; ``_save_checkpoint`` pushes the final one."""
-
-    def _facts(self) -> RunFacts:
-        """What a checkpoint says about its run."""
-        return {
-            "signature": self._fingerprint,
-            "cursor": self._plan.cursor(*self._position) if self._plan is not None else None,
-            "world_size": self.args.world_size,
-            "engine": self._engine(),
-            "scaler": getattr(self.accelerator, "scaler", None) is not None,
-            "resumable": not self.args.save_only_model,
-            "seconds": round(self.seconds_so_far, 1),
-            "environment": resume.environment(self.args),
-        }
-
-    @property
-    def seconds_so_far(self) -> float:
-        """Seconds since ``train`` was called, and those that led to the checkpoint that it went on from."""
-        before = float(self._resumed.run.get("seconds", 0.0)) if self._resumed is not None else 0.0
-        return before + time.perf_counter() - self._called
-
-    def _engine(self) -> str:
-        if self.is_deepspeed_enabled:
-            return f"DeepSpeed ZeRO-{self.zero_stage}"
-        return "FSDP" if self.is_fsdp_enabled else resume.PLAIN
-
-    @property
-    def zero_stage(self) -> int | None:
-        """The stage of DeepSpeed ZeRO, or None without DeepSpeed."""
-        if not self.is_deepspeed_enabled:
-            return None
-        settings = self.accelerator.state.deepspeed_plugin.hf_ds_config.config
-        return int(settings.get("zero_optimization", {}).get("stage", 0))

@@ -4,24 +4,34 @@
     seen (``BatchPlan.cursor``), which means the same place for any number of processes;
 (2) ``decide`` compares the two runs. Equal fingerprints go on, bit for bit with as many processes as before. Another
     number of processes with the same global batch goes on with the same rows at each step. Anything else that
-    differs is an error that names it, unless the run says that it accepts changes.
+    differs is an error that names it, unless the run says that it accepts changes;
+(3) a file that is whole can still hold what no trainer wrote. ``check_complete`` reads the state of the trainer and
+    opens what is pickled before anything is loaded, and ``loading`` turns what fails later into one sentence.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import pickle
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from sentence_transformers.base.model import BaseModel
 from torch import nn
 from transformers import TrainingArguments
+from transformers.trainer_pt_utils import safe_globals
+from typing_extensions import Required, TypedDict
 
+from piccolo_st.errors import InputError, reason
+from piccolo_st.mining import NEGATIVES, NegativesInUse
+from piccolo_st.schema import Natural
+from piccolo_st.stored import read_json
 from piccolo_st.training.fingerprint import changes, differences
 from piccolo_st.training.manifest import Checkpoint, CheckpointError, RunFacts, lacking
 
@@ -151,14 +161,65 @@ def expected_parts(run: RunFacts, step: int) -> list[str]:
     return [*parts, "optimizer.pt", "scheduler.pt", *(["scaler.pt"] if run["scaler"] else [])]
 
 
-def check_complete(found: Checkpoint) -> None:
-    """Check that a checkpoint has all the parts that its run needs.
+class _State(TypedDict, total=False):
+    """What going on needs of transformers' TrainerState."""
+
+    global_step: Required[Natural]
+    epoch: float | None
+    max_steps: Natural
+    total_flos: float
+    num_input_tokens_seen: float
+    train_batch_size: Natural | None
+    log_history: Required[list[dict[str, object]]]
+    best_metric: float | None
+    best_global_step: Natural | None
+    best_model_checkpoint: str | None
+    stateful_callbacks: dict[str, object]
+
+
+def check_complete(found: Checkpoint, classes: Collection[type] = ()) -> None:
+    """Check that a checkpoint has all the parts that its run needs, and that they hold what a trainer writes.
+
+    Args:
+        found: the checkpoint.
+        classes: what may be rebuilt from its pickles beside tensors and numbers.
 
     Raises:
-        CheckpointError: naming those it lacks.
+        CheckpointError: naming what it lacks, or the file that cannot be used.
     """
-    if missing := lacking(found.path, expected_parts(found.run, found.step)):
-        raise CheckpointError(f"the checkpoint {found.path} is not whole: {', '.join(missing)} is missing")
+    if not found.run.get("resumable"):
+        return
+    place, whole = f"the checkpoint {found.path}", "the checkpoint is not whole"
+    if unsaid := [name for name in ("signature", "world_size", "engine", "scaler", "cursor") if name not in found.run]:
+        raise CheckpointError(f"{place} is not whole: its manifest does not say the {', '.join(unsaid)} of its run")
+    parts = expected_parts(found.run, found.step)
+    if missing := lacking(found.files, parts):
+        raise CheckpointError(f"{place} is not whole: {', '.join(missing)} is missing")
+    state = read_json(found.path / "trainer_state.json", _State, whole, CheckpointError)
+    if state["global_step"] != found.step:
+        raise CheckpointError(
+            f"{place} is not whole: its trainer_state.json is of step {state['global_step']}, and its manifest of "
+            f"{found.step}"
+        )
+    with safe_globals(), torch.serialization.safe_globals([*classes]):
+        for path in sorted(path for part in parts for path in found.path.glob(part) if path.suffix in (".pt", ".pth")):
+            with loading(path):
+                torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # mapped, tensors cost nothing
+
+
+@contextmanager
+def loading(path: Path) -> Iterator[None]:
+    """Turn what fails while a checkpoint, or a part of one, is loaded into a CheckpointError."""
+    try:
+        yield
+    except (InputError, MemoryError, torch.OutOfMemoryError, dist.DistError):
+        raise
+    except Exception as error:
+        refused = isinstance(error, pickle.UnpicklingError) and "weights only" in str(error).lower()
+        why = "it holds more than numbers, which is not run" if refused else f"{type(error).__name__}: {reason(error)}"
+        raise CheckpointError(
+            f"{path} cannot be loaded: {why}; go on from another checkpoint, and delete this one"
+        ) from error
 
 
 def save_loss(losses: nn.Module | Mapping[str, nn.Module], folder: Path) -> None:
@@ -187,6 +248,18 @@ def load_loss(losses: nn.Module | Mapping[str, nn.Module], folder: Path) -> None
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(written[name])
+
+
+def load_negatives(negatives: NegativesInUse | None, folder: Path) -> None:
+    """Put back which mined negatives are in use, if they change in this run.
+
+    Raises:
+        ValueError: they are those of other datasets.
+    """
+    if negatives is not None and (folder / NEGATIVES).exists():
+        negatives.load(folder)
+    elif negatives is not None:  # a run that re-mines from here on, and has said that it accepts that
+        logger.warning("%s does not say which mined negatives are in use; the first of each row are", folder)
 
 
 def _loss_weights(losses: nn.Module | Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:

@@ -1,11 +1,13 @@
 """A training run from its configuration to its checkpoint: what the commands pretrain and finetune drive.
 
-(1) load the mixture; build or load the encoder; mine hard negatives (assembly.py). The first rank does it, the others
-    then find the results on disk;
+(1) load the mixture; build or load the encoder; mine hard negatives (assembly.py); ask a guide and teachers about the
+    texts (onlookers.py). The first rank does it, the others then find the results on disk;
 (2) make sampler, losses, evaluators and the PiccoloTrainer around them (assembly.py);
 (3) say what will run (summary.py); train, searching the held-out queries before, during and after;
-(4) average the weights with those that the run started from, where that is asked for, and search once more;
-(5) leave in the output directory: ``model/`` (portable), ``config.yaml``, ``run.json``, ``curves.png``.
+(4) average the weights with those that the run started from, where that is asked for, and search once more; compare
+    with the start on general tasks, where some are named (forgetting.py);
+(5) leave in the output directory: ``model/`` (portable), ``config.yaml``, ``run.json``, ``curves.png``; of a run that
+    trained an adapter, ``model/`` with it merged, and ``adapter/``.
 """
 
 from __future__ import annotations
@@ -19,13 +21,15 @@ from sentence_transformers import SentenceTransformer
 from piccolo_st import tables
 from piccolo_st.distributed import first_rank_first, on_first_rank
 from piccolo_st.evaluation import plot_curves
-from piccolo_st.modeling import content_hash
+from piccolo_st.modeling import content_hash, save_native, wrapped
 from piccolo_st.releasing import DatasetRecord, RunRecord, add_training
-from piccolo_st.training.arguments import FinetuneConfig
 from piccolo_st.training.assembly import load, make_trainer
+from piccolo_st.training.forgetting import Forgetting
 from piccolo_st.training.guards import check_trackers
 from piccolo_st.training.ownership import own
+from piccolo_st.training.settings import check_here, check_room
 from piccolo_st.training.summary import describe, summarize
+from piccolo_st.training.training_arguments import FinetuneConfig
 
 
 class TrainingRun:
@@ -49,15 +53,18 @@ class TrainingRun:
         Raises:
             InputError: a model, dataset, setting or output directory that cannot be used.
         """
+        check_here(config.train)
         check_trackers(config.train.report_to or ())
+        self._forgetting = Forgetting(config)
         self.config = config
         self.output = Path(str(config.train.output_dir))
         self._owned = own(self.output)
-        self.mixture, self.model, self.train_dataset = first_rank_first(lambda: load(config))
+        self.mixture, self.model, self.train_dataset, seen, negatives = first_rank_first(lambda: load(config))
+        on_first_rank(lambda: check_room(config.train, self.model, self.output))
         self._start: list[torch.Tensor] = []
         if config.train.average_with_start:
             self._start = [weight.detach().to("cpu", copy=True) for weight in self.model.parameters()]
-        self.trainer = make_trainer(config, self.mixture, self.model, self.train_dataset)
+        self.trainer = make_trainer(config, self.mixture, self.model, self.train_dataset, seen, negatives)
 
     def describe(self) -> str:
         """What will run: steps, batch, precision and processes; of each dataset, what became of its rows."""
@@ -69,10 +76,13 @@ class TrainingRun:
         A run that had ended before is left as it is. The output directory is given up.
         """
         with self._owned:
+            self._forgetting.score_start(self.mixture, self.model)
             self.trainer.train()
             if not (self.trainer.finished_before and on_first_rank(self._is_left)):
                 self._average_with_start()
                 self._leave(self.trainer.seconds_so_far)
+            else:
+                self._forgetting.score_end(self.mixture, self.output / "model")  # found where it was kept
             if self.trainer.args.push_to_hub:
                 self.trainer.push_saved(self.output / "model", "End of training")
 
@@ -99,6 +109,10 @@ class TrainingRun:
         """Write the model, its card, the record and the picture; no rank ends before all of it is there."""
         folder = self.output / "model"
         self.trainer.save_model(str(folder), _internal_call=True)
+        if wrapped(self.model):
+            on_first_rank(lambda: save_native(self.model, self.output / "adapter", create_model_card=False))
+
+        self._forgetting.score_end(self.mixture, folder)
 
         def write() -> None:
             record = RunRecord.of(
@@ -108,7 +122,9 @@ class TrainingRun:
                 seconds=round(seconds, 1),
                 mixture=self.mixture.fingerprint,
                 datasets=self._datasets(),
+                measured=self.trainer.remining_statistics(),
                 content_hash=content_hash(SentenceTransformer(str(folder), device="cpu")),
+                gains=self._forgetting.rows(),
             )
             record.write(self.output)
             tables.picture(plot_curves, record.log, self.output / "curves.png", self.output.name)
@@ -124,8 +140,8 @@ class TrainingRun:
         return {n: DatasetRecord.of(spec, reports[n], used.get(n, 0)) for n, spec in self.mixture.specs.items()}
 
     def summary(self) -> str:
-        """The table before and after, where everything is, and the lines that search with the model."""
-        return summarize(self.config, self.mixture, self.trainer)
+        """What was gained and lost, where everything is, and the lines that search with the model."""
+        return "\n\n".join([*self._forgetting.tables(), summarize(self.config, self.mixture, self.trainer)])
 
     def say(self, text: str) -> None:
         """Print from the first rank."""

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from datasets import DatasetDict
 
-from piccolo_st.data import Mixture, RetrievalHoldout
+from piccolo_st.data import Mixture, RetrievalHoldout, StreamedTable
 from piccolo_st.distributed import missing_processes
 from piccolo_st.evaluation import before_and_after
 from piccolo_st.losses.needs import negatives_from
 from piccolo_st.modeling import packs, weights_in_words
-from piccolo_st.training.arguments import FinetuneConfig
 from piccolo_st.training.trainer import PiccoloTrainer
+from piccolo_st.training.training_arguments import FinetuneConfig
 from piccolo_st.training.unread import unread
 
-_SHOWN = 40  # characters of a text in the snippet, which is to be read
+_SHOWN = 16  # characters of a text in the snippet, whose lines are to fit a terminal's 80 columns
 
 
 def describe(config: FinetuneConfig, mixture: Mixture, train_dataset: DatasetDict, trainer: PiccoloTrainer) -> str:
@@ -38,6 +38,7 @@ def describe(config: FinetuneConfig, mixture: Mixture, train_dataset: DatasetDic
     lines = [
         f"model      {model.name_or_path or 'built from the data'}, {parameters:,} parameters",
         f"weights    {weights_in_words(trainer.model, model.revision)}",
+        *_adapter(config, trainer),
         f"steps      {total:,} of {effective:,} samples ({config.data.batch_size} x {plan.world_size} processes x "
         f"{accumulated} accumulated), {steps:,} an epoch",
         f"compute    {arguments.device.type}, {precision}, {engine}, {plan.world_size} process(es)"
@@ -46,12 +47,41 @@ def describe(config: FinetuneConfig, mixture: Mixture, train_dataset: DatasetDic
         f"held out   {'; '.join(held) or 'nothing'}",
         f"output     {Path(str(arguments.output_dir))}",
     ]
+    lines += _remining(trainer, total)
     if warning := missing_processes():
         lines.append(f"processes  {warning}")
     if plan.skipped:
         lines.append(f"skipped    {', '.join(plan.skipped)}: smaller than one batch over all processes")
+    if streamed := {n: len(d.data.group_rows) for n, d in train_dataset.items() if isinstance(d.data, StreamedTable)}:
+        groups = ", ".join(f"{name} ({number:,} row groups)" for name, number in streamed.items())
+        lines.append(f"streamed   {groups}: read where they lie, nothing copied")
     lines += [f"not read   {line}" for line in unread(config, mixture.specs.values())]
     return "\n".join([*lines, "", mixture.report.text(further)])
+
+
+def _adapter(config: FinetuneConfig, trainer: PiccoloTrainer) -> list[str]:
+    """What is trained of a model with an adapter."""
+    if config.lora.rank is None:
+        return []
+    trained = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
+    return [f"adapter    LoRA of rank {config.lora.rank}: {trained:,} weights are trained, the others stay"]
+
+
+def _remining(trainer: PiccoloTrainer, total: int) -> list[str]:
+    """When the negatives of a row are judged again, where they are."""
+    if trainer.negatives is None:
+        return []
+    settings, plan = trainer.negatives.settings, trainer.plan
+    interval, first = settings.interval(plan), settings.interval(plan) + settings.ahead(plan)
+    if first >= total:
+        return [
+            f"re-mined   never: what is judged first, after step {interval:,}, holds from step {first:,} on; lower "
+            "data.remining.every"
+        ]
+    return [
+        f"re-mined   after every {interval:,} steps, {settings.share:.0%} of the rows to come, first those of step "
+        f"{first:,}; of their own negatives, below, the first of each row are in use at first"
+    ]
 
 
 def summarize(config: FinetuneConfig, mixture: Mixture, trainer: PiccoloTrainer) -> str:
@@ -63,7 +93,13 @@ def summarize(config: FinetuneConfig, mixture: Mixture, trainer: PiccoloTrainer)
         limit = f"train.max_seconds={config.train.max_seconds:g}"
         more = "the same command without it (or PICCOLO_ST_MAX_SECONDS) goes on from there"
         lines.append(f"\nended      at step {state.global_step:,} of {state.max_steps:,}, after {limit}; {more}")
+    if told := trainer.remining_statistics():
+        lines.append(
+            f"\nre-mined  {told['negatives_replaced']:,} of the {told['negatives_judged']:,} judged negatives "
+            f"gave their places to others, in {told['remining_time']:.1%} of the time"
+        )
     lines += ["", f"model     {folder}"]
+    lines += [f"adapter   {output / 'adapter'}"] if config.lora.rank is not None else []
     lines += [f"curves    {curves}"] if curves.is_file() else []
     lines.append(f"record    {output / 'config.yaml'}, run.json")
     if mixture.holdouts:
@@ -72,14 +108,17 @@ def summarize(config: FinetuneConfig, mixture: Mixture, trainer: PiccoloTrainer)
 
 
 def _snippet(folder: Path, held: RetrievalHoldout) -> list[str]:
-    """Three lines of Python that search a held-out query's answer among other texts."""
+    """Lines of Python that search a held-out query's answer among other texts."""
     query, relevant = next(iter(held.relevant.items()))
     answer = held.corpus[min(relevant)]
     others = sorted((text for text in held.corpus.values() if text != answer), key=len)[len(held.corpus) // 4 :][:2]
-    texts = json.dumps([text[:_SHOWN] for text in (others[0], answer, others[1])], ensure_ascii=False)
+    texts = [json.dumps(text[:_SHOWN], ensure_ascii=False) for text in (others[0], answer, others[1])]
     return [
         "from sentence_transformers import SentenceTransformer",
         f"model = SentenceTransformer({json.dumps(str(folder))})",
-        f"print(model.similarity(model.encode_query({json.dumps(held.queries[query][:_SHOWN], ensure_ascii=False)}), "
-        f"model.encode_document({texts})))",
+        f"query = model.encode_query({json.dumps(held.queries[query][:_SHOWN], ensure_ascii=False)})",
+        "texts = [",
+        *(f"    {text}," for text in texts),
+        "]",
+        "print(model.similarity(query, model.encode_document(texts)))",
     ]

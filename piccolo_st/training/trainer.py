@@ -1,15 +1,13 @@
-"""PiccoloTrainer: SentenceTransformerTrainer with Piccolo's collator, sampler, reading, guards, logs and saving.
+"""PiccoloTrainer: SentenceTransformerTrainer with Piccolo's collator, sampler, reading, guards and logs.
 
-Only what ST's trainer cannot be told by its arguments stands here; resumable.py adds exact resume and complete
-checkpoints.
+Only what ST's trainer cannot be told by its arguments stands here; saving.py and resumable.py add complete checkpoints
+and exact resume.
 
     (1) each batch is read at once from one Arrow table (``homogeneous_dataloader``);
     (2) before each micro-step the ranks compare what they are about to do, and tell each other whether they were asked
         to stop or ``args.max_seconds`` have passed; after each optimizer step they judge its gradient (non_finite.py);
     (3) tokens, padding, the wait for data, the loss of each dataset, alignment and uniformity, and what the losses and
-        guards count enter the trainer's logs, and so every tracker; the progress bar says which dataset the step came
-        from;
-    (4) a checkpoint holds a portable model (``save_portable``) and nothing that would have to be unpickled to load it.
+        guards count enter the trainer's logs, and so every tracker; what of it is shown says progress.py.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -34,9 +32,8 @@ from transformers.trainer_utils import TrainOutput
 from piccolo_st.batches import PiccoloDataCollator, homogeneous_dataloader, list_missing
 from piccolo_st.distributed import agree
 from piccolo_st.losses.needs import check_needs
-from piccolo_st.modeling import problems, save_native, save_portable, use_fast_dropout, use_packing
+from piccolo_st.modeling import use_fast_dropout, use_packing
 from piccolo_st.releasing import TrainingCardCallback
-from piccolo_st.training.arguments import PiccoloTrainingArguments
 from piccolo_st.training.guards import (
     StopSignals,
     TrainingStopped,
@@ -48,14 +45,15 @@ from piccolo_st.training.guards import (
 from piccolo_st.training.metrics import (
     IDLE_STEPS,
     Batch,
-    DatasetProgressCallback,
     Features,
     Meter,
     alignment_and_uniformity,
     embed,
 )
 from piccolo_st.training.non_finite import MicroStep, NonFiniteGuard, poison, rows_not_finite
+from piccolo_st.training.progress import ReadableProgress
 from piccolo_st.training.resumable import ResumableTrainer
+from piccolo_st.training.training_arguments import PiccoloTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +98,7 @@ class PiccoloTrainer(ResumableTrainer):
         self._started: float | None = None
         self._last_features: Features = []
         if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(DatasetProgressCallback(lambda: self.step_dataset))
+            self.add_callback(ReadableProgress(lambda: self.step_dataset))
         self.add_callback(_BoundaryCallback(self))
 
     def call_model_init(self, trial: object = None) -> SentenceTransformer:
@@ -174,8 +172,7 @@ class PiccoloTrainer(ResumableTrainer):
 
         An encoding draws from torch's generator, so a run with other or further evaluations would drop out others.
         """
-        kind = self.args.device.type
-        with torch.random.fork_rng([self.args.device] if kind == "cuda" else [], device_type=kind):
+        with self.encoding():
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def _check_supported(self) -> None:
@@ -204,6 +201,14 @@ class PiccoloTrainer(ResumableTrainer):
         batches = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.meter.add_wait(time.perf_counter() - start)
         return batches
+
+    def _prepare_input(self, data: Any) -> Any:
+        """The stock _prepare_input, which casts every float to DeepSpeed's precision, but for what a loss reads."""
+        prepared = super()._prepare_input(data)
+        if isinstance(data, Mapping) and isinstance(prepared, dict):
+            read = (key for key in data if key == "label" or key.endswith(("_score", "_guide", "_teacher")))
+            prepared |= {key: data[key].to(self.args.device) for key in read if isinstance(data[key], Tensor)}
+        return prepared
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """The stock step, between what the ranks must agree on and what the guard must know."""
@@ -292,6 +297,7 @@ class PiccoloTrainer(ResumableTrainer):
             logs.update(alignment_and_uniformity(self.model, self._last_features))
             logs.update(self._loss_statistics())
             logs.update(self.guard.pop_statistics())
+            logs.update(self.remining_statistics())
         if ("loss" in logs or "train_loss" in logs) and self.is_world_process_zero():
             for name in self.meter.newly_idle():
                 logger.warning(
@@ -316,19 +322,6 @@ class PiccoloTrainer(ResumableTrainer):
                 for key, value in module.pop_statistics().items():
                     found[key].append(value)
         return {key: round(sum(values) / len(values), 4) for key, values in found.items()}
-
-    # Step (4).
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        # ST would save its own layout, the tokenizer a second time with this run's truncation baked in, and a pickle
-        # of the arguments, and all that on every rank at once: transformers 5 comes here with each of them.
-        if not self.args.should_save:
-            return
-        folder = output_dir if output_dir is not None else self.args.output_dir
-        logger.info("Saving model checkpoint to %s", folder)
-        # A card takes longer to write than a small model, and nobody reads that of a checkpoint unless it is pushed.
-        save = save_native if problems(self.model) else save_portable
-        save(self.model, str(folder), create_model_card=self._writing is None or self.args.push_to_hub)
 
 
 class _BoundaryCallback(TrainerCallback):

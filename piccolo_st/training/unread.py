@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from piccolo_st.data import LABELLED_TASKS, SCORED_TASKS, DatasetSpec
-from piccolo_st.training.arguments import FinetuneConfig
+from piccolo_st.data import LABELLED_TASKS, SCORE_ROLES, SCORED_TASKS, DatasetSpec
+from piccolo_st.training.sections import FinetuneSections
 
 Rule = tuple[tuple[str, ...], Callable[[Any], str]]
 """Keys, and why nothing reads them beside the other settings; an empty string: they are read."""
 
 
-def _tracked(config: FinetuneConfig) -> bool:
+def _tracked(config: FinetuneSections) -> bool:
     trackers: object = config.train.report_to
     return trackers not in (None, "none", [], ["none"])
 
@@ -30,7 +30,11 @@ RUN: tuple[Rule, ...] = (
         ("model.revision",),
         lambda c: "" if _on_the_hub(c.model.name_or_path) else "model.name_or_path is no id on the Hub",
     ),
-    (("data.mining",), lambda c: "" if c.data.mining_model else "data.mining_model is empty"),
+    (
+        ("lora.alpha", "lora.dropout", "lora.targets", "lora.use_dora", "lora.load_in_4bit", "lora.config"),
+        lambda c: "lora.rank is empty" if c.lora.rank is None else "",
+    ),
+    (("data.mining", "data.remining"), lambda c: "" if c.data.mining_model else "data.mining_model is empty"),
     (("data.mixing_exponent",), lambda c: "" if c.data.mixing == "temperature" else "data.mixing is another"),
     (("train.num_train_epochs",), lambda c: "train.max_steps is set" if c.train.max_steps > 0 else ""),
     (
@@ -43,21 +47,20 @@ RUN: tuple[Rule, ...] = (
     ),
     (
         ("evaluation.batch_size",),
-        lambda c: "" if c.train.eval_strategy != "no" or c.train.eval_on_start else "nothing is evaluated",
+        lambda c: ""
+        if c.train.eval_strategy != "no" or c.train.eval_on_start or c.evaluation.general
+        else "nothing is evaluated",
+    ),
+    (("loss.hardness_mode",), lambda c: "" if c.loss.hardness_strength else "loss.hardness_strength is 0"),
+    (
+        ("loss.guide_margin", "loss.guide_margin_strategy"),
+        lambda c: "" if c.loss.guide is not None else "loss.guide is empty",
     ),
     (
         ("loss.chunk_tokens",),
         lambda c: "gradient caching cuts the rows"
         if c.loss.mini_batch_size is not None or c.loss.mini_batch_num_tokens is not None
         else "",
-    ),
-    (
-        ("train.packing",),
-        lambda c: "" if c.train.device.type in ("cpu", "cuda") else f"the run is on {c.train.device.type}",
-    ),
-    (
-        ("train.fast_dropout", "train.cpu_threads"),
-        lambda c: "" if c.train.device.type == "cpu" else f"the run is on {c.train.device.type}",
     ),
     (
         ("train.activation_checkpointing_kwargs",),
@@ -74,6 +77,18 @@ RUN: tuple[Rule, ...] = (
         lambda c: "" if _tracked(c) else "train.report_to names no tracker",
     ),
 )  # fmt: skip
+
+# A plan is for another machine.
+ON_DEVICE: tuple[Rule, ...] = (
+    (
+        ("train.packing",),
+        lambda c: "" if c.train.device.type in ("cpu", "cuda") else f"the run is on {c.train.device.type}",
+    ),
+    (
+        ("train.fast_dropout", "train.cpu_threads"),
+        lambda c: "" if c.train.device.type == "cpu" else f"the run is on {c.train.device.type}",
+    ),
+)
 
 PLAN: tuple[Rule, ...] = (
     (("plan.rows",), lambda c: "train.max_steps is set" if c.train.max_steps > 0 else ""),
@@ -135,12 +150,12 @@ PRESET: Mapping[str, tuple[str, ...]] = {
 """What each preset reads beside its name."""
 
 _ENCODERS = {"lexical": True, "bm25": False, "random": False}  # who searches embeddings; a model does
+_SCORES = {**_ENCODERS, "bm25": True}
 
 MINING: Mapping[str, Callable[[str], bool]] = {
-    **dict.fromkeys(("oversample", "reranker_margin"), lambda miner: False),  # prepare.py mine has a cross-encoder
+    "use_faiss": lambda miner: _ENCODERS.get(miner, True),
     **dict.fromkeys(
-        ("max_score", "min_score", "absolute_margin", "relative_margin", "use_faiss"),
-        lambda miner: _ENCODERS.get(miner, True),
+        ("max_score", "min_score", "absolute_margin", "relative_margin"), lambda miner: _SCORES.get(miner, True)
     ),
     **dict.fromkeys(("range_min", "range_max", "sampling"), lambda miner: miner != "random"),
     "dimensions": lambda miner: miner == "lexical",
@@ -149,7 +164,7 @@ MINING: Mapping[str, Callable[[str], bool]] = {
 """Which miners read a setting of mining; all of them read those that are not here."""
 
 
-def unread(config: FinetuneConfig, specs: Iterable[DatasetSpec] = (), plan: bool = False) -> list[str]:
+def unread(config: FinetuneSections, specs: Iterable[DatasetSpec] = (), plan: bool = False) -> list[str]:
     """``key: why``, for every setting that is set and that nothing reads.
 
     Args:
@@ -161,12 +176,18 @@ def unread(config: FinetuneConfig, specs: Iterable[DatasetSpec] = (), plan: bool
         f"{name}.{key}": value for name in config.sections() for key, value in _set(getattr(config, name)).items()
     }
     typed = {f"{name}.{key}" for name, section in config.resolved.items() for key in section}
-    found = list(_told((*RUN, *(PLAN if plan else ())), config, sections.keys() & typed))
+    found = list(_told((*RUN, *(PLAN if plan else ON_DEVICE)), config, sections.keys() & typed))
     found += _of_mining(config, "data.mining", config.data.mining)
+    remining = config.data.remining or {}
+    if remining.get("rule") == "hardest":
+        found += [f"{key} of data.remining: its rule is hardest" for key in ("decline", "ceiling") if key in remining]
     for spec in specs:
         own = _set(spec)
         found += _of_mining(config, f"mining of dataset {spec.name!r}", spec.mining)
         told = [*_told(DATASET, spec, own), *_told(DATASET_IN_RUN, config, own)]
+        if config.loss.distillation is None and spec.loss.get("distillation") is None and spec.task == "retrieval":
+            scores = [role for role in SCORE_ROLES if role in spec.columns and spec.preset is None]
+            told += [f"columns.{role}: loss.distillation is empty" for role in scores]
         if spec.preset is not None:
             name = spec.preset.name
             further = [key for key in _set(spec.preset) if key not in ("name", *PRESET[name])]
@@ -176,13 +197,16 @@ def unread(config: FinetuneConfig, specs: Iterable[DatasetSpec] = (), plan: bool
     return found
 
 
-def _of_mining(config: FinetuneConfig, place: str, settings: Mapping[str, Any] | None) -> list[str]:
-    miner = config.data.mining_model
-    keys = [key for key in settings or {} if miner and key in MINING and not MINING[key](miner)]
-    return [f"{key} of {place}: data.mining_model {miner} does not read it" for key in keys]
+def _of_mining(config: FinetuneSections, place: str, settings: Mapping[str, object] | None) -> list[str]:
+    given = config.data.mining_model
+    miners = [given] if isinstance(given, str) else given or []
+    keys = [key for key in settings or {} if miners and key in MINING and not any(map(MINING[key], miners))]
+    told = [f"{key} of {place}: data.mining_model {given} does not read it" for key in keys]
+    of_judge = {"oversample", "reranker_margin"} & set(settings or {}) if not (settings or {}).get("judge") else set()
+    return told + [f"{key} of {place}: there is no judge" for key in sorted(of_judge) if miners]
 
 
-def _told(rules: Iterable[Rule], about: Any, present: Iterable[str]) -> Iterator[str]:
+def _told(rules: Iterable[Rule], about: FinetuneSections | DatasetSpec, present: Iterable[str]) -> Iterator[str]:
     present = set(present)
     for keys, why in rules:
         if set(keys) & present and (words := why(about)):

@@ -23,11 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from piccolo_st.distributed import fail_together, get_rank, on_first_rank
+from piccolo_st.redaction import redact
 from piccolo_st.training import checkpoint
 from piccolo_st.training.manifest import Checkpoint, CheckpointError
 
 if TYPE_CHECKING:
     from accelerate.utils import DeepSpeedPlugin
+    from deepspeed import DeepSpeedEngine
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,23 @@ def deepspeed_classes() -> list[type]:
     from deepspeed.utils.tensor_fragment import fragment_address
 
     return [loss_scaler.LossScaler, loss_scaler.DynamicLossScaler, ZeroStageEnum, fragment_address]
+
+
+@contextmanager
+def without_secrets(engine: DeepSpeedEngine | None) -> Iterator[None]:
+    """Inside, the configuration that a DeepSpeed engine writes into each of its parts holds none, as a tracker's key.
+
+    Args:
+        engine: its ``config`` is exchanged; None without DeepSpeed.
+    """
+    whole = getattr(engine, "config", None)
+    if engine is not None:
+        engine.config = redact(whole, mark="left out")[0]
+    try:
+        yield
+    finally:
+        if engine is not None:
+            engine.config = whole
 
 
 @contextmanager

@@ -17,11 +17,13 @@ from torch.utils.data import DataLoader
 from transformers.utils import logging
 from transformers.utils.logging import warning_once as logger_warned_once
 
-from piccolo_st.batches.collator import PiccoloDataCollator, sample_from_lists
+from piccolo_st.batches.collator import PiccoloDataCollator
+from piccolo_st.batches.lists import sample_from_lists
 from piccolo_st.batches.reading import ColumnBatch, homogeneous_dataloader
 from piccolo_st.batches.sampler import HomogeneousBatchSampler
 from piccolo_st.errors import InputError
 from piccolo_st.hashing import mix_array, text_ids
+from piccolo_st.losses import PiccoloLoss
 
 PROMPTS = {"query": "查询：", "positive": "结果：", "negative": "结果："}
 ROUTES = {"query": "query", "positive": "document", "negative": "document"}
@@ -244,7 +246,7 @@ def test_workers_sample_what_the_main_process_would(make_model: Callable[..., An
 # Text ids
 
 
-def test_ids_are_of_the_text_without_prompt_and_equal_iff_texts_are(make_model: Callable[..., Any]) -> None:
+def test_ids_are_of_the_text_without_prompt(make_model: Callable[..., Any]) -> None:
     preprocess = make_model().preprocess
     rows = [{"query": "a", "positive": "b"}, {"query": "b", "positive": "b"}]
     plain, prompted = PiccoloDataCollator(preprocess)(rows), PiccoloDataCollator(preprocess, prompts=PROMPTS)(rows)
@@ -254,6 +256,36 @@ def test_ids_are_of_the_text_without_prompt_and_equal_iff_texts_are(make_model: 
         assert batch["query_text_id"].dtype == torch.int64
     assert not torch.equal(plain["query_input_ids"], prompted["query_input_ids"])
     assert not [k for k in PiccoloDataCollator(preprocess, text_ids=False)(rows) if "text_id" in k]
+
+
+def test_case_width_and_blanks_make_no_other_text_and_stand_against_nothing(make_model: Callable[..., Any]) -> None:
+    model = make_model()
+    same = ["天气 Abc", "天气abc", " 天气\nABC\r\n", "天\u3000气ＡＢＣ", "天\u200b气 aBC"]
+    other = ["天气abc。", "天气 ab", "C++", "C#", ""]
+    rows = [{"query": str(i), "positive": text} for i, text in enumerate(same + other)]
+    batch = PiccoloDataCollator(model.preprocess)(rows)
+    assert len(set(batch["positive_text_id"].tolist()[: len(same)])) == 1
+    assert len(set(batch["positive_text_id"].tolist())) == 1 + len(other)
+    loss = PiccoloLoss(model, directions=("query_to_doc",))
+    features, _ = SentenceTransformerTrainer.collect_features(None, batch)
+    loss(features)
+    # Each of the five leaves out the four others.
+    assert loss.pop_statistics()["masked_duplicates"] == 5 * 4 / len(rows)
+
+
+def test_a_guide_sees_each_text_as_it_is_with_its_task(make_model: Callable[..., Any]) -> None:
+    def guide(name: str | None, texts: list[str], task: str) -> np.ndarray | None:
+        return (
+            None if name != "ragged" else np.array([[len(text), task == "query"] for text in texts], dtype=np.float32)
+        )
+
+    collator = PiccoloDataCollator(make_model().preprocess, prompts=PROMPTS, guide=guide, teacher=guide)
+    assert not [key for key in collator(_rows()) if key.endswith("guide")]
+    batch = collator(_ragged([2, 0, 1]))
+    texts = _ragged([2, 0, 1]).columns
+    assert batch["query_guide"].tolist() == [[len(text), 1.0] for text in texts["query"]]
+    assert batch["query_teacher"].equal(batch["query_guide"])
+    assert batch["negative_guide"].tolist() == [[len(text), 0.0] for own in texts["negative"] for text in own]
 
 
 def test_columns_that_look_like_ids_are_warned_about_as_st_does(

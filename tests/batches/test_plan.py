@@ -24,14 +24,14 @@ shape = st.fixed_dictionaries(
 def _visits(plan: BatchPlan, epoch: int) -> list[Counter[int]]:
     """How often an epoch visits each row of each dataset."""
     counts: list[Counter[int]] = [Counter() for _ in plan.sizes]
-    for step in range(plan.steps(epoch)):
+    for step in range(plan.steps()):
         found = plan.step(epoch, step)
         counts[found.dataset].update(found.rows.tolist())
     return counts
 
 
 def _sequence(plan: BatchPlan, epoch: int) -> list[tuple[int, tuple[int, ...]]]:
-    steps = [plan.step(epoch, step) for step in range(plan.steps(epoch))]
+    steps = [plan.step(epoch, step) for step in range(plan.steps())]
     return [(step.dataset, tuple(step.rows.tolist())) for step in steps]
 
 
@@ -113,6 +113,48 @@ def test_each_dataset_has_its_own_batch_size(multiples: list[float], world: int)
     assert plan.steps_per_dataset.tolist() == [
         size // int(4 * world * multiple) for size, multiple in zip([100, 130, 160], multiples, strict=True)
     ]
+
+
+@given(sizes=st.lists(st.integers(48, 200), min_size=2, max_size=4), data=st.data(), world=st.sampled_from([1, 2, 4]))
+def test_datasets_together_share_each_of_their_updates_the_same_in_any_world(
+    sizes: list[int], data: st.DataObject, world: int
+) -> None:
+    together = data.draw(st.permutations(range(len(sizes))))[: data.draw(st.integers(2, len(sizes)))]
+    steps = len(together) * data.draw(st.integers(1, 2))
+    plan = BatchPlan(sizes, 8 // world, world, steps, together=together)
+    alone = BatchPlan(sizes, 8, 1, steps, together=together)
+    seen: Counter[tuple[int, int, int]] = Counter()
+    for epoch in range(2):
+        for first in range(0, plan.steps(), steps):
+            update = [plan.step(epoch, first + micro_step) for micro_step in range(steps)]
+            for micro_step, found in enumerate(update):
+                assert np.array_equal(found.rows, alone.step(epoch, first + micro_step).rows)
+                seen.update((found.dataset, found.visit, row) for row in found.rows.tolist())
+            datasets = [found.dataset for found in update]
+            assert len(set(datasets)) == 1 or Counter(datasets) == dict.fromkeys(together, steps // len(together))
+            assert (datasets[0] in together) == (len(set(datasets)) > 1)
+    assert plan.steps() % steps == 0
+    share = steps // len(together)
+    longest = max(sizes[index] // (8 * share) for index in together)
+    assert {int(plan.steps_per_dataset[index]) for index in together} == {longest * share}
+    assert (
+        max(seen.values()) == 1
+    )  # who comes more often than a pass goes through all of its rows before any comes again
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"together": [0]}, r"together must name at least two different ones of the 3 datasets, got \[0\]"),
+        ({"together": [0, 0]}, r"together must name at least two different ones"),
+        ({"together": [0, 3]}, r"together must name at least two different ones"),
+        ({"together": [0, 1, 2]}, r"accumulation_steps must be a multiple of the 3 datasets.*, got 2; set train"),
+        ({"together": [0, 2], "small_datasets": "drop"}, r"dataset 2 must be drawn from to stand together with others"),
+    ],
+)
+def test_datasets_that_cannot_stand_together_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        BatchPlan([40, 50, 3], 4, accumulation_steps=2, **{"small_datasets": "repeat", **options})
 
 
 # What ranks and worlds share

@@ -16,7 +16,8 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 from torch import Tensor
 
-from piccolo_st.losses.contrast import DIRECTIONS, contrastive_loss, unit
+from piccolo_st.losses.choices import DIRECTIONS
+from piccolo_st.losses.contrast import contrastive_loss, unit
 from piccolo_st.losses.false_negatives import Exclusions
 
 TEMPERATURE = 0.01

@@ -7,7 +7,8 @@ The pairs are generated: 5% of the rows are exact duplicates, 5% near ones, 0.1%
 
 Every step runs in a process of its own. Seconds of the processor are printed beside those of the clock, which a busy
 machine stretches. Memory is anonymous memory (RssAnon): files of a memory-mapped dataset count
-as resident too, but the system takes those pages back when it needs them.
+as resident too, but the system takes those pages back when it needs them. ``index`` and ``stream`` are ``load`` and
+``read`` of a streamed dataset.
 """
 
 from __future__ import annotations
@@ -34,7 +35,16 @@ from piccolo_st.tables import table
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(7200)]
 
-NAMES = ["load, cold", "load, warm", "read 1,000 batches of 1,024", "check", "dedup", "filter"]
+NAMES = [
+    "load, cold",
+    "load, warm",
+    "read 1,000 batches of 1,024",
+    "index, cold",
+    "stream 1,000 batches of 1,024",
+    "check",
+    "dedup",
+    "filter",
+]
 SIZES = [int(size) for size in os.environ.get("PICCOLO_ROWS", "100000,1000000").split(",")]
 
 MEASURED = """
@@ -51,13 +61,13 @@ from piccolo_st.data.mixture import load_mixture
 from piccolo_st.curation.steps import PrepareConfig, PrepareData, run_step
 threading.Thread(target=watch, daemon=True).start()
 config = {"datasets": {
-    "pairs": {"source": source, "task": "retrieval"},
+    "pairs": {"source": source, "task": "retrieval", "streaming": step in ("index", "stream")},
     "tests": {"source": tests, "task": "retrieval", "use": "evaluate"},
 }}
 start, begin, rows = time.perf_counter(), time.process_time(), None
-if step == "load":
+if step in ("load", "index"):
     load_mixture(config, cache_dir=cache)
-elif step == "read":
+elif step in ("read", "stream"):
     import itertools
     from piccolo_st.batches.reading import HomogeneousDataset
     from piccolo_st.batches.sampler import HomogeneousBatchSampler
@@ -81,7 +91,7 @@ def _texts(generator: np.random.Generator, count: int, shortest: int, longest: i
     return pa.StringArray.from_buffers(count, pa.py_buffer(offsets), pa.py_buffer(text))
 
 
-def _pairs(generator: np.random.Generator, count: int) -> pa.Table:
+def pairs(generator: np.random.Generator, count: int) -> pa.Table:
     return pa.table({"query": _texts(generator, count, 6, 20), "positive": _texts(generator, count, 15, 60)})
 
 
@@ -91,19 +101,19 @@ def _write_pairs(folder: Path, rows: int, tests: pa.Table) -> None:
     for number, start in enumerate(range(0, rows, 1_000_000)):
         count = min(1_000_000, rows - start)
         share, leaks = count // 20, count // 1000
-        own = _pairs(np.random.default_rng(number), count - 2 * share - leaks)
+        own = pairs(np.random.default_rng(number), count - 2 * share - leaks)
         longer = [pc.binary_join_element_wise(column, "的", "") for column in own.slice(share, share).columns]
         leaked = own.slice(2 * share, leaks).set_column(
             1, "positive", tests["positive"].take(pa.array(np.arange(leaks) % len(tests)))
         )
         near = pa.table(longer, names=own.column_names)
         table = pa.concat_tables([own, own.slice(0, share), near, leaked]).combine_chunks()
-        pq.write_table(table, folder / f"part-{number:03d}.parquet")
+        pq.write_table(table, folder / f"part-{number:03d}.parquet", row_group_size=50_000)
 
 
 def test_time_and_memory_of_the_steps(tmp_path: Path) -> None:
     lines: list[list[Any]] = []
-    tests = _pairs(np.random.default_rng(1 << 20), 2000)
+    tests = pairs(np.random.default_rng(1 << 20), 2000)
     pq.write_table(tests, tmp_path / "tests.parquet")
     for rows in SIZES:
         source, output = tmp_path / str(rows), tmp_path / f"out-{rows}"

@@ -42,7 +42,8 @@ from piccolo_st.modeling.packed.packing import use_packing
 from piccolo_st.tables import table
 from tests.benchmarks.loss_contenders import FLOOR_ANCHORS, floor, ours
 from tests.conftest import build_encoder
-from tests.modeling.test_packing import MODELS, build
+from tests.helpers.architectures import small_encoder
+from tests.modeling.test_packing import MODELS, build, made
 
 Features = dict[str, Any]
 PLAIN = {"temperature": 0.05, "directions": ("query_to_doc",), "mask_duplicates": False}  # what ST's loss computes
@@ -128,18 +129,10 @@ def equality(run: Run) -> list[dict[str, object]]:
     """Packed and padded rows in bfloat16, each against padded rows in float32: relative norm of the differences."""
     encoder = build_encoder(run.folder / "encoder")
     found = []
-    small = BertConfig(
-        vocab_size=300,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    for name, made in {"bert": lambda: BertModel(small), **MODELS}.items():
+    for name in ("bert", *MODELS):
         (run.folder / name).mkdir()
-        model = build(run.folder / name, made(), encoder).to(run.scale.device)
+        small = small_encoder("bert") if name == "bert" else made(name)
+        model = build(run.folder / name, small, encoder).to(run.scale.device)
         vocabulary = model[0].model.config.vocab_size
         rows = features([70, 3, 33, 50, 8], vocabulary, run.scale.device)
         exact = embed(model, rows, run.scale.device, half=False)

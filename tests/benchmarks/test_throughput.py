@@ -45,8 +45,8 @@ from piccolo_st.losses.batch import describe
 from piccolo_st.modeling import EncoderSettings, build_encoder
 from piccolo_st.modeling.lengths import set_lengths
 from piccolo_st.tables import table
-from piccolo_st.training.arguments import PiccoloTrainingArguments
 from piccolo_st.training.trainer import PiccoloTrainer
+from piccolo_st.training.training_arguments import PiccoloTrainingArguments
 from tests.benchmarks.test_memory_benchmark import SavedBytes
 from tests.conftest import CHARACTERS
 from tests.helpers.ranks import run_ranks

@@ -48,7 +48,7 @@ SCORED = [{"text1": Q, "text2": P, "score": 4.5}, {"text1": Q, "text2": N, "scor
          {"query": Q, "positive": N}),
         ([{"sentence1": P, "sentence2": N, "label": "contradiction"}, {"sentence1": P, "sentence2": Q,
           "label": "entailment"}], {"task": "retrieval"}, {"query": P, "positive": Q, "negative": [N]}),
-        ([{"body": P, "title": "蓝"}], {"columns": {"query": "title", "positive": "body"}},
+        ([{"正文": P, "标题": "蓝"}], {"columns": {"query": "标题", "positive": "正文"}},
          {"query": "蓝", "positive": P}),
     ],
 )  # fmt: skip

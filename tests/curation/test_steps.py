@@ -17,18 +17,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
+from piccolo_st import ownership
 from piccolo_st.cache import PARTIAL
+from piccolo_st.curation import step_mine
 from piccolo_st.curation.duplicates import DedupSettings
 from piccolo_st.curation.quality import FilterSettings
 from piccolo_st.curation.stages import ExecutorSettings, Stage, claim, run_stages
 from piccolo_st.curation.step_check import CheckSettings
 from piccolo_st.curation.step_mine import MineSettings
+from piccolo_st.curation.step_score import ScoreSettings
 from piccolo_st.curation.steps import PrepareData, run_step
 from piccolo_st.data.mixture import load_mixture
 from piccolo_st.errors import InputError, MixtureError
 from piccolo_st.schema import build
+from tests.helpers.forked import forked, kill
 
 REPOSITORY = Path(__file__).parent.parent.parent
 ALPHABET = [chr(0x4E00 + i) for i in range(3000)]
@@ -236,7 +241,7 @@ def test_filter_can_write_simplified_characters(tmp_path: Path) -> None:
 
 
 def test_mine_gives_every_retrieval_row_negatives_and_copies_the_rest(folder: Path) -> None:
-    mined = MineSettings(settings={"num_negatives": 2, "shard_rows": 20})
+    mined = MineSettings(settings={"num_negatives": 2, "shard_rows": 20, "range_min": 1, "relative_margin": None})
     out, said = _step(folder, "mine", mined)
     before = load_mixture(folder / "mixture.yaml", cache_dir=folder / "cache")
     left = load_mixture(out / "mixture.yaml", cache_dir=folder / "cache")
@@ -249,7 +254,11 @@ def test_mine_gives_every_retrieval_row_negatives_and_copies_the_rest(folder: Pa
         assert len(row["negative"]) >= 2
     assert list(left.train["scores"]) == list(before.train["scores"])
     assert list(left.train["labels"]) == list(before.train["labels"])
-    assert f"{sum(map(len, left.train['pairs']['negative'])) - 61:,}" in said
+    report = (out / "report.txt").read_text(encoding="utf-8")
+    assert report.split("\n\n")[0] in said
+    assert report.splitlines()[2].split()[:4] == ["pairs", "60", "2.00", "0"]
+    assert "dropped by range_min: " in report
+    assert f"what was dropped and why, with examples: {out / 'report.txt'}" in said
 
 
 def test_mine_searches_with_a_checkpoint_and_a_cross_encoder(
@@ -259,9 +268,8 @@ def test_mine_searches_with_a_checkpoint_and_a_cross_encoder(
     from sentence_transformers import CrossEncoder
 
     CrossEncoder(str(encoder_dir), num_labels=1, device="cpu").save_pretrained(str(folder / "reranker"))
-    mined = MineSettings(
-        str(folder / "model"), None, str(folder / "reranker"), {"num_negatives": 1, "existing": "replace"}
-    )
+    chosen = {"num_negatives": 1, "existing": "replace", "relative_margin": None}  # untrained: all texts are alike
+    mined = MineSettings(str(folder / "model"), None, str(folder / "reranker"), chosen)
     out, _ = _step(folder, "mine", mined)
     negatives = load_mixture(out / "mixture.yaml", cache_dir=folder / "cache").train["pairs"]["negative"]
     assert max(map(len, negatives)) == 1
@@ -269,6 +277,83 @@ def test_mine_searches_with_a_checkpoint_and_a_cross_encoder(
     make_model(pooling="cls").save_pretrained(str(folder / "model"))
     with pytest.raises(MixtureError, match=r"holds the output of another mixture or other settings"):
         _step(folder, "mine", mined)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_score_gives_each_text_what_the_cross_encoder_does(
+    folder: Path, encoder_dir: Path, monkeypatch: pytest.MonkeyPatch, normalize: bool
+) -> None:
+    """Ragged negatives and several positives; killed between two parts, it scores the rest."""
+    from sentence_transformers import CrossEncoder
+
+    reranker = CrossEncoder(str(encoder_dir), num_labels=1, device="cpu")
+    reranker.save_pretrained(str(folder / "reranker"))
+    lists = [{"query": f"问{i}", "pos": ["答", f"好{i}"], "neg": [*"错误天地人"[: i % 4]]} for i in range(9)]
+    _write(folder / "lists.jsonl", lists)
+    _write(folder / "numbered.jsonl", [{"query": "问", "positive": "答", "negative_1": "错", "negative_2": "误"}])
+    pair = {"source": "numbered.jsonl", "task": "retrieval"}
+    given = yaml.safe_load((folder / "mixture.yaml").read_text())
+    given["datasets"] |= {
+        "lists": {"source": "lists.jsonl", "task": "retrieval", "positives": "list"},
+        "numbered": pair,
+    }
+    (folder / "mixture.yaml").write_text(yaml.safe_dump(given, sort_keys=False))
+    asked: list[int] = []
+    predict = CrossEncoder.predict
+
+    def killed(self: Any, pairs: Any, **options: Any) -> Any:
+        asked.append(len(pairs))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return predict(self, pairs, **options)
+
+    monkeypatch.setattr(CrossEncoder, "predict", killed)
+    settings = ScoreSettings(str(folder / "reranker"), normalize=normalize, part_rows=40)
+    with pytest.raises(KeyboardInterrupt):
+        _step(folder, "score", settings)
+    out, said = _step(folder, "score", settings)
+    assert asked[1] == asked[2] and asked.count(asked[0]) == 1, "the first part is done, the second was begun"
+    left = load_mixture(out / "mixture.yaml", cache_dir=folder / "cache")
+    before = load_mixture(folder / "mixture.yaml", cache_dir=folder / "cache")
+    for name in ("pairs", "lists", "numbered"):
+        assert len(left.train[name]) == len(before.train[name]) > 0
+        for row in left.train[name].select(range(min(9, len(left.train[name])))):
+            texts = [
+                text
+                for column in row
+                if column not in ("query", "label")
+                for text in (row[column] if isinstance(row[column], list) else [row[column]])
+            ]
+            scores = predict(reranker, [(row["query"], text) for text in texts], activation_fn=torch.nn.Identity())
+            expected = torch.tensor(scores).sigmoid() if normalize else torch.tensor(scores)
+            assert row["label"] == pytest.approx(expected.tolist(), abs=1e-5)
+    assert list(left.train["scores"]) == list(before.train["scores"])
+    assert "negatives above a positive" in said and "loss.distillation" in said
+
+
+def test_score_needs_a_model_and_negatives(folder: Path) -> None:
+    with pytest.raises(MixtureError, match=r"score\.model must name a cross-encoder, got none"):
+        _step(folder, "score", ScoreSettings())
+    assert not (folder / "out").exists(), "what is refused leaves nothing"
+    _mixture(folder, {"a": [{"query": "问", "positive": "答"}]}, {"a": "retrieval"})
+    with pytest.raises(MixtureError, match=r"must have negatives to be scored, got none that has; mine them first"):
+        _step(folder, "score", ScoreSettings("any"))
+
+
+def test_a_bare_checkpoint_encodes_nothing_twice(folder: Path, encoder_dir: Path) -> None:
+    """Though the pooler that it lacks is drawn whenever it is loaded."""
+    from transformers import BertModel
+
+    shutil.copytree(encoder_dir, folder / "bare")
+    BertModel.from_pretrained(str(encoder_dir), add_pooling_layer=False).save_pretrained(str(folder / "bare"))
+    seen = []
+    for margin in (None, 0.1):
+        shutil.rmtree(folder / "out", ignore_errors=True)
+        _step(folder, "mine", MineSettings(str(folder / "bare"), settings={"relative_margin": margin}))
+        step_mine._miner.cache_clear()  # as another process begins
+        seen.append(sorted(path.relative_to(folder) for path in (folder / "cache" / "embeddings").rglob("*.npy")))
+    assert seen[0]
+    assert seen[0] == seen[1]
 
 
 def test_check_reports_faults_lengths_and_duplicates(folder: Path, encoder_dir: Path) -> None:
@@ -317,6 +402,17 @@ def test_a_folder_is_not_shared_by_two_settings_or_inputs(folder: Path) -> None:
     (folder / "mine" / "theirs.txt").write_text("x")
     with pytest.raises(MixtureError, match=r"mine must be empty or of this project's making"):
         claim(folder / "mine", "identity", {})
+
+
+def test_a_folder_is_written_by_one_process_until_that_is_killed(folder: Path) -> None:
+    with forked(lambda: ownership.own(folder / "out" / ".dedup.owner", folder, "data.output")) as pid:
+        start = time.monotonic()
+        with pytest.raises(InputError, match=rf"out/dedup is being written to by process {pid} .*data\.output"):
+            _step(folder, "dedup", DedupSettings())
+        assert time.monotonic() - start < 5
+        kill(pid)
+        assert (_step(folder, "dedup", DedupSettings())[0] / "mixture.yaml").is_file()
+    assert [path.name for path in (folder / "out").iterdir()] == ["dedup"]
 
 
 def test_a_folder_is_claimed_though_a_run_was_killed_as_it_did(tmp_path: Path) -> None:

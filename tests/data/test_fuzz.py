@@ -238,3 +238,19 @@ def test_the_order_of_rows_never_matters(
             chunks.CHUNK_ROWS = before
         found.append(report and (report.kept, Counter(report.rejected), Counter(report.removed)))
     assert found[0] == found[1]
+
+
+@settings(max_examples=100, deadline=_QUICK, suppress_health_check=list(HealthCheck))
+@given(given_rows=_rows().filter(lambda found: found[0] != "classification"), damage=st.just([]) | _DAMAGE)
+def test_a_stream_of_any_file_is_what_its_copy_is(
+    given_rows: tuple[str, list[dict[str, Any]]], damage: list[tuple[str, float, Any]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:  # fmt: skip
+    task, rows = given_rows
+    path = tmp_path_factory.getbasetemp() / f"{next(_COUNTER)}.parquet"
+    path.write_bytes(_damaged(COLUMNAR["parquet"](rows), damage))
+    copied, streamed = _try(path, task), _try(path, task, streaming=True)
+    assert (copied and copied.as_dict()) == (streamed and streamed.as_dict())
+    if copied is not None and streamed is not None:
+        both = [load(path, task, max_rejected=1, streaming=streaming).train["faq"] for streaming in (False, True)]
+        assert both[0].to_list() == both[1].to_list()

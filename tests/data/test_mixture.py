@@ -254,7 +254,7 @@ def test_fingerprints_follow_contents_and_settings_and_nothing_else(
 # Another value for every field of a dataset, and whether its rows may be other ones then.
 FIELDS: dict[str, tuple[Any, bool]] = {
     "name": ("other", False), "source": ("copy.jsonl", False), "task": ("sts", True), "format": ("tsv", True),
-    "encoding": ("gb18030", True),
+    "encoding": ("gb18030", True), "corpus": ("copy.jsonl", False), "queries": ("copy.jsonl", False),
     "split": ("dev", True), "revision": ("abc", True), "subset": ("zh", True), "columns": ({"query": "positive"}, True),
     "preset": (PresetSpec("scored_pairs"), True), "use": ("evaluate", True), "positives": ("first", True),
     "labels": (("a",), True), "score_range": ((0.0, 5.0), True), "min_characters": (2, True),
@@ -262,6 +262,7 @@ FIELDS: dict[str, tuple[Any, bool]] = {
     "holdout": (HoldoutSpec(3), False), "mining": ({"seed": 1}, False), "instruction": ("none", False),
     "weight": (2.0, False), "repeats": (2, False), "batch_multiple": (2.0, False), "query_length": (9, False),
     "document_length": (9, False), "loss": ({"a": 1}, False), "licence": ("MIT", False), "note": ("x", False),
+    "streaming": (True, False),
 }  # fmt: skip
 
 
@@ -295,13 +296,16 @@ def test_max_rows_reads_so_many_rows_and_no_more(
     assert (prepared.rows()["positive"][:] if kept else []) == kept
 
 
-def test_max_rows_does_not_look_beyond_its_last_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("streaming", [False, True])
+def test_max_rows_does_not_look_beyond_its_last_row(
+    streaming: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("piccolo_st.data.chunks.CHUNK_ROWS", 5)
     (folder / "z.parquet").write_bytes(b"cut off")
     pq.write_table(
         pa.Table.from_pylist([{"query": f"问{i}", "positive": f"答{i}"} for i in range(5)]), folder / "a.parquet"
     )
-    settings = {"source": "*.parquet", "task": "retrieval"}
+    settings = {"source": "*.parquet", "task": "retrieval", "streaming": streaming}
     assert len(_load(folder, {"a": {**settings, "max_rows": 5}}).train["a"]) == 5
     with pytest.raises(MixtureError, match=r"z.parquet of dataset 'a' cannot be read"):
         _load(folder, {"a": {**settings, "max_rows": 6}})

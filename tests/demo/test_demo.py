@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from piccolo_st.commands.demo import main
 from piccolo_st.demo import Searcher
-from piccolo_st.demo.corpus import read_corpus, thin_out
+from piccolo_st.demo.corpus import example_queries, read_corpus, thin_out
 from piccolo_st.demo.draw import MAP_POINTS, corpus_map, table
 from piccolo_st.demo.page import render
 from piccolo_st.demo.search import EmbeddedCorpus, Variant
@@ -141,7 +141,9 @@ def test_reading_a_corpus(tmp_path: Path) -> None:
     assert read_corpus(tmp_path / "texts.txt") == ["一", "二 三", "四 五"]
     rows = [{"_id": "1", "title": "题", "text": "文"}, {"_id": "2", "text": "文\n字"}]
     (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert read_corpus(tmp_path) == ["题 文", "文 字"]
+    assert read_corpus(tmp_path) == ["题 文", "文 字"] and example_queries(tmp_path) == []
+    (tmp_path / "queries.jsonl").write_text("\n".join(json.dumps({"_id": n, "text": f"问{n}"}) for n in range(20)))
+    assert example_queries(tmp_path) == ["问0", "问4", "问8", "问12", "问16"] and example_queries()
 
 
 def test_the_default_corpus_is_the_quickstarts_definitions() -> None:

@@ -33,7 +33,8 @@ def test_typing_and_sliding_in_a_browser(models: list[str], tmp_path: Path) -> N
     pytest.importorskip("gradio")
     texts = [f"{a}天{b}月" for a in NUMBERS for b in NUMBERS] + ["今天天气晴", "<b>猫</b>和狗"]
     (tmp_path / "corpus.txt").write_text("\n".join(texts), encoding="utf-8")
-    command = [sys.executable, "recipes/demo.py", *models, "--corpus", str(tmp_path / "corpus.txt"), "--query", "山"]
+    command = [sys.executable, "recipes/demo.py", *models, "--corpus", str(tmp_path / "corpus.txt")]
+    command += ["--query", "山", "今天天气晴", "--instructions", "e5"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with (
         browser(tmp_path / "profile") as page,
@@ -56,7 +57,8 @@ def test_typing_and_sliding_in_a_browser(models: list[str], tmp_path: Path) -> N
         wait_until(rows, "the page shows nothing for the query it starts with")
         assert marked() == "山"
         heads = page.find_element(By.CSS_SELECTOR, "#found thead").text
-        assert all(model in heads for model in models) and "查询：" in heads
+        assert all(model in heads for model in models)
+        assert "查询：" in heads and "query:" in heads, "a model that brings instructions keeps them, another has e5's"
         assert len(page.find_elements(By.CSS_SELECTOR, "#map svg")) == 2
 
         before = rows()
@@ -74,6 +76,18 @@ def test_typing_and_sliding_in_a_browser(models: list[str], tmp_path: Path) -> N
         wait_until(lambda: rows() != typed, "the slider does not search again")
         assert "8 / 32" in page.find_element(By.CSS_SELECTOR, "#found .facts").text
 
+        page.find_element(By.CSS_SELECTOR, "#examples button, #examples .gallery-item").click()
+        wait_until(lambda: marked() == "山", "a click at an example does not search for it")
+        box.send_keys(Keys.CONTROL, "a")
+        box.send_keys(Keys.DELETE)
+        wait_until(lambda: not rows(), "the results of an emptied box stay")
+        box.send_keys("晴")
+        wait_until(rows, "the box stays empty")
+        whole = page.execute_script(
+            "return [...document.querySelectorAll('#found .bar')].map(bar => bar.getBoundingClientRect().width)"
+        )
+        assert max(whole) - min(whole) < 1, "the same score has bars of different lengths in two columns"
+
         picture = tmp_path / "page.png"
         page.save_screenshot(str(picture))
         assert_is_drawn(picture)
@@ -82,6 +96,10 @@ def test_typing_and_sliding_in_a_browser(models: list[str], tmp_path: Path) -> N
             "return right('#found table') <= right('#found') + 1 && right('#map svg') <= window.innerWidth"
         )
         assert inside, "the table or the map reaches over its place"
+        phone = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+        page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+        reach = page.execute_script("return document.querySelector('#found table').getBoundingClientRect().right")
+        assert reach <= 400, f"the table of a page of 400 pixels reaches to {reach}"
         elsewhere = {each for each in requested(page) if each.split("/")[2] != url.split("/")[2]}
         assert not elsewhere, "the page asks other hosts"
         severe = [entry["message"] for entry in page.get_log("browser") if entry["level"] == "SEVERE"]

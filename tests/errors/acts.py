@@ -41,6 +41,8 @@ BEIR = {
     "beir/corpus.jsonl": jsonl([{"_id": "d1", "text": "猫"}, {"_id": "d2", "text": "狗"}]),
     "beir/queries.jsonl": jsonl([{"_id": "q1", "text": "鱼"}]),
 }
+SEARCH = {"name": "Own", "type": "Retrieval", "data": "beir"}
+JUDGED = "query-id\tcorpus-id\tscore\n"
 OTHER_LABELS = [{"text": "猫", "label": "a"}, {"text": "狗", "label": "a"}, {"text": "鱼", "label": "a"}]
 
 
@@ -232,6 +234,18 @@ def own_negatives_loss(world: World) -> Any:
     return OwnNegativesLoss(model(world))
 
 
+def distil(text: str) -> Act:
+    """A batch of one pair without scores."""
+
+    def act(world: World) -> Any:
+        from piccolo_st.losses import DistillationLoss
+
+        loaded = model(world)
+        return DistillationLoss(loaded)([dict(loaded.preprocess([text])) for _ in range(2)])
+
+    return act
+
+
 def benchmark(world: World) -> Any:
     from piccolo_st.evaluation import C_MTEB_35
 
@@ -347,7 +361,7 @@ def own_samplers(world: World) -> list[Any]:
 
 def training_arguments(world: World, **settings: Any) -> Any:
     """Training arguments, with settings that would start something if they were given at once."""
-    from piccolo_st.training.arguments import PiccoloTrainingArguments
+    from piccolo_st.training.training_arguments import PiccoloTrainingArguments
 
     arguments = PiccoloTrainingArguments(output_dir=str(world.tmp))
     for name, value in settings.items():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from piccolo_st.batches.windows import Groups
 from piccolo_st.data.specs import DatasetSpec
 from tests.errors.acts import (
     BEIR,
     FAQ,
+    JUDGED,
+    NUMBERS,
     OTHER_LABELS,
+    SEARCH,
     Row,
     batch,
     call,
@@ -18,28 +22,29 @@ from tests.errors.acts import (
     parquet,
     prepare,
     run,
+    tasks,
 )
 
 # fmt: off
+STREAM = {"a.parquet": parquet(query=NUMBERS, positive=[f"{number}的结果" for number in NUMBERS])}
 ROWS: dict[str, list[Row]] = {
-    "data.beir": [
-        Row(
-            "judgements without a header",
-            faq("source=beir", files={**BEIR, "beir/qrels.tsv": "q1\td1\t1\nq2\td2\t1\n"}),
-            "TMP/beir/qrels.tsv must begin with the line query-id TAB corpus-id TAB score, got the columns q1, d1, 1",
-        ),
+    "data.by_id": [
+        Row("judgements of no query", tasks(SEARCH, files={**BEIR, "beir/qrels.tsv": "corpus-id\tscore\nd1\t1\n"}),
+            "TMP/beir/qrels.tsv must have columns query-id, corpus-id and perhaps score, got corpus-id, score"),
     ],
     "mining.candidates": [
         Row("a range of two for seven", prepare("mine", "--mine.settings", "{num_negatives: 7, range_max: 2}"),
             "range_min=0 to range_max=2 of mining leaves fewer candidates than num_negatives=7; raise range_max"),
+    ],
+    "batches.lists": [
+        Row("a row without a positive", collate({"query": "猫", "positive": ["狗"]}, {"query": "鱼", "positive": []}),
+            "row 1 of the batch must list at least one text in column 'positive', got none; drop such rows"),
     ],
     "batches.collator": [
         Row("rows of two kinds", collate({"query": "猫", "positive": "狗"}, {"query": "猫"}),
             "all rows of a batch must have the same columns, got ['query', 'positive']…; draw the batches…"),
         Row("a number for a text", collate({"query": "猫", "positive": 3}),
             "row 0 of the batch must hold text in column 'positive', got 3; drop such rows, or call a column…"),
-        Row("a row without a positive", collate({"query": "猫", "positive": ["狗"]}, {"query": "鱼", "positive": []}),
-            "row 1 of the batch must list at least one text in column 'positive', got none; drop such rows"),
     ],
     "curation.entries": [
         Row("nothing to look at", run("prepare", "describe"),
@@ -64,9 +69,21 @@ ROWS: dict[str, list[Row]] = {
         Row("all queries held out", faq("holdout={queries: 100, min_corpus: 5}"),
             "the holdout of dataset 'faq' must leave queries…got 100 of the 100 distinct ones; lower `queries`"),
     ],
+    "data.excel": [
+        Row("openpyxl missing", faq("source=faq.xlsx", files={"faq.xlsx": "no workbook"}, without=["openpyxl"]),
+            "the workbook TMP/faq.xlsx needs openpyxl; run: pip install \"piccolo_st[excel]\""),
+    ],
     "data.jionlp": [
         Row("jionlp missing", faq("source=jionlp:words", without=["jionlp"]),
             "the source 'jionlp:words' of dataset 'faq' needs jionlp; run: pip install \"piccolo_st[quickstart]\""),
+    ],
+    "mining.documents": [
+        Row("a corpus without texts", prepare("mine", "--mine.settings", "{corpus: TMP/pairs.jsonl}"),
+            "the corpus of mining must have a column 'text', got …pairs.jsonl; rename the column"),
+    ],
+    "mining.search": [
+        Row("faiss missing", prepare("mine", "--mine.settings", "{use_faiss: true}", without=["faiss"]),
+            'mining with use_faiss needs faiss-cpu; run: pip install "piccolo_st[data]"'),
     ],
     "mining.lexical": [
         Row("bm25s missing", prepare("mine", "--mine.model", "bm25", without=["bm25s"]),
@@ -77,6 +94,10 @@ ROWS: dict[str, list[Row]] = {
             "model of mining must be a SentenceTransformer, 'lexical', 'bm25' or 'random', got 'bm52'"),
         Row("no positives", call("mining.miner:mine_negatives", dataset(query=["猫"]), "random"),
             "mining needs the column 'positive', got the columns query; only retrieval data can be mined"),
+        Row("negatives for scored rows",
+            call("mining.miner:mine_negatives",
+                 dataset(query=["猫", "狗"], positive=["小猫", "大狗"], label=[[1.0], [2.0]]), "random"),
+            "rows with a teacher's scores must keep the negatives that it scored, got mined ones; set num_negatives…"),
     ],
     "data.mixture": [
         Row("an unknown task", faq("task=retrieve"),
@@ -108,11 +129,9 @@ ROWS: dict[str, list[Row]] = {
         Row("a permutation of none", call("batches.permutation:Permutation", 0, 1),
             "the size of a permutation must be from 1 to 2**40, got 0"),
     ],
-    "batches.plan": [
+    "batches.blocks": [
         Row("too few rows", finetune("--data.small_datasets", "error", "--data.batch_size", "200"),
-            "dataset 'faq' has 100 rows, fewer than the 200 that all ranks…; use a smaller batch…"),
-        Row("too few rows anywhere", finetune("--data.batch_size", "200"),
-            "no dataset is left to draw from: they have [100, 95] rows…; use a smaller batch…"),
+            "dataset 'faq' has 100 rows, fewer than the 200 that all ranks…; lower data.batch_size…"),
         Row("half a row", faq("batch_multiple=0.3"),
             "batch_multiples of dataset 'faq' times the batch size 8 must be whole rows, got 0.3"),
         Row("a batch of less than a row", faq("batch_multiple=0.0000000000001"),
@@ -124,6 +143,10 @@ ROWS: dict[str, list[Row]] = {
         Row("too many weights", batch(mixing="weights", weights=[1, 2, 3]),
             "weights must have one value for each of the 2 datasets, got 3"),
         Row("a repeat below 0", batch(repeats=[1, -1]), "repeats of dataset 1 must be at least 0, got -1"),
+    ],
+    "batches.plan": [
+        Row("too few rows anywhere", finetune("--data.batch_size", "200"),
+            "no dataset is left to draw from: they have [100, 95] rows…; lower data.batch_size, or…"),
         Row("a position of another batch size", lambda world: batch()(world).plan.position(3),
             "a position must be a multiple of the 4 samples…got 3; go on with the global batch size…"),
     ],
@@ -159,7 +182,14 @@ ROWS: dict[str, list[Row]] = {
                  lambda w: DatasetSpec("faq", "faq.jsonl", "retrieval", query_length=8)),
             "query_length and document_length of dataset…got None"),
     ],
+    "curation.step_score": [
+        Row("nobody who scores", run("prepare", "score", "TMP/mixture.yaml"),
+            "score.model must name a cross-encoder, got none; set --score.model to its id or folder"),
+    ],
     "data.columns": [
+        Row("scores of positives alone", faq("columns={positive_score: query}"),
+            "a teacher's scores are positive_score and negative_score in columns of dataset 'faq', or label with both, "
+            "got positive_score; name the other as well, or label alone"),
         Row("a role that is none", faq("columns={quest: a}"),
             "unknown key 'quest' in columns of dataset 'faq'; did you mean query?"),
         Row("a column that is not there", faq("columns={query: question}"),
@@ -194,6 +224,10 @@ ROWS: dict[str, list[Row]] = {
     "data.sources": [
         Row("no such file", faq("source=nowhere.jsonl"),
             "the source of dataset 'faq' does not exist: TMP/nowhere.jsonl; relative sources start…"),
+        Row("queries without a corpus", faq("queries=faq.jsonl"),
+            "queries of dataset 'faq' needs its corpus as well, got 'faq.jsonl'; name both"),
+        Row("a second corpus", faq("source=beir", "corpus=faq.jsonl", files={**BEIR, "beir/qrels.tsv": JUDGED}),
+            "corpus of dataset 'faq' must be left out, got 'faq.jsonl': the source has its own"),
         Row("half a BEIR folder", faq("source=beir", files=BEIR),
             "the BEIR folder of dataset 'faq' must hold…got TMP/beir…"),
         Row("a folder of two formats", faq("source=mixed", files={"mixed/a.csv": "a", "mixed/b.tsv": "b"}),
@@ -210,6 +244,20 @@ ROWS: dict[str, list[Row]] = {
     "data.build": [
         Row("a revision of a file", faq("revision=abc"),
             "revision of dataset 'faq' must be left out, got 'abc': a source of the format jsonl has none"),
+    ],
+    "data.streaming": [
+        Row("lines streamed", faq("streaming=true"),
+            "streaming of dataset 'faq' needs Parquet files, got the format jsonl; write them with to_parquet…"),
+        Row("a preset over a stream", faq("streaming=true", "source=a.parquet", "task=classification", files=STREAM),
+            "streaming of dataset 'faq' must be left out, got the preset classes, for which all rows…"),
+    ],
+    "mining.mixture": [
+        Row("a stream mined", faq("streaming=true", "source=a.parquet", "--data.mining_model=random", files=STREAM),
+            "streaming of dataset 'faq' must be left out…; leave data.mining_model out, and stream what…"),
+    ],
+    "batches.windows": [
+        Row("groups of another dataset", batch(groups=[Groups((2,), 1), None]),
+            "groups of dataset 0 must have at least 1 row each, …got 2 rows in 1 groups and a window of 1"),
     ],
     "data.report": [
         Row("no rows", faq(rows=""), "dataset 'faq' is empty: faq.jsonl has no rows; remove it or give it data"),

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from piccolo_st.releasing import ReleaseOptions
 from tests.errors.acts import (
     BEIR,
+    JUDGED,
     OTHER_LABELS,
     PAIRS,
+    SEARCH,
     STS,
     Row,
     benchmark,
     broken_weights,
     call,
     dataset,
+    distil,
     endless_tokenizer,
     examples,
     finetune,
@@ -32,9 +36,6 @@ from tests.errors.acts import (
     wrapped_encoder,
 )
 
-SEARCH = {"name": "Own", "type": "Retrieval", "data": "beir"}
-JUDGED = "query-id\tcorpus-id\tscore\n"
-
 # fmt: off
 ROWS: dict[str, list[Row]] = {
     "modeling.loading": [
@@ -50,14 +51,26 @@ ROWS: dict[str, list[Row]] = {
             "data.mining_model cannot be loaded, got 'TMP/nowhere'…; give the directory of a model…"),
         Row("no such encoder", prepare("filter", "--filter.top_k", "2", "--filter.model", "TMP/nowhere"),
             "filter.model cannot be loaded, got 'TMP/nowhere'…; give the directory of a model…"),
+        Row("no such judge", prepare("mine", "--mine.settings", "{judge: TMP/nowhere}"),
+            "judge of mining cannot be loaded, got 'TMP/nowhere'…; give the directory of a model…"),
         Row("no such tokenizer", prepare("mine", "--mine.tokenizer", "TMP/nowhere"),
             "mine.tokenizer cannot be loaded, got 'TMP/nowhere'…; give the directory of a model…"),
         Row("a plan for no model", finetune("--plan", "--model.name_or_path", "TMP/nowhere"),
             "the configuration of model.name_or_path cannot…got 'TMP/nowhere': …; give the encoder's shape…"),
     ],
+    "modeling.adapters": [
+        Row("no peft", finetune("--lora.rank", "4", "--model.name_or_path", "MODEL", without=["peft"]),
+            'lora.rank needs peft; run: pip install "piccolo_st[lora]"'),
+        Row("no bitsandbytes", call("modeling.adapters:in_4_bits", "bfloat16", without=["bitsandbytes"]),
+            'lora.load_in_4bit needs bitsandbytes; run: pip install "piccolo_st[qlora]"'),
+    ],
     "modeling.decoders": [
         Row("no token to end texts with", call("modeling.decoders:append_end_token", endless_tokenizer),
             "pooling lasttoken needs a tokenizer that ends…end-of-text token None; set model.processor_kwargs.eos…"),
+    ],
+    "evaluation.per_example": [
+        Row("examples cut short", call("evaluation.per_example:load", lambda w: w.write("ATEC.npz", "PK")),
+            "the examples in TMP/ATEC.npz cannot be read (…); evaluate the task again"),
     ],
     "evaluation.bootstrap": [
         Row("no task in common", run(
@@ -99,6 +112,8 @@ ROWS: dict[str, list[Row]] = {
     ],
     "evaluation.local_tasks": [
         Row("a task that mteb has", tasks({**STS, "name": "AFQMC"}), "the name of a task of TMP/own.yaml…got 'AFQMC'"),
+    ],
+    "evaluation.local_types": [
         Row("a column that is not there", tasks({**STS, "columns": {"score": "label"}}),
             "TMP/pairs.jsonl, row 1, column 'label' of task 'Own': there…; name it in `columns`…"),
         Row("a text that is none", tasks(STS, files={"pairs.jsonl": jsonl([{**PAIRS[0], "sentence1": ""}])}),
@@ -125,7 +140,7 @@ ROWS: dict[str, list[Row]] = {
         Row("a folder of rows", tasks({**STS, "data": "beir"}, files={**BEIR, "beir/qrels.tsv": JUDGED}),
             "task 'Own' of type STS must be read from a file of rows, got 'beir'"),
         Row("an unknown document", tasks(SEARCH, files={**BEIR, "beir/qrels.tsv": f"{JUDGED}q1\td9\t1\n"}),
-            "TMP/beir/qrels.tsv, row 2 of task 'Own' judges an unknown document 'd9'; leave it out"),
+            "TMP/beir/qrels.tsv, row 2 of task 'Own': names an unknown id, got 'document d9'; correct or remove…"),
         Row("nothing to find", tasks(SEARCH, files={**BEIR, "beir/qrels.tsv": f"{JUDGED}q1\td1\t0\n"}),
             "TMP/beir/qrels.tsv of task 'Own' has no document with a score above 0; add one"),
     ],
@@ -149,6 +164,12 @@ ROWS: dict[str, list[Row]] = {
             "the data of AFQMC (…) is not in the local cache and the Hub…; results so far are kept, so run…"),
         Row("a dimension beyond the model's", run("evaluate", "MODEL", "--benchmark", "STS", "--truncate_dim", "999"),
             "truncate_dim must be between 1 and the model's 32 dimensions, got 999"),
+        Row("a precision of no search", run("evaluate", "MODEL", "--benchmark", "STS", "--precision", "int8"),
+            "precision is that of a search, and for Retrieval tasks alone, got AFQMC; name such tasks with…"),
+    ],
+    "evaluation.small_vectors": [
+        Row("faiss missing", call("evaluation.small_vectors:SmallVectorIndex", "int8", without=["faiss"]),
+            'a search with small vectors needs faiss; run: pip install "piccolo_st[data]"'),
     ],
     "evaluation.tasks": [
         Row("an unknown task", run("evaluate", "MODEL", "--benchmark", "T2Retreival"),
@@ -162,9 +183,29 @@ ROWS: dict[str, list[Row]] = {
         Row("no task", call("evaluation.tasks:select", lambda w: []),
             "nothing to evaluate on; name a benchmark (c-mteb-35, c-mteb-31, MTEB(cmn, v1)), a task or a type"),
     ],
+    "hub": [
+        Row("no time at all", call("releasing.publish:publish_folder", "MODEL", lambda w: [], "org/name",
+                                 lambda w: ReleaseOptions(deadline=0)),
+            "deadline and timeout must be seconds above 0, got 0 and 60"),
+    ],
     "modeling.portable.contents": [
+        Row("no adapter", run("release", "MODEL", "org/name", "--adapter"),
+            "--adapter must be given with an adapter of PEFT, got MODEL, which holds no adapter_config.json; give …"),
         Row("no such folder", call("modeling.portable.contents:release_files", "TMP/nowhere"),
             "TMP/nowhere is not a directory; give the directory of a saved model"),
+        Row("an adapter alone", run("release", "TMP", "org/name", "--onnx", files={"adapter_config.json": "{}"}),
+            "a published model must hold all its weights, got an adapter alone in TMP; give the whole model that its…"),
+    ],
+    "commands.release": [
+        Row("an adapter as a whole", run("release", "TMP", "org/name", "--adapter", "--onnx",
+                                         files={"adapter_config.json": "{}"}),
+            "--adapter must come without what needs a whole model, got --onnx; leave that out, or release the model…"),
+    ],
+    "releasing.adapter_card": [
+        Row("an empty form", run("release", "TMP", "org/name", "--adapter", "--fill-card", files={
+            "adapter_config.json": '{"peft_type": "LORA", "base_model_name_or_path": "org/base"}',
+            "README.md": "[More Information Needed]"}),
+            "TMP/README.md must say something, got PEFT's empty form; give the run that left the adapter with…"),
     ],
     "releasing.publish": [
         Row("a model that is none", run("release", "TMP/nowhere", "org/name"),
@@ -193,8 +234,6 @@ ROWS: dict[str, list[Row]] = {
                 lambda w: {"fqa": "none"}),
             "instructions of single datasets must be for faq, got fqa",
         ),
-        Row("an unknown character", call("modeling.instructions:instruction_token_ids", tokenizer, "龘："),
-            "the instruction '龘：' has characters this tokenizer does not know; write it with characters…"),
         Row("a number for an instruction", call("modeling.instructions:Instructions", 3),
             "the query instruction must be a string, got 3; write '' for none", code=None),
     ],
@@ -211,6 +250,16 @@ ROWS: dict[str, list[Row]] = {
             "there must be one positive for each query, and at least one, got (3, 4), (2, 4)",
             code=None,
         ),
+    ],
+    "losses.distillation": [
+        Row("a batch without scores", distil("今天有雨"),
+            "distillation needs a teacher's score for each positive and negative, got a batch without; name their "
+            "columns: `columns: {positive_score: pos_scores, negative_score: neg_scores}` of the dataset"),
+        Row("teachers of another width",
+            finetune("--loss.distillation",
+                     "{teachers: [{name_or_path: self}, {name_or_path: self}], cosine_weight: 1}"),
+            "cosine_weight of distillation compares embeddings, which must be as wide as its teachers' one after the "
+            "other, 64, got 32; set model.dimension to 64, which adds a linear layer, or use similarity_weight alone…"),
     ],
     "losses.hybrid": [
         Row("an unknown task", call("losses.hybrid:build_losses", model, lambda w: {"faq": "retrieve"}),
@@ -244,6 +293,8 @@ ROWS: dict[str, list[Row]] = {
             'exporting to ONNX needs onnx, onnxscript and onnxruntime; run: pip install "piccolo_st[onnx]"'),
     ],
     "modeling.pooling": [
+        Row("an unknown character", call("modeling.pooling:instruction_token_ids", tokenizer, "龘："),
+            "the instruction '龘：' has characters this tokenizer does not know; write it with characters…"),
         Row("an empty instruction", call("modeling.pooling:InstructionPooling", 32, instruction_ids=lambda w: [[]]),
             "instruction_ids must not hold an empty prefix, which every row begins with, got [[]]"),
         Row("no tokens", pool(),
@@ -258,6 +309,8 @@ ROWS: dict[str, list[Row]] = {
     "modeling.portable.saving": [
         Row("no pooling at all", call("modeling.portable.saving:save_portable", two_encoders, "TMP/out"),
             "a portable checkpoint must be a Transformer…got ['Transformer'…; save such a model…"),
+        Row("no lengths to keep", call("modeling.portable.saving:keep_lengths", "TMP/nowhere", True),
+            "TMP/nowhere has no lengths of queries and documents to keep; set them with set_lengths…"),
     ],
     "modeling.positions": [
         Row("no table of positions", call("modeling.positions:extend_positions", without_positions, 600),

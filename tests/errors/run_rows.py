@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch.nn import Linear
+
 from tests.errors.acts import (
     Row,
     ablation,
@@ -34,6 +36,14 @@ ROWS: dict[str, list[Row]] = {
                  lambda w: w.write("log.txt", "")),
             "options.python of the trainer flag_embedding must be…got 'nowhere/python'…; give the path…"),
     ],
+    "experiments.merging": [
+        Row("one model to merge", run("merge", "TMP/out", "TMP/model"),
+            "linear merges two models or more, got 1; name others, or another method"),
+        Row("differences from nothing", run("merge", "TMP/out", "a", "b", "--method", "task_arithmetic"),
+            "task_arithmetic needs a base, got none"),
+        Row("mergekit missing", run("merge", "TMP/out", "ENCODER", "ENCODER", without=["mergekit"]),
+            'merging needs mergekit; run: pip install "piccolo_st[merge]"'),
+    ],
     "experiments.tasks": [
         Row("a name twice", ablation({**ABLATION, "ablation": {"tasks": [{"name": "A"}, {"name": "A"}]}}),
             "each of ablation.tasks of TMP/ablation.yaml must have a name of its own, got 'A' twice"),
@@ -55,9 +65,11 @@ ROWS: dict[str, list[Row]] = {
         Row("options of nobody", ablation({"variants": {"full": {"trainer": "none", "options": {"scale": 1}}}}),
             "`options` of variant 'full' of TMP/ablation.yaml must be empty for the trainer none…; give it `trainer…"),
     ],
-    "training.arguments": [
+    "training.sections": [
         Row("no data", finetune("--data.mixture", "null"),
             "TMP/run.yaml names no data; set data.mixture to a mixture file or write the mapping there"),
+    ],
+    "training.training_arguments": [
         Row("deepspeed missing", finetune("--train.deepspeed", "x.json", without=["deepspeed"]),
             'train.deepspeed needs deepspeed; run: pip install "piccolo_st[deepspeed]"'),
     ],
@@ -66,23 +78,29 @@ ROWS: dict[str, list[Row]] = {
             call("evaluation.benchmarks:average_scores", lambda w: {"T2Rerankng": 1.0}, benchmark),
             "unknown task 'T2Rerankng' in c-mteb-35; did you mean T2Reranking?"),
     ],
-    "training.estimate": [
+    "training.shape": [
         Row("a shape without layers", finetune("--plan", "--plan.encoder", "{hidden_size: 64}"),
             "the shape of the encoder must have layers…got hidden_size; give all of them as plan.encoder…"),
+    ],
+    "training.estimate": [
         Row("a GPU too small", finetune("--plan", "--plan.encoder", LARGE, "--plan.gpu_memory_gib", "1"),
             "the run must fit into 0.9 GiB of each GPU, 1…got 5.4 GiB; most of it is optimizer, 2.4 GiB…"),
     ],
+    "stored": [
+        Row("a manifest of the future", checkpoint({**SEALED, "format": 7}),
+            "TMP/ckpt/checkpoint-3/manifest.json holds 'format', which must be one of 1, got 7…"),
+        Row("a manifest without files", checkpoint({**SEALED, "files": {"model.pt": {}}}),
+            "TMP/ckpt/checkpoint-3/manifest.json has no 'files.model.pt.size'; the checkpoint is not whole"),
+        Row("a manifest without its run", checkpoint({"format": 1, "files": {}}),
+            "TMP/ckpt/checkpoint-3/manifest.json has no 'step'; the checkpoint is not whole"),
+    ],
     "training.manifest": [
+        Row("an edited manifest", checkpoint({**SEALED, "files": {"x": {"size": 0, "sha256": ""}}, "digest": "0"}),
+            "the checkpoint TMP/ckpt/checkpoint-3 is not whole: its manifest.json is not what was written"),
         Row("a folder of another name",
             call("training.manifest:seal", lambda w: w.write("last/x", "").parent, lambda w: {}),
             "a checkpoint must be a folder checkpoint-N, got TMP/last"),
         Row("no manifest", checkpoint(), "the checkpoint TMP/ckpt/checkpoint-3 has no manifest.json…"),
-        Row("a manifest of the future", checkpoint({**SEALED, "format": 7}),
-            "TMP/ckpt/checkpoint-3/manifest.json must have format 1, which this version reads, got 7"),
-        Row("a manifest without files", checkpoint({**SEALED, "files": {"model.pt": {}}}),
-            "TMP/ckpt/checkpoint-3/manifest.json must list its files with size and sha256"),
-        Row("a manifest without its run", checkpoint({"format": 1, "files": {}}),
-            "TMP/ckpt/checkpoint-3/manifest.json must hold a step and a run"),
         Row(
             "a manifest that leads elsewhere",
             checkpoint({**SEALED, "files": {"../run.yaml": {"size": 1, "sha256": ""}}}),
@@ -94,6 +112,22 @@ ROWS: dict[str, list[Row]] = {
             "the checkpoint TMP/checkpoint-9 does not exist; name one that does"),
     ],
     "config": [
+        Row("an abbreviation", finetune("--train.lr", "1e-5"),
+            "unknown key 'train.lr' in the command line; did you mean train.learning_rate?"),
+        Row("a word of a key", finetune("--train.epochs", "3"),
+            "unknown key 'train.epochs' in the command line; did you mean train.num_train_epochs?"),
+        Row("a key of another section", finetune("--train.batch_size", "8"),
+            "unknown key 'train.batch_size' in the command line; did you mean data.batch_size?"),
+        Row("a key without its section", finetune("--learning_rate", "1e-5"),
+            "'--learning_rate' is not an override; write --train.learning_rate value"),
+        Row("no value", finetune("--train.learning_rate"),
+            "--train.learning_rate must have a value, got none; write --train.learning_rate value"),
+        Row("no value before an option", finetune("--model.pooling", "--train.bf16"),
+            "--model.pooling must have a value, got none; write --model.pooling value"),
+        Row("a switch", finetune("--train.bf16", "--data.mining_model", "lexikal"),
+            "data.mining_model must be one of lexical, bm25, random, self, or a model…'lexikal'"),
+        Row("no such pooling", finetune("--model.pooling", "men"),
+            "model.pooling must be one of cls, max, mean, mean_sqrt_len_tokens, weightedmean, lasttoken, got 'men'…"),
         Row("no such file", run("finetune", "TMP/nowhere.yaml"),
             "TMP/nowhere.yaml does not exist; give the path of a YAML file"),
         Row("a folder as the file", run("finetune", "TMP"),
@@ -159,6 +193,25 @@ ROWS: dict[str, list[Row]] = {
         Row("a broken checkpoint alone", finetune(files={"run/checkpoint-3/manifest.json": "{"}),
             "there is no complete checkpoint in TMP/run to go on…; start anew with --train.resume…"),
     ],
+    "training.settings": [
+        Row("fp16 on a CPU", finetune("--train.fp16", "true"),
+            "train.fp16 must be false on a CPU…, got true; set train.bf16 to true, or run on a CUDA GPU"),
+        Row("a push without a token", finetune("--train.push_to_hub", "true"),
+            "train.push_to_hub needs a token of the Hub, got none; log in with `hf auth login`, set HF_TOKEN, or…"),
+        Row("a search of nothing", finetune("--train.eval_strategy", "epoch"),
+            "train.eval_strategy must be left out where no dataset is held out, got epoch; give a dataset…"),
+        Row("a first search of nothing", finetune("--train.eval_on_start", "true"),
+            "train.eval_on_start must be left out where no dataset is held out, got true; give a dataset…"),
+        Row("the best of nothing", finetune("--train.save_strategy", "best"),
+            "train.save_strategy best compares searches, and train.eval_strategy must be steps or epoch, got no…"),
+        Row("a metric that nothing measures",
+            faq("holdout={queries: 2, min_corpus: 2}", "--train.eval_strategy=epoch",
+                "--train.metric_for_best_model=faq_ndgc@10"),
+            "train.metric_for_best_model must be one of faq_accuracy@1…got 'faq_ndgc@10'; did you mean faq_ndcg@10?"),
+        Row("no room", call("training.settings:check_room", training_arguments,
+                lambda w: Linear(1 << 24, 1 << 24, device="meta"), lambda w: w.tmp),
+            "train.output_dir TMP must have room for a checkpoint and the model, 4503599.9 GB, got … GB; make room…"),
+    ],
     "training.guards": [
         Row(
             "DeepSpeed on a CPU",
@@ -174,7 +227,7 @@ ROWS: dict[str, list[Row]] = {
         Row("no tracker", finetune("--train.report_to", "wand"),
             "train.report_to must be none, all, or trackers among azure_ml, …, got 'wand'; did you mean wandb?"),
     ],
-    "training.ownership": [
+    "ownership": [
         Row("an output under a file", finetune("--train.output_dir", "TMP/faq.jsonl/run"),
             "train.output_dir TMP/faq.jsonl/run cannot be written to: Not a directory; name another directory"),
     ],
@@ -190,6 +243,29 @@ ROWS: dict[str, list[Row]] = {
             "TMP/run/checkpoint-3 was written under plain and this run…; go on under plain, or start…"),
         Row("another number of processes", decide({"engine": "FSDP"}, {"engine": "FSDP", "world_size": 2}),
             "TMP/run/checkpoint-3 was written by 1 processes and there are 2; the optimizer state of FSDP…"),
+    ],
+    "training.mixing": [
+        Row("no such dataset", finetune("--data.together", "[faq, other]"),
+            "data.together must name training sets, which are faq…; got 'other'"),
+    ],
+    "training.remining": [
+        Row("workers that read too far ahead",
+            call("training.remining:check_ahead", lambda w: training_arguments(w, dataloader_num_workers=8), 16),
+            "data.remining needs batches to be read at most 16 optimizer steps ahead, got 18 with "
+            "train.dataloader_num_workers 8; use fewer of them, or raise data.remining.every"),
+    ],
+    "training.dataset_losses": [
+        Row("a teacher without scores", finetune("--loss.distillation", "{}"),
+            "loss.distillation needs a retrieval dataset with a teacher's scores, got none; name their columns, as "
+            "`columns: {positive_score: pos_scores, negative_score: neg_scores}`"),
+        Row("a dataset without scores", faq("loss={distillation: {kind: kl}}"),
+            "loss.distillation of dataset 'faq' needs a teacher's scores, got none; name their columns, as …"),
+    ],
+    "training.onlookers": [
+        Row("a guide of one dataset", faq("loss={guide: other}"),
+            "loss.guide of dataset 'faq' must be empty or the run's, None, got 'other'; a run has one guide…"),
+        Row("a teacher of one dataset", faq("loss={distillation: {teachers: [{name_or_path: self}]}}"),
+            "loss.distillation.teachers of dataset 'faq' must be empty, for none, or the run's, got [{'name_…"),
     ],
     "training.assembly": [
         Row("a word for a temperature", faq("loss={temperature: low}"),
@@ -213,6 +289,14 @@ ROWS: dict[str, list[Row]] = {
         Row("a word for a dimension", run("evaluate", "MODEL", "--truncate_dim", "half"),
             "--truncate_dim must be whole numbers, such as 256,512,1024, got 'half'"),
     ],
+    "commands.launch": [
+        Row("what accelerate refuses", run("launch", "--cpu", "--multi_gpu", "finetune"),
+            "accelerate launch cannot start finetune: You can only use one of…"),
+    ],
+    "commands.merge": [
+        Row("no numbers", run("merge", "TMP/out", "a", "b", "--weights", "half"),
+            "--weights must be numbers, such as 0.7,0.3, got 'half'"),
+    ],
     "commands.prepare": [
         Row("an unknown step", run("prepare", "dedupe"),
             "the first argument must be a step, got 'dedupe'; did you mean dedup?"),
@@ -222,6 +306,8 @@ ROWS: dict[str, list[Row]] = {
             "--only needs the names of variants, got none; write --only stock,full"),
     ],
     "schema": [
+        Row("teachers that teach nothing", finetune("--loss.distillation", "{teachers: [{name_or_path: self}]}"),
+            "section 'loss.distillation': teachers need a cosine_weight, similarity_weight or ranking_weight above…"),
         Row("a plan that keeps all memory", finetune("--plan", "--plan.reserve", "1"),
             "plan.reserve must be at least 0 and below 1, got 1"),
         Row("no negatives", finetune("--data.num_negatives", "0"),

@@ -19,6 +19,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
+from piccolo_st.commands.evaluate import main
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation import per_example
 from piccolo_st.evaluation.bootstrap import average_precision, compare_models, result_folder, spearman
@@ -115,6 +116,20 @@ def test_a_broken_model_is_worse_beyond_chance(evaluations: tuple[Evaluation, Ev
     assert rows["OwnSearch"].low <= rows["OwnSearch"].b - rows["OwnSearch"].a <= rows["OwnSearch"].high
     text = compared.table("good", "bad")
     assert "bad is" in text.splitlines()[1] and "worse" in text
+
+
+def test_the_command_says_what_was_gained_and_lost_on_own_and_general_tasks(
+    evaluations: tuple[Evaluation, Evaluation], tasks: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = evaluations
+    general = tasks.with_name("general.yaml")
+    shutil.copyfile(tasks, general)
+    main(["--compare", str(bad.folder), str(good.folder), "--benchmark", str(tasks), str(general)])
+    own, _, other = capsys.readouterr().out.partition("general: local tasks of general.yaml")
+    assert f"{tasks.stem}: local tasks of {tasks.name}, in percent" in own
+    for text in (own, other):
+        gained, _, lost = text.splitlines()[-1].removeprefix("gained: ").partition("; lost: ")
+        assert "OwnSearch +" in gained and "mean" not in gained and lost == "nothing"
 
 
 def test_a_model_is_not_different_from_itself(evaluations: tuple[Evaluation, Evaluation]) -> None:

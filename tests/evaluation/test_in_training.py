@@ -26,9 +26,13 @@ def test_scores_are_sentence_transformers_own_under_short_names(make_model: Call
 
     found, expected = evaluator(model), stock(model)
 
+    low, high = (found.pop(f"faq_ndcg@10_{end}") for end in ("low", "high"))
     assert found == {key.replace("faq_cosine_", "faq_"): value for key, value in expected.items()}
+    # Two queries are searched: a sample of them holds one twice in half of all draws.
+    each = [RetrievalEvaluator(QUERIES, CORPUS, {k: v})(model)["ndcg@10"] for k, v in RELEVANT.items()]
+    assert (low, high) == pytest.approx((min(each), max(each)))
     assert evaluator.primary_metric == "faq_ndcg@10" and found["faq_ndcg@10"] == expected["faq_cosine_ndcg@10"]
-    assert evaluator(model) == found  # and again, with the primary metric already known
+    assert found.items() <= evaluator(model).items()  # and again, with the primary metric already known
 
 
 def test_without_a_name(make_model: Callable[..., SentenceTransformer]) -> None:

@@ -34,7 +34,9 @@ from piccolo_st.evaluation.runner import TaskOutcome, evaluate
 from piccolo_st.evaluation.tasks import select
 from piccolo_st.modeling.fingerprint import Identity, content_hash
 from piccolo_st.modeling.packed.packing import use_packing
+from piccolo_st.ownership import own
 from tests.helpers.evaluation_data import write_local_tasks
+from tests.helpers.forked import forked, kill
 from tests.helpers.ranks import run_ranks
 
 PROMPTS = {"query": "查询：", "document": "结果："}
@@ -450,6 +452,23 @@ def test_no_network_says_what_to_do(
         evaluate(model, [str(tasks), "STSB"], output=tmp_path)
 
     assert len(list(tmp_path.rglob("Own*.json"))) == 6  # what was finished before is kept
+
+
+def test_a_task_is_scored_by_one_process_until_that_is_killed(
+    model: SentenceTransformer, tasks: Path, tmp_path: Path
+) -> None:
+    [first] = evaluate(model, str(tasks), output=tmp_path)
+    (first.folder / "OwnSts.json").unlink()
+    with forked(lambda: own(first.folder / ".OwnSts.owner", first.folder, "output")) as pid:
+        start = time.monotonic()
+        [second] = evaluate(model, str(tasks), output=tmp_path)
+        assert time.monotonic() - start < 5
+        assert set(second.failures) == {"OwnSts"} and len(second.scores) == 5
+        assert f"OwnSts.json is being written to by process {pid} on host" in second.failures["OwnSts"]
+        kill(pid)
+        [third] = evaluate(model, str(tasks), output=tmp_path)
+    assert third.scores == first.scores and not third.failures
+    assert not list(first.folder.glob(".*"))
 
 
 def test_a_model_that_is_not_there(tmp_path: Path, tasks: Path) -> None:

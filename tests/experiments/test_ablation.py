@@ -21,7 +21,7 @@ from piccolo_st.errors import InputError
 from piccolo_st.experiments.ablation import Ablation
 from piccolo_st.experiments.flag_embedding import FlagEmbeddingOptions, train_flag_embedding
 from piccolo_st.experiments.stock import StockOptions, train_stock
-from piccolo_st.training.arguments import FinetuneConfig
+from piccolo_st.training.training_arguments import FinetuneConfig
 
 ROOT = Path(__file__).parent.parent.parent
 DIGITS = "一二三四五六七八九十"

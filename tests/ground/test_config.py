@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -88,7 +90,7 @@ def test_null_clears_an_optional_value(config: Path) -> None:
         (["--fruit.ripe", "perhaps"], r"^fruit\.ripe must be of type bool, got 'perhaps'$"),
         (["--fruit.name.x", "1"], r"--fruit.name.x needs name to be a mapping, got '苹果'"),
         (["--fruit.name", "{a"], r"--fruit.name must be YAML, got '\{a': expected"),
-        (["--count", "3"], r"'--count' is not an override; write --section.field value"),
+        (["--count", "3"], r"'--count' is not an override; write --fruit.count value"),
         (["count=3"], r"count=3 does not exist; give the path of a YAML file"),
     ],
 )
@@ -193,7 +195,7 @@ def test_overrides_are_yaml() -> None:
 
 def test_training_arguments_take_floats_written_as_yaml_strings(tmp_path: Path) -> None:
     """YAML 1.1 reads 1e-4 as a string; a learning rate written so must still become a number."""
-    from piccolo_st.training.arguments import PiccoloTrainingArguments
+    from piccolo_st.training.training_arguments import PiccoloTrainingArguments
 
     values = {"learning_rate": "1e-4", "output_dir": str(tmp_path), "use_cpu": True, "save_strategy": "no"}
     arguments = build(PiccoloTrainingArguments, values, "the section")
@@ -245,17 +247,29 @@ ENDINGS = {
 }
 
 
-def _ended(lines: str, stdout: int) -> tuple[int, str]:
-    """The code and stderr of a process whose main is these lines."""
+def _started(lines: str, stdout: int = subprocess.PIPE, **variables: str) -> subprocess.Popen[str]:
+    """A process whose main is these lines; it hears SIGINT even where these tests do not, in a shell's background."""
     script = (
         "from piccolo_st.commands.exit import run_command\nfrom piccolo_st.errors import InputError\n"
         f"def main(arguments):\n    {lines}\nrun_command(main, [])\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
-    ran = subprocess.run(
-        [sys.executable, "-c", script], stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "", **variables}
+    return subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
-    return ran.returncode, ran.stderr
+
+
+def _ended(lines: str, stdout: int) -> tuple[int, str]:
+    """Its code and what it said on stderr."""
+    process = _started(lines, stdout)
+    said = process.communicate()[1]
+    return process.returncode, said
 
 
 @pytest.mark.parametrize("name", ENDINGS)
@@ -267,6 +281,42 @@ def test_a_command_ends_quietly_when_nobody_reads_on(name: str) -> None:
         assert _ended(lines, writer) == (code, said)
     finally:
         os.close(writer)
+
+
+BUSY = "import time, atexit; atexit.register(time.sleep, {after})\n    print(1, flush=True); time.sleep(300)"
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "stopped by SIGTERM")]
+)
+def test_a_signal_is_one_sentence_and_a_second_one_the_end(number: int, code: int, said: str) -> None:
+    for after in (0, 300):
+        with _started(BUSY.format(after=after)) as busy:
+            assert busy.stdout and busy.stdout.readline() and busy.stderr
+            busy.send_signal(number)
+            sentence = busy.stderr.readline()
+            assert sentence == f"{said}; what is finished is kept, and the same command goes on from there\n"
+            if after:
+                busy.send_signal(number)
+            assert busy.wait(10) == (-number if after else code) and not busy.stderr.read()
+
+
+# An object of a module is what a library's global process group is: its threads end while Python takes itself apart.
+LEFT_BEHIND = """\
+global kept; import atexit, os, threading, time
+    class Kept:
+        def __del__(self): os.abort()
+    kept = Kept(); atexit.register(print, "at exit"); print("done")
+    threading.Thread(target=lambda: (time.sleep(0.2), print("joined"))).start(){then}"""
+
+
+@pytest.mark.parametrize(("then", "code"), [("", 0), ("\n    raise InputError('no such pear')", 2)])
+def test_a_rank_ends_before_python_takes_itself_apart(then: str, code: int) -> None:
+    alone = _started(LEFT_BEHIND.format(then=then))
+    assert alone.communicate()[0].split("\n") == ["done", "joined", "at exit", ""]
+    assert alone.returncode == -signal.SIGABRT  # else the next lines show nothing
+    rank = _started(LEFT_BEHIND.format(then=then), WORLD_SIZE="2", RANK="1")
+    assert rank.communicate()[0].split("\n") == ["done", "joined", "at exit", ""] and rank.returncode == code
 
 
 def test_a_pipe_to_something_else_that_breaks_is_a_defect() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from piccolo_st.evaluation.curves import before_and_after, evaluations, plot_curves
+from piccolo_st.evaluation.curves import before_and_after, evaluations, interval, plot_curves
 from piccolo_st.tables import picture, table
 
 HISTORY = [
@@ -16,6 +16,8 @@ HISTORY = [
     {"loss": 1.0, "step": 2},
     {"eval_words_ndcg@10": 0.5, "eval_words_recall@10": 0.6, "eval_words_mrr@10": 0.45, "step": 2},
 ]
+
+WITH_INTERVALS = [{**entry, "eval_words_ndcg@10_low": 0.05, "eval_words_ndcg@10_high": 0.6} for entry in HISTORY[::3]]
 
 
 def test_a_table_aligns_by_display_width_and_formats_numbers() -> None:
@@ -46,8 +48,17 @@ def test_the_comparison_takes_the_first_and_the_last() -> None:
     assert before_and_after(HISTORY[:2]) == ""
 
 
+def test_the_interval_of_a_mean_is_narrower_than_those_of_its_sets() -> None:
+    [row] = [line for line in before_and_after(WITH_INTERVALS).splitlines() if line.startswith("nDCG@10")]
+    assert row.split()[-3:] == ["5.00", "to", "60.00"]
+    assert interval(HISTORY[0]) is None and interval(HISTORY[1]) is None
+    two = {f"eval_{name}_ndcg@10{end}": v for name in "ab" for end, v in (("", 0.5), ("_low", 0.4), ("_high", 0.6))}
+    assert interval(two) == pytest.approx((50 - 10 / 2**0.5, 50 + 10 / 2**0.5))
+    assert interval(two, "eval_a_ndcg@10") == pytest.approx((40, 60))
+
+
 def test_curves_are_drawn(tmp_path: Path) -> None:
-    written = plot_curves(HISTORY, tmp_path / "curves.png", "a run")
+    written = plot_curves([*HISTORY, *WITH_INTERVALS], tmp_path / "curves.png", "a run")
     assert written.read_bytes().startswith(b"\x89PNG") and written.stat().st_size > 5_000
     plot_curves([], tmp_path / "empty.png")
 

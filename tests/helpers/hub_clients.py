@@ -34,6 +34,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # it remembers the first endpoint
+        monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", server.url)  # so does this one
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield server
 

@@ -15,11 +15,14 @@ lives on other hosts in reality, so that a token sent to storage can be seen. No
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import socket
+import struct
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -51,7 +54,9 @@ class Fault:
     ``how`` is one of: "status" (answer with ``status`` and ``headers``), "drop" (close the connection unread),
     "drop_after" (do the work, then close without an answer), "cut_upload" (close in the middle of the request
     body), "short_upload" (storage keeps half of the body and says it has it all), "cut_download" (close in the middle
-    of the answer's body), "corrupt" (answer with one bit of the body flipped).
+    of the answer's body), "corrupt" (answer with one bit of the body flipped), "stall" (take the request and never
+    answer), "drip" (answer with a byte every 0.1 s, padded with blanks that JSON ignores), "drip_upload" (take the body
+    as slowly), "reset" (answer with a TCP reset).
     """
 
     route: str
@@ -153,6 +158,19 @@ class _Handler(Endpoints, BaseHTTPRequestHandler):
             fault = next((fault for fault in self.hub.faults if fault.strikes(seen_as)), None)
         call.fault = str(fault) if fault else ""
         how, length = fault.how if fault else "", int(self.headers.get("Content-Length", 0))
+        if how == "stall":
+            return self._wait_for_hang_up()
+        if how == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close_connection = True
+            os.dup2(os.open(os.devnull, os.O_RDWR), self.connection.fileno())  # closes it without a word of farewell
+            return None
+        if how == "drip_upload":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+            with contextlib.suppress(OSError):
+                while self.rfile.read(1):
+                    time.sleep(0.1)
+            return None
         if how in ("drop", "cut_upload"):
             self.rfile.read(length // 2 if how == "cut_upload" else 0)
             return self._hang_up()
@@ -188,6 +206,13 @@ class _Handler(Endpoints, BaseHTTPRequestHandler):
             headers |= dict(fault.headers) if fault else {}
             return Answer({"error": error.message, **error.body}, error.status, headers)
 
+    def _wait_for_hang_up(self) -> None:
+        """Until the client has had enough."""
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            while self.connection.recv(1 << 16):
+                pass
+
     def _hang_up(self) -> None:
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)
@@ -197,12 +222,20 @@ class _Handler(Endpoints, BaseHTTPRequestHandler):
         body = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
         if how == "corrupt" and body:
             body = bytes([body[0] ^ 1]) + body[1:]
+        if how == "drip":
+            body = body.ljust(1000)
         headers = {"Content-Type": "application/octet-stream" if raw else "application/json; charset=utf-8"}
         self.send_response(answer.status)
         for key, value in {**headers, "Content-Length": str(len(body)), **answer.headers}.items():
             self.send_header(key, value)
         self.end_headers()
         if self.command == "HEAD":
+            return
+        if how == "drip":
+            with contextlib.suppress(OSError):  # the client has had enough
+                for byte in body:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(0.1)
             return
         self.wfile.write(body[: len(body) // 2] if how == "cut_download" else body)
         if how == "cut_download":

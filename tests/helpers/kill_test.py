@@ -26,10 +26,15 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
+from piccolo_st.training.trainer import PiccoloTrainer
 from tests.conftest import build_encoder  # first: it limits torch to one thread before torch is imported
 from tests.helpers.resume_cases import Case, make_trainer, weights_hash
 
@@ -54,8 +59,13 @@ class Result:
     equal: bool = True
 
 
-def start(case: Case, encoder: Path, output: Path, log: Path) -> list[int]:
-    """Fork the ranks of a run; each writes the hash of its weights to ``output/hash-RANK`` when it is done."""
+def start(
+    case: Case, encoder: Path, output: Path, log: Path, prepare: Callable[[int, PiccoloTrainer], None] | None = None
+) -> list[int]:
+    """Fork the ranks of a run; each writes the hash of its weights to ``output/hash-RANK`` when it is done.
+
+    ``prepare`` gets rank and trainer in each of them, before it trains.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -63,14 +73,20 @@ def start(case: Case, encoder: Path, output: Path, log: Path) -> list[int]:
     for rank in range(case.world):
         pid = os.fork()
         if pid == 0:
-            _rank(case, rank, port, encoder, output, log)
+            _rank(case, rank, port, encoder, output, log, prepare)
         children.append(pid)
     return children
 
 
-def _rank(case: Case, rank: int, port: int, encoder: Path, output: Path, log: Path) -> None:
+def _rank(
+    case: Case, rank: int, port: int, encoder: Path, output: Path, log: Path,
+    prepare: Callable[[int, PiccoloTrainer], None] | None,
+) -> None:  # fmt: skip
     code = 1
     try:
+        tqdm.set_lock(
+            threading.RLock()
+        )  # its own is of all forked ranks, and of those after one that was killed with it
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, 1)
         os.dup2(file, 2)
@@ -79,9 +95,13 @@ def _rank(case: Case, rank: int, port: int, encoder: Path, output: Path, log: Pa
             os.environ.update(LOCAL_WORLD_SIZE=str(case.world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
             os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         trainer = make_trainer(encoder, output, case)
+        if prepare is not None:
+            prepare(rank, trainer)
         trainer.train()
         (output / f"hash-{rank}").write_text(weights_hash(trainer.model))
         code = 0
+    except SystemExit as stopped:
+        code = int(stopped.code or 0)
     except BaseException:
         logging.exception("rank %d", rank)
     finally:

@@ -20,13 +20,22 @@ from transformers import TrainerCallback
 
 from piccolo_st.batches import HomogeneousBatchSampler
 from piccolo_st.losses import PiccoloLoss
-from piccolo_st.training.arguments import PiccoloTrainingArguments
+from piccolo_st.modeling.adapters import LoraSettings, add_lora
 from piccolo_st.training.trainer import PiccoloTrainer
+from piccolo_st.training.training_arguments import PiccoloTrainingArguments
 
 ROOT = Path(__file__).parent.parent.parent
 # The DeepSpeed settings of the recipes, as JSON.
 LAUNCHER = ROOT / "recipes" / "accelerate" / "cpu_zero1.yaml"
 ZERO1 = yaml.safe_load(LAUNCHER.read_text(encoding="utf-8"))["deepspeed_config"]["deepspeed_config_file"]
+# As `accelerate launch --config_file recipes/accelerate/cpu_zero1.yaml` sets it.
+ZERO1_ENVIRONMENT = {
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "ACCELERATE_DEEPSPEED_CONFIG_FILE": ZERO1,
+    "ACCELERATE_CONFIG_DS_FIELDS": "deepspeed_config_file,zero3_init_flag",
+    "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+    "ACCELERATE_MIXED_PRECISION": "no",
+}
 
 # One query in a dataset; the texts differ in length, so that batches are padded.
 WORDS = "天地山川河海风雨云春夏秋冬猫狗鱼鸟花草树木红黄蓝绿白黑"
@@ -44,6 +53,8 @@ class Case:
         rows: of the larger dataset.
         options: further training arguments.
         loss: further options of PiccoloLoss.
+        lora: an adapter is trained, and not the weights.
+        streamed: the rows of the first dataset are read as a stream.
     """
 
     world: int = 1
@@ -53,12 +64,14 @@ class Case:
     rows: int = 24
     options: dict[str, Any] = field(default_factory=dict)
     loss: dict[str, Any] = field(default_factory=dict)
+    lora: bool = False
+    streamed: bool = False
 
     @property
     def name(self) -> str:
         accumulated = f", {self.accumulation} accumulated" if self.accumulation > 1 else ""
         engine = "alone" if self.world == 1 and self.engine == "ddp" else self.engine
-        return f"{self.world} x {engine}{accumulated}"
+        return f"{self.world} x {engine}{accumulated}{', LoRA' * self.lora}{', streamed' * self.streamed}"
 
 
 def make_datasets(rows: int = 24) -> DatasetDict:
@@ -83,6 +96,8 @@ def make_trainer(encoder: Path, output: Path, case: Case, **options: Any) -> Pic
     model = SentenceTransformer(
         modules=[transformer, Pooling(transformer.get_embedding_dimension(), "mean")], device="cpu"
     )
+    if case.lora:
+        add_lora(model, LoraSettings(rank=4))
     datasets = options.pop("datasets", None) or make_datasets(case.rows)
     loss_class = options.pop("loss_class", PiccoloLoss)
     settings: dict[str, Any] = {
@@ -95,14 +110,10 @@ def make_trainer(encoder: Path, output: Path, case: Case, **options: Any) -> Pic
         "dataloader_pin_memory": False,
     }
     if case.engine == "zero1":
-        # As `accelerate launch --config_file recipes/accelerate/cpu_zero1.yaml` does.
-        os.environ |= {
-            "ACCELERATE_USE_DEEPSPEED": "true",
-            "ACCELERATE_DEEPSPEED_CONFIG_FILE": ZERO1,
-            "ACCELERATE_CONFIG_DS_FIELDS": "deepspeed_config_file,zero3_init_flag",
-            "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
-            "ACCELERATE_MIXED_PRECISION": "no",
-        }
+        os.environ |= ZERO1_ENVIRONMENT
+    if case.streamed:  # of which ST reads one, and for so many steps as it is told
+        rows = case.world * case.batch_size * case.accumulation
+        settings |= {"max_steps": 3 * case.rows // rows, "accelerator_config": {"dispatch_batches": False}}
     arguments = PiccoloTrainingArguments(
         output_dir=str(output),
         per_device_train_batch_size=case.batch_size,
@@ -113,16 +124,20 @@ def make_trainer(encoder: Path, output: Path, case: Case, **options: Any) -> Pic
         **{**settings, **case.options, **options},
     )
     losses = {name: loss_class(model, temperature=0.05, **case.loss) for name in datasets}
+    if case.streamed:
+        stream = datasets["pairs"].to_iterable_dataset()
+        return PiccoloTrainer(model=model, args=arguments, train_dataset=stream, loss=losses["pairs"])
     return PiccoloTrainer(model=model, args=arguments, train_dataset=datasets, loss=losses)
 
 
 def record_rows(trainer: Any) -> list[tuple[int, str, tuple[int, ...]]]:
-    """A list that fills with (optimizer step, dataset, rows of this rank) as the trainer trains."""
+    """A list that fills with (optimizer step, dataset, rows of this rank) as it trains; a stream tells none."""
     seen: list[tuple[int, str, tuple[int, ...]]] = []
     stock = trainer.training_step
 
     def training_step(model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        seen.append((trainer.state.global_step, inputs["dataset_name"], tuple(inputs["row_ids"].tolist())))
+        rows = tuple(inputs["row_ids"].tolist()) if "row_ids" in inputs else ()
+        seen.append((trainer.state.global_step, inputs.get("dataset_name", ""), rows))
         return stock(model, inputs, *args, **kwargs)
 
     trainer.training_step = training_step

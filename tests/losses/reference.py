@@ -42,12 +42,18 @@ def naive_loss(
     rows: tuple[int, int] | None = None,
     margin: float | None = None,
     divisor: float | None = None,
+    hardness: tuple[str, float] = ("none", 0.0),
+    focal_gamma: float = 0.0,
+    guide: tuple[Sequence[Tensor], float, str] | None = None,
 ) -> Tensor:
     """The loss of embeddings of any length, in float64, by autograd."""
     q, p, h = (torch.nn.functional.normalize(x.double(), dim=-1) for x in (queries, positives, negatives))
     d = torch.cat([p, h])
     query_ids = list(range(len(q))) if query_ids is None else query_ids
     document_ids = list(range(len(d))) if document_ids is None else document_ids
+    if guide is not None:
+        gq, gp, gh = (torch.nn.functional.normalize(x.double(), dim=-1) for x in guide[0])
+        gd = torch.cat([gp, gh])
     start, stop = rows or (0, len(q))
     losses = []
     for i in range(start, stop):
@@ -62,6 +68,22 @@ def naive_loss(
                 is_own_pair = candidate == i and direction in ("query_to_doc", "doc_to_query")
                 if margin is not None and not is_own_pair and similarity > own + margin:
                     continue
-                logits.append(similarity / temperature)
+                if guide is not None and not is_own_pair:
+                    _, distance, strategy = guide
+                    right = gq[i] @ gp[i]
+                    seen = (gq if direction.startswith("query") else gp)[i] @ (gq if pool is q else gd)[candidate]
+                    if seen > right - distance * (right.abs() if strategy == "relative" else 1):
+                        continue
+                logit = similarity / temperature
+                if direction == "query_to_doc" and candidate != i:
+                    kind = "hard_negatives" if [*range(len(q)), *owner][candidate] == i else "in_batch_negatives"
+                    if hardness[0] in (kind, "all_negatives"):
+                        logit = logit + hardness[1] * similarity.detach()
+                logits.append(logit)
         losses.append(torch.logsumexp(torch.stack(logits), 0) - own / temperature)
+        if focal_gamma:
+            missed = -torch.expm1(-losses[-1])
+            losses[-1] = (
+                missed**focal_gamma * losses[-1] if missed > 0 else losses[-1] * 0
+            )  # its slope at 0 is infinite
     return torch.stack(losses).sum() / (stop - start if divisor is None else divisor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,10 +12,15 @@ from hypothesis import strategies as st
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from piccolo_st.losses import contrast
-from piccolo_st.losses.contrast import DIRECTIONS, contrastive_loss, unit
+from piccolo_st.losses.choices import DIRECTIONS, HardnessMode, MarginStrategy
+from piccolo_st.losses.contrast import contrastive_loss, unit
 from piccolo_st.losses.false_negatives import Exclusions
+from piccolo_st.losses.guide import Guide
+from piccolo_st.losses.weights import Weights
 from tests.losses.reference import naive_loss
 
+MARGINS = st.sampled_from(get_args(MarginStrategy))
+HARDNESS = st.sampled_from([("none", 0.0), *((mode, 5.0) for mode in get_args(HardnessMode))])
 ALL_SUBSETS = [("query_to_doc", *rest) for n in range(4) for rest in itertools.combinations(DIRECTIONS[1:], n)]
 
 
@@ -29,6 +34,11 @@ def ours(q: torch.Tensor, p: torch.Tensor, h: torch.Tensor, owner: list[int], **
     as_tensor = lambda ids: None if ids is None else torch.tensor(ids)  # noqa: E731
     exclusions = Exclusions(len(q), torch.tensor(owner, dtype=torch.int64), as_tensor(queries), as_tensor(documents))
     kwargs["false_negative_margin"] = kwargs.pop("margin", None)
+    mode, strength = kwargs.pop("hardness", ("none", 0.0))
+    gamma = kwargs.pop("focal_gamma", 0.0)
+    if (guide := kwargs.pop("guide", None)) is not None:
+        kwargs["guide"] = Guide([unit(x) for x in guide[0]], *guide[1:])
+    kwargs["weights"] = Weights("all_negatives" if mode == "none" else mode, strength, gamma)
     return contrastive_loss(unit(q), unit(p), unit(h), exclusions, **kwargs)
 
 
@@ -45,6 +55,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     owner = draw(st.lists(st.integers(0, rows - 1), max_size=12))
     texts = st.integers(-3, 3) if draw(st.booleans()) else st.integers(-(2**63), 2**63 - 1)
     start = draw(st.integers(0, rows - 1))
+    guides = st.integers(0, 2**31).map(lambda seed: vectors(rows, rows, len(owner), dim=5, seed=seed))
     return {
         "rows": rows,
         "owner": owner,
@@ -57,6 +68,9 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
             "rows": draw(st.none() | st.just((start, draw(st.integers(start + 1, rows))))),
             "margin": draw(st.none() | st.sampled_from([0.0, 0.1, 0.5])),
             "divisor": draw(st.none() | st.floats(0.5, 20)),
+            "guide": draw(st.none() | st.tuples(guides, st.sampled_from([-0.1, 0.0, 0.2]), MARGINS)),
+            "hardness": draw(HARDNESS),
+            "focal_gamma": draw(st.sampled_from([0.0, 0.5, 2.0])),
             "query_ids": draw(st.lists(texts, min_size=rows, max_size=rows)),
             "document_ids": draw(st.lists(texts, min_size=rows + len(owner), max_size=rows + len(owner))),
         },
@@ -109,8 +123,8 @@ def test_float32_at_low_temperature_and_near_convergence(
     assert (gradient - reference).norm() <= tolerance * reference.norm()
 
 
-def st_loss(temperature: float, directions: tuple[str, ...]) -> Any:
-    loss = MultipleNegativesRankingLoss(torch.nn.Identity(), scale=1 / temperature, directions=directions)
+def st_loss(temperature: float, directions: tuple[str, ...], **settings: Any) -> Any:
+    loss = MultipleNegativesRankingLoss(torch.nn.Identity(), scale=1 / temperature, directions=directions, **settings)
     return lambda *columns: loss.compute_loss_from_embeddings(list(columns), None)
 
 
@@ -120,19 +134,28 @@ def st_loss(temperature: float, directions: tuple[str, ...]) -> Any:
     st.integers(2, 9),
     st.sampled_from([0.01, 0.05, 0.5]),
     st.sampled_from(ALL_SUBSETS),
+    HARDNESS,
     st.integers(0, 2**31),
 )
 def test_equals_st_for_any_number_of_negative_columns(
-    rows: int, columns: int, dim: int, temperature: float, directions: tuple[str, ...], seed: int
+    rows: int,
+    columns: int,
+    dim: int,
+    temperature: float,
+    directions: tuple[str, ...],
+    hardness: tuple[str, float],
+    seed: int,
 ) -> None:
     tensors = vectors(*[rows] * (2 + columns), dim=dim, seed=seed)
+    settings = {"temperature": temperature, "directions": directions}
     owner = list(range(rows)) * columns
 
     def with_columns_joined(q: torch.Tensor, p: torch.Tensor, *hard: torch.Tensor) -> torch.Tensor:
-        return ours(q, p, torch.cat([q[:0], *hard]), owner, temperature=temperature, directions=directions).loss
+        return ours(q, p, torch.cat([q[:0], *hard]), owner, hardness=hardness, **settings).loss
 
     loss, gradient = with_gradients(with_columns_joined, tensors)
-    expected, reference = with_gradients(st_loss(temperature, directions), tensors)
+    theirs = {} if hardness[0] == "none" else {"hardness_mode": hardness[0], "hardness_strength": hardness[1]}
+    expected, reference = with_gradients(st_loss(**settings, **theirs), tensors)
     assert loss == pytest.approx(expected, rel=1e-12, abs=1e-12)
     assert (gradient - reference).norm() <= 1e-12 * (1 + reference.norm())
 
@@ -272,6 +295,11 @@ def test_what_was_masked_is_counted() -> None:
     )
     masked = ours(q, p, h, [0, 1, 2, 3], temperature=0.05, margin=0.0).masked_by_margin.item()
     assert masked == others.sum().item() > 0
+    # The model as its own guide leaves out the same; what the margin has left out is not counted again.
+    guide = ([q, p, h], 0.0, "absolute")
+    guided = ours(q, p, h, [0, 1, 2, 3], temperature=0.05, guide=guide)
+    assert (guided.masked_by_margin, guided.masked_by_guide) == (0, masked)
+    assert ours(q, p, h, [0, 1, 2, 3], temperature=0.05, margin=0.0, guide=guide).masked_by_guide == 0
 
 
 @pytest.mark.parametrize(
@@ -293,6 +321,10 @@ def test_what_was_masked_is_counted() -> None:
         ({"query_ids": [1, 2]}, r"one query id for each of 4 texts, got torch\.Size\(\[2\]\)"),
         ({"p": torch.ones(3, 6, dtype=torch.float64)}, r"one positive for each query.*\(4, 6\), \(3, 6\)"),
         ({"h": torch.ones(3, 5, dtype=torch.float64)}, r"must be \(rows, dim\) with one dim"),
+        (
+            {"guide": (vectors(4, 4, 2, dim=5), 0.0, "absolute")},
+            r"a vector for each of \[4, 4, 3\] texts, got \[4, 4, 2\]",
+        ),
         ({"h": torch.ones(3, 6, dtype=torch.float32)}, r"must all be float32 or all float64"),
     ],
 )

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from piccolo_st.losses import false_negatives
-from piccolo_st.losses.contrast import DIRECTIONS
+from piccolo_st.losses.choices import DIRECTIONS
 from piccolo_st.losses.false_negatives import Exclusions
 from piccolo_st.losses.text_ids import column_text_ids, has_text_ids
 from tests.losses.reference import allowed_candidates

@@ -28,7 +28,7 @@ from sentence_transformers.sentence_transformer.modules.tokenizer import Whitesp
 
 from piccolo_st import PiccoloDataCollator, PiccoloLoss
 from piccolo_st.losses import OwnNegativesLoss, ScoredPairsLoss, SINCERELoss
-from piccolo_st.losses.contrast import DIRECTIONS
+from piccolo_st.losses.choices import DIRECTIONS
 from piccolo_st.modeling import packs, use_packing
 from tests.conftest import CHARACTERS
 from tests.losses.test_piccolo import NEGATIVES, POSITIVES, QUERIES, assert_same, preprocess, run

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 from torch.nn.parallel import DistributedDataParallel
 
-from piccolo_st.losses import OwnNegativesLoss, PiccoloLoss, ScoredPairsLoss, SINCERELoss
+from piccolo_st import HomogeneousBatchSampler, PiccoloTrainer, PiccoloTrainingArguments
+from piccolo_st.losses import OwnNegativesLoss, PiccoloLoss, ScoredPairsLoss, SINCERELoss, build_losses
 from tests.helpers.ranks import run_ranks
 from tests.losses.test_piccolo_ranks import features, load, share, text
 
@@ -72,3 +75,54 @@ def unlabelled(rank: int, world: int, path: str, kind: str) -> None:
 def test_a_missing_label_on_one_rank_raises_on_each(encoder_dir_no_dropout: Path, kind: str) -> None:
     with pytest.raises(RuntimeError, match=r"rank 0 .*labelled.* is True on rank 0, False on rank 1(?s:.*)rank 1"):
         run_ranks(unlabelled, 2, str(encoder_dir_no_dropout), kind, timeout=20)
+
+
+WEIGHTS = {"faq": 1.0, "graded": 0.5}
+
+
+def one_update(rank: int, world: int, path: str, output: str) -> torch.Tensor:
+    """What an update of retrieval rows and scored rows together adds to the weights."""
+    model = load(path).double()
+    before = torch.cat([p.detach().flatten() for p in model.parameters()])
+    pairs = {"query": [text(n) for n in range(8)], "positive": [text(n + 30) for n in range(8)]}
+    scored = {"sentence1": [text(n) for n in range(8)], "sentence2": [text(n + 9) for n in range(8)], "label": SCORES}
+    tasks = {"faq": ("retrieval", {"weight": WEIGHTS["faq"]}), "graded": ("sts", {"weight": WEIGHTS["graded"]})}
+    trainer = PiccoloTrainer(
+        model=model,
+        args=PiccoloTrainingArguments(
+            output,
+            per_device_train_batch_size=8 // world,
+            gradient_accumulation_steps=2,
+            multi_dataset_batch_sampler=partial(HomogeneousBatchSampler, accumulation_steps=2, together=[0, 1]),
+            max_steps=1,
+            optim="sgd",
+            learning_rate=1.0,
+            lr_scheduler_type="constant",
+            warmup_steps=0,
+            max_grad_norm=0.0,
+            save_strategy="no",
+            report_to="none",
+            use_cpu=True,
+        ),
+        train_dataset=DatasetDict(faq=Dataset.from_dict(pairs), graded=Dataset.from_dict(scored)),
+        loss=build_losses(model, tasks, temperature=0.05),
+    )
+    trainer.train()
+    return torch.cat([p.detach().flatten() for p in model.parameters()]) - before
+
+
+def test_retrieval_and_scored_rows_in_one_update_on_1_2_and_4_ranks(
+    encoder_dir_no_dropout: Path, tmp_path: Path
+) -> None:
+    path = str(encoder_dir_no_dropout)
+    model = load(path).double()
+    column = lambda first: dict(model.preprocess([text(n + first) for n in range(8)]))  # noqa: E731
+    retrieval = PiccoloLoss(model, temperature=0.05)([column(0), column(30)])
+    scored = ScoredPairsLoss(model)([column(0), column(9)], torch.tensor(SCORES))
+    ((WEIGHTS["faq"] * retrieval + WEIGHTS["graded"] * scored) / 2).backward()
+    expected = -torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
+                           for p in model.parameters()])  # fmt: skip
+    assert expected.norm() > 1e-3
+    for world in (1, 2, 4):
+        for found in run_ranks(one_update, world, path, str(tmp_path / str(world)), timeout=120):
+            assert (found - expected).norm() <= 1e-6 * expected.norm()

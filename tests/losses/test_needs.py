@@ -11,12 +11,13 @@ from datasets import Dataset
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 
 from piccolo_st.errors import InputError
-from piccolo_st.losses import OwnNegativesLoss, PiccoloLoss, ScoredPairsLoss, SINCERELoss
+from piccolo_st.losses import DistillationLoss, OwnNegativesLoss, PiccoloLoss, ScoredPairsLoss, SINCERELoss
 from piccolo_st.losses.hybrid import WeightedLoss
 from piccolo_st.losses.needs import check_needs, negatives_from
 
 PAIRS = {"query": ["今天天气好", "水果"], "positive": ["很晴朗的天", "苹果"]}
 NEGATIVES = {"negative": ["下雨了", "石头"]}
+TAUGHT = {"distillation": {"contrastive_weight": 0}}
 ONE = {"directions": ["query_to_doc"]}
 
 # loss, its options, further columns, rows of a batch, what the refusal says or None
@@ -30,6 +31,14 @@ CASES: list[tuple[type, dict[str, Any], dict[str, Any], int, str | None]] = [
     (PiccoloLoss, ONE, {}, 2, None),
     (OwnNegativesLoss, {}, {}, 2, "no row has one; give it a column of negatives"),
     (OwnNegativesLoss, {}, NEGATIVES, 1, None),
+    (
+        DistillationLoss,
+        TAUGHT,
+        {"label": [[1.0], [2.0]]},
+        2,
+        "scores of each row's negatives alone, and no row has one",
+    ),
+    (DistillationLoss, TAUGHT, {**NEGATIVES, "label": [[1.0, 2.0], [2.0, -1.0]]}, 1, None),
     (SINCERELoss, {}, {"label": [1, 1]}, 2, "different labels, and all rows have the same; check `columns`"),
     (SINCERELoss, {}, {"label": [1, 2]}, 1, "a batch of all processes has 1"),
     (SINCERELoss, {}, {"label": [1, 2]}, 2, None),

@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 from sentence_transformers.sentence_transformer.losses import (
+    CachedGISTEmbedLoss,
     CachedMultipleNegativesRankingLoss,
+    GlobalOrthogonalRegularizationLoss,
     MatryoshkaLoss,
     MultipleNegativesRankingLoss,
 )
 
 from piccolo_st.losses import PiccoloLoss
-from piccolo_st.losses.contrast import DIRECTIONS
+from piccolo_st.losses.choices import DIRECTIONS
 from piccolo_st.modeling import without_bookkeeping
 from tests.losses.reference import naive_loss
 
@@ -119,6 +121,67 @@ def test_the_margin_drops_what_is_too_similar(make_model: Callable[..., Any]) ->
     assert loss.pop_statistics()["masked_by_margin"] > 1
 
 
+@pytest.mark.parametrize("caching", CACHING)
+def test_weights_and_spread_equal_st(make_model: Callable[..., Any], caching: dict[str, int]) -> None:
+    model = make_model().double()
+    columns = preprocess(model, QUERIES, POSITIVES, *NEGATIVES)
+    hardness = {"hardness_mode": "hard_negatives", "hardness_strength": 5.0}
+    stock = MultipleNegativesRankingLoss(model, scale=20.0, directions=DIRECTIONS, **hardness)
+    spread = GlobalOrthogonalRegularizationLoss(model, mean_weight=3.0, second_moment_weight=2.0, aggregation="sum")
+
+    class Both(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, features: list[dict[str, Any]], labels: None) -> torch.Tensor:
+            embeddings = [model(column)["sentence_embedding"] for column in features]
+            terms = spread.compute_loss_from_embeddings(embeddings[:2])
+            assert all(term > 0.01 for term in terms.values())
+            return stock.compute_loss_from_embeddings(embeddings, labels) + sum(terms.values())
+
+    settings = {"spread_mean_weight": 3.0, "spread_weight": 2.0, **hardness, **caching}
+    assert_same(run(PiccoloLoss(model, temperature=0.05, **settings), columns), run(Both(), columns))
+    focal = naive(model, columns, [*range(4), *range(4)], temperature=0.05, directions=DIRECTIONS, focal_gamma=0.5)
+    assert_same(run(PiccoloLoss(model, temperature=0.05, focal_gamma=0.5, **caching), columns), focal)
+
+
+@pytest.mark.parametrize("caching", CACHING)
+@pytest.mark.parametrize(("strategy", "margin"), [("absolute", 0.0), ("absolute", 0.01), ("relative", 0.02)])
+@pytest.mark.parametrize(
+    ("negatives", "anchors", "positives"), [(2, True, False), (2, False, False), (0, True, True), (0, False, True)]
+)
+def test_a_guide_leaves_out_what_gist_embed_does(
+    make_model: Callable[..., Any],
+    negatives: int,
+    anchors: bool,
+    positives: bool,
+    strategy: str,
+    margin: float,
+    caching: dict[str, int],
+) -> None:
+    """Where both express it: GISTEmbedLoss holds positives against each other, but never against hard negatives."""
+    model, guide = make_model().double(), make_model(dropout=True).double().eval()
+    torch.manual_seed(1)
+    for parameter in guide.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.1)
+    columns = preprocess(model, QUERIES, POSITIVES, *NEGATIVES[:negatives])
+    settings = {"margin_strategy": strategy, "margin": margin, "temperature": 0.05}
+    stock = CachedGISTEmbedLoss(model, guide, contrast_anchors=anchors, contrast_positives=positives, **settings)
+    expected = run(stock, columns)
+    with torch.no_grad():
+        seen = [guide(dict(column))["sentence_embedding"] for column in columns]
+    directions = ["query_to_doc", *["query_to_query"] * anchors, *["doc_to_doc"] * positives]
+    loss = PiccoloLoss(
+        model, 0.05, directions, guide="some", guide_margin=margin, guide_margin_strategy=strategy, **caching
+    )
+    assert_same(run(loss, [{**column, "guide": one} for column, one in zip(columns, seen, strict=True)]), expected)
+    assert loss.pop_statistics()["masked_by_guide"] > 0
+    with pytest.raises(ValueError, match=r"each column must have its embeddings.*; give PiccoloDataCollator a guide"):
+        loss(columns)
+
+
 @pytest.mark.parametrize("caching", CACHING[1:])
 def test_caching_replays_dropout(make_model: Callable[..., Any], caching: dict[str, int]) -> None:
     """The gradient is that of the loss value returned: check it by a finite difference under the same masks."""
@@ -212,6 +275,10 @@ def test_model_card_entries(make_model: Callable[..., Any]) -> None:
     assert "2308.03281" in loss.citation
     assert "2101.06983" in loss.citation
     assert "2101.06983" not in PiccoloLoss(make_model()).citation
+    further = {"hardness_strength": 5.0, "focal_gamma": 0.5, "spread_weight": 1.0, "guide": "some", "guide_margin": 0.1}
+    weighted = PiccoloLoss(make_model(), **further)
+    assert {*further, "hardness_mode", "guide_margin_strategy"} <= weighted.get_config_dict().keys()
+    assert all(paper in weighted.citation for paper in ("2503.04812", "2506.20923", "1708.06320", "2402.16829"))
 
 
 @pytest.mark.parametrize(
@@ -220,6 +287,12 @@ def test_model_card_entries(make_model: Callable[..., Any]) -> None:
         ({"temperature": 0}, r"temperature must be a positive number, got 0"),
         ({"directions": ("query_to_query",)}, r"directions must hold 'query_to_doc'"),
         ({"false_negative_margin": -1.0}, r"false_negative_margin must be None or at least 0, got -1\.0"),
+        ({"hardness_mode": "all"}, r"hardness_mode must be one of in_batch_negatives, .*, got 'all'"),
+        ({"hardness_strength": -1.0}, r"hardness_strength must be a number of at least 0, got -1\.0"),
+        ({"focal_gamma": float("nan")}, r"focal_gamma must be a number of at least 0, got nan"),
+        ({"guide_margin": float("inf")}, r"guide_margin must be a finite number, got inf"),
+        ({"guide_margin_strategy": "both"}, r"guide_margin_strategy must be one of absolute, relative, got 'both'"),
+        ({"spread_weight": -0.5}, r"spread_weight must be a number of at least 0, got -0\.5"),
         ({"mini_batch_size": 0}, r"mini_batch_size must be None or a whole number of at least 1, got 0"),
         (
             {"mini_batch_num_tokens": 1.5},

@@ -6,16 +6,17 @@ import os
 import random
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import GlobalOrthogonalRegularizationLoss
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from torch.nn.parallel import DistributedDataParallel
 
-from piccolo_st.losses import PiccoloLoss
+from piccolo_st.losses import HardnessMode, MarginStrategy, PiccoloLoss
 from tests.conftest import CHARACTERS
 from tests.helpers.ranks import run_ranks
 from tests.losses.reference import naive_loss
@@ -121,6 +122,7 @@ def random_case(seed: int, world: int) -> dict[str, Any]:
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
     texts = lambda count: [choose.randrange(3 * world) for _ in range(count)]  # noqa: E731
     return {
+        "guides": [(draw(n, 3), draw(n, 3), draw(len(o), 3)) for n, o in zip(sizes, owners, strict=True)],
         "embeddings": [(draw(n, 5), draw(n, 5), draw(len(o), 5)) for n, o in zip(sizes, owners, strict=True)],
         "texts": [(texts(n), texts(n), texts(len(o))) for n, o in zip(sizes, owners, strict=True)],
         "owners": owners,
@@ -131,6 +133,14 @@ def random_case(seed: int, world: int) -> dict[str, Any]:
                 *(d for d in ("query_to_query", "doc_to_query", "doc_to_doc") if choose.random() < 0.5),
             ),
             "false_negative_margin": choose.choice([None, 0.2]),
+            "hardness_mode": choose.choice(get_args(HardnessMode)),
+            "hardness_strength": choose.choice([0.0, 9.0]),
+            "focal_gamma": choose.choice([0.0, 0.5]),
+            "guide": choose.choice([None, "guide"]),
+            "guide_margin": choose.choice([0.0, 0.3]),
+            "guide_margin_strategy": choose.choice(get_args(MarginStrategy)),
+            "spread_weight": choose.choice([0.0, 1.0]),
+            "spread_mean_weight": choose.choice([0.0, 2.0]),
         },
     }
 
@@ -141,8 +151,8 @@ def random_steps(rank: int, world: int, seeds: list[int]) -> list[tuple[float, l
         case = random_case(seed, world)
         leaves = [x.requires_grad_() for x in case["embeddings"][rank]]
         columns = [
-            {"sentence_embedding": x, "text_id": torch.tensor(t, dtype=torch.int64)}
-            for x, t in zip(leaves, case["texts"][rank], strict=True)
+            {"sentence_embedding": x, "text_id": torch.tensor(t, dtype=torch.int64), "guide": g}
+            for x, t, g in zip(leaves, case["texts"][rank], case["guides"][rank], strict=True)
         ]
         columns[2]["owner"] = torch.tensor(case["owners"][rank], dtype=torch.int64)
         loss = PiccoloLoss(Given(), **case["settings"])
@@ -158,14 +168,22 @@ def test_random_batches_equal_the_naive_formula(world: int) -> None:
     results = run_ranks(random_steps, world, seeds)
     for number, seed in enumerate(seeds):
         case = random_case(seed, world)
-        settings = {**case["settings"], "margin": case["settings"]["false_negative_margin"]}
-        del settings["false_negative_margin"]
+        settings = dict(case["settings"])
+        settings["margin"] = settings.pop("false_negative_margin")
+        settings["hardness"] = settings.pop("hardness_mode"), settings.pop("hardness_strength")
+        margin = settings.pop("guide_margin"), settings.pop("guide_margin_strategy")
+        guides = [torch.cat([rank[kind] for rank in case["guides"]]) for kind in range(3)]
+        settings["guide"] = None if settings["guide"] is None else (guides, *margin)
+        spread = [settings.pop("spread_mean_weight"), settings.pop("spread_weight")]
         leaves = [[part.requires_grad_() for part in rank] for rank in case["embeddings"]]
         q, p, h = (torch.cat([rank[kind] for rank in leaves]) for kind in range(3))
         texts = [[text for rank in case["texts"] for text in rank[kind]] for kind in range(3)]
         starts = [sum(len(rank[0]) for rank in leaves[:r]) for r in range(world)]
         owner = [o + start for start, owners in zip(starts, case["owners"], strict=True) for o in owners]
         expected = naive_loss(q, p, h, owner, query_ids=texts[0], document_ids=texts[1] + texts[2], **settings)
+        terms = GlobalOrthogonalRegularizationLoss(torch.nn.Identity(), aggregation="sum")
+        for weight, term in zip(spread, terms.compute_loss_from_embeddings([q, p]).values(), strict=True):
+            expected = expected + weight * term
         expected.backward()
         values = [results[rank][number][0] for rank in range(world)]
         assert sum(values) / world == pytest.approx(expected.item(), rel=1e-12, abs=1e-12)

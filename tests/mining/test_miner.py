@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,15 +19,16 @@ from hypothesis import strategies as st
 from piccolo_st.data.mixture import load_mixture
 from piccolo_st.errors import InputError, MixtureError
 from piccolo_st.mining.candidates import MiningSettings
+from piccolo_st.mining.judge import by_cross_encoder
 from piccolo_st.mining.lexical import Bm25, learn_tokenizer, lexical_encoder, lexical_tokens
 from piccolo_st.mining.miner import (
     Miner,
     drop_false_negatives,
-    mine_mixture,
     mine_negatives,
     shard_rows,
     with_negatives,
 )
+from piccolo_st.mining.mixture import mine_mixture
 
 # Three topics; a text's topic is its first character, and texts of one topic share two characters.
 TOPICS = ("猫狗", "山水", "红绿")
@@ -36,6 +38,11 @@ def _dataset(rows: int = 30, queries: int | None = None) -> Dataset:
     numbers = [(i, TOPICS[i % 3]) for i in range(rows)]
     query = [f"{topic}问{(i if queries is None else i % queries)}" for i, topic in numbers]
     return Dataset.from_dict({"query": query, "positive": [f"{topic}答{chr(0x4E00 + i)}" for i, topic in numbers]})
+
+
+def unaware(**settings: Any) -> MiningSettings:
+    """Of searches whose positives are no more like the query than the other texts of its topic."""
+    return MiningSettings(relative_margin=None, **settings)
 
 
 def _topic(text: str) -> str:
@@ -48,7 +55,7 @@ def test_negatives_are_like_the_query_and_never_its_positive(model: Any, samplin
     if model == "bm25":
         pytest.importorskip("bm25s")
     dataset = _dataset()
-    mined = mine_negatives(dataset, model, MiningSettings(num_negatives=3, range_max=8, sampling=sampling))
+    mined = mine_negatives(dataset, model, unaware(num_negatives=3, range_max=8, sampling=sampling))
     assert mined.column_names == ["query", "positive", "negative"]
     assert mined["query"] == dataset["query"]
     assert mined["positive"] == dataset["positive"]
@@ -78,7 +85,7 @@ def test_every_model_does(make_model: Callable[..., Any]) -> None:
     dataset = dataset.remove_columns("positive").add_column(
         "positive", [f"{TOPICS[i % 3]}{c}" for i, c in enumerate(known)]
     )
-    mined = mine_negatives(dataset, model, MiningSettings(num_negatives=2))
+    mined = mine_negatives(dataset, model, unaware(num_negatives=2))
     embeddings = model.encode_document(dataset["positive"], normalize_embeddings=True)
     queries = model.encode_query(dataset["query"], normalize_embeddings=True)
     for row, texts in enumerate(mined["negative"]):
@@ -94,7 +101,7 @@ def test_a_query_with_several_positives_gets_none_of_them_even_across_shards() -
         }
     ).shuffle(seed=1)
     for size in (1, 5, 100):
-        mined = mine_negatives(dataset, "lexical", MiningSettings(num_negatives=2, shard_rows=size))
+        mined = mine_negatives(dataset, "lexical", unaware(num_negatives=2, shard_rows=size))
         assert mined["query"] == dataset["query"], "rows keep their order"
         for row in mined:
             assert len(row["negative"]) == 2
@@ -103,8 +110,8 @@ def test_a_query_with_several_positives_gets_none_of_them_even_across_shards() -
 
 def test_shards_change_nothing_but_memory() -> None:
     dataset = _dataset(40, queries=7)
-    whole = mine_negatives(dataset, "lexical", MiningSettings(num_negatives=3))
-    parts = mine_negatives(dataset, "lexical", MiningSettings(num_negatives=3, shard_rows=4))
+    whole = mine_negatives(dataset, "lexical", unaware(num_negatives=3))
+    parts = mine_negatives(dataset, "lexical", unaware(num_negatives=3, shard_rows=4))
     assert whole["negative"] == parts["negative"]
 
 
@@ -118,7 +125,7 @@ def test_a_row_without_a_negative_stays_with_an_empty_list() -> None:
 def test_the_query_itself_is_no_negative() -> None:
     texts = [f"猫狗天气{i}" for i in range(6)]
     dataset = Dataset.from_dict({"query": texts, "positive": texts[1:] + texts[:1]})  # every query is a document
-    mined = mine_negatives(dataset, "lexical", MiningSettings(num_negatives=3))
+    mined = mine_negatives(dataset, "lexical", unaware(num_negatives=3))
     for row in mined:
         assert row["query"] not in row["negative"]
         assert len(row["negative"]) == 3
@@ -132,7 +139,7 @@ def test_searching_among_queries_gives_the_answers_of_similar_questions() -> Non
             "positive": [f"{c}{i}" for i in range(4) for c in "ABC"],
         }
     )
-    mined = mine_negatives(dataset, "lexical", MiningSettings(num_negatives=3, search="queries"))
+    mined = mine_negatives(dataset, "lexical", unaware(num_negatives=3, search="queries"))
     for row in mined:
         assert sorted(row["negative"]) == sorted(
             f"{row['positive'][0]}{i}" for i in range(4) if f"{row['positive'][0]}{i}" != row["positive"]
@@ -141,26 +148,8 @@ def test_searching_among_queries_gives_the_answers_of_similar_questions() -> Non
 
 def test_searching_among_queries_skips_answers_that_are_right_too() -> None:
     dataset = Dataset.from_dict({"query": ["天气一", "天气二", "天气三"], "positive": ["晴", "晴", "雨"]})
-    mined = mine_negatives(dataset, "lexical", MiningSettings(num_negatives=2, search="queries"))
+    mined = mine_negatives(dataset, "lexical", unaware(num_negatives=2, search="queries"))
     assert mined["negative"] == [["雨"], ["雨"], ["晴"]]
-
-
-def test_ranges_and_margins_are_those_of_the_stock_miner() -> None:
-    dataset = _dataset()
-    top = mine_negatives(dataset, "lexical", MiningSettings(num_negatives=4, range_max=9))["negative"]
-    later = mine_negatives(dataset, "lexical", MiningSettings(num_negatives=2, range_min=2, range_max=9))["negative"]
-    assert later == [texts[2:4] for texts in top]
-    texts = [*dataset["query"], *dataset["positive"]]
-    model = lexical_encoder(list(dict.fromkeys(texts)), dimensions=256, seed=13)
-    right = model.similarity_pairwise(
-        model.encode_query(dataset["query"]), model.encode_document(dataset["positive"])
-    ).numpy()
-    mined = mine_negatives(dataset, "lexical", MiningSettings(num_negatives=4, absolute_margin=0.05))["negative"]
-    assert mined != top, "some of the nearest are within the margin"
-    for query, texts, limit in zip(dataset["query"], mined, right, strict=True):
-        if texts:
-            scores = model.similarity(model.encode_query([query]), model.encode_document(texts)).numpy()
-            assert (scores <= limit - 0.05 + 1e-5).all()
 
 
 @pytest.mark.parametrize("model", ["lexical", "bm25"])
@@ -170,7 +159,7 @@ def test_random_sampling_follows_the_seed_and_leaves_the_global_generator_alone(
     dataset = _dataset()
 
     def mined(seed: int) -> list[list[str]]:
-        chosen = MiningSettings(num_negatives=2, range_max=9, sampling="random", seed=seed)
+        chosen = unaware(num_negatives=2, range_max=9, sampling="random", seed=seed)
         return mine_negatives(dataset, model, chosen)["negative"]
 
     random.seed(5)
@@ -207,19 +196,20 @@ class _Reranker:
 
 def test_a_cross_encoder_drops_false_negatives() -> None:
     reranker = _Reranker(lambda query, text: {"right": 0.9, "right too": 0.95, "close": 0.85, "wrong": 0.1}[text])
+    judge = by_cross_encoder(reranker, 8)  # type: ignore[arg-type]
     arguments = (["q", "r"], ["right", "right"], [["right too", "close", "wrong"], ["wrong"]])
-    assert drop_false_negatives(*arguments, reranker, MiningSettings()) == [["close", "wrong"], ["wrong"]]
-    assert drop_false_negatives(*arguments, reranker, MiningSettings(reranker_margin=0.1)) == [["wrong"], ["wrong"]]
+    assert drop_false_negatives(*arguments, judge, 0.0) == [["close", "wrong"], ["wrong"]]
+    assert drop_false_negatives(*arguments, judge, 0.1) == [["wrong"], ["wrong"]]
     assert reranker.asked == 12
 
 
 def test_a_cross_encoder_chooses_among_more_candidates_than_are_wanted() -> None:
     dataset = _dataset()
-    plain = mine_negatives(dataset, "lexical", MiningSettings(num_negatives=6))["negative"]
+    plain = mine_negatives(dataset, "lexical", unaware(num_negatives=6))["negative"]
     # The two nearest candidates of every query are right answers to this cross-encoder.
     false = {(query, text) for query, texts in zip(dataset["query"], plain, strict=True) for text in texts[:2]}
     reranker = _Reranker(lambda query, text: 1.0 if (query, text) in false else 0.0)
-    chosen = MiningSettings(num_negatives=2, oversample=3)
+    chosen = unaware(num_negatives=2, oversample=3)
     mined = mine_negatives(dataset, "lexical", chosen, reranker=reranker)["negative"]  # type: ignore[arg-type]
     assert mined == [texts[2:4] for texts in plain]
 
@@ -235,13 +225,13 @@ def test_a_real_cross_encoder_takes_part(encoder_dir_no_dropout: Any) -> None:
         assert all(score <= right + 1e-6 for score in scores)
 
 
-def test_a_pool_bounds_what_is_searched_and_stays_the_same_over_shards() -> None:
+def test_a_pool_bounds_what_is_searched_and_stays_the_same_over_shards(tmp_path: Path) -> None:
     dataset = _dataset(60)
-    miner = Miner(dataset, "lexical", MiningSettings(pool=10, shard_rows=7))
+    miner = Miner(dataset, "lexical", unaware(pool=10, shard_rows=7), folder=tmp_path)
     assert len(miner.documents) == 10
-    own = Miner(dataset, "lexical", MiningSettings(pool=10, shard_rows=60))
+    own = Miner(dataset, "lexical", unaware(pool=10, shard_rows=60), folder=tmp_path)
     assert own.documents == miner.documents
-    mined = {text for number in range(len(miner.shards)) for texts in miner.mine(number) for text in texts}
+    mined = {text for number in range(len(miner.shards)) for texts in miner.mine(number)[0] for text in texts}
     assert mined <= set(dataset["positive"])
 
 
@@ -340,8 +330,10 @@ def test_terms_are_characters_bigrams_and_words() -> None:
 def test_bm25_finds_the_text_that_shares_rare_terms() -> None:
     pytest.importorskip("bm25s")
     corpus = ["天气很好", "天气不好", "股票大跌", "天气股票"]
-    assert Bm25(corpus).search(["股票"], 4)[0][0] in {"股票大跌", "天气股票"}
-    assert Bm25(corpus).search(["无关"], 4) == [[]]
+    places, scores = Bm25(corpus).search(["股票", "无关"], 4)
+    assert {corpus[place] for place in places[0, :2]} == {"股票大跌", "天气股票"}
+    assert places[0, 2:].tolist() == places[1, 2:].tolist() == [-1, -1]
+    assert np.array_equal(np.isnan(scores), places < 0)
 
 
 def test_a_dataset_with_its_own_instruction_is_mined_with_it(make_model: Callable[..., Any], tmp_path: Path) -> None:
@@ -373,7 +365,12 @@ def test_a_dataset_with_its_own_instruction_is_mined_with_it(make_model: Callabl
 
     seen.clear()
     mixture = load_mixture({"root": str(tmp_path), "datasets": {"usual": datasets["usual"]}}, cache_dir=tmp_path)
-    mine_mixture(mixture, model, {"num_negatives": 2}, tmp_path / "mined")
+    mined = mine_mixture(mixture, model, {"num_negatives": 2}, tmp_path / "mined")
     assert not seen, "what was mined is read again"
+    again = mine_mixture(mixture, model, {"num_negatives": 2, "relative_margin": None}, tmp_path / "mined")
+    assert not seen, "other settings, and the same embeddings"
+    assert again["usual"]["negative"] != mined["usual"]["negative"]
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.5)
     mine_mixture(mixture, model, {"num_negatives": 2}, tmp_path / "mined", made_of=["another model"])
-    assert seen
+    assert len(seen) == 32, "each text of another model once"

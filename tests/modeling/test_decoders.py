@@ -11,42 +11,14 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from tokenizers import pre_tokenizers
-from transformers import (
-    AutoTokenizer,
-    BertConfig,
-    BertModel,
-    Gemma3TextConfig,
-    Gemma3TextModel,
-    LlamaConfig,
-    LlamaModel,
-    LlamaTokenizer,
-    MistralConfig,
-    MistralModel,
-    ModernBertConfig,
-    ModernBertModel,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2Model,
-    Qwen2Tokenizer,
-    Qwen3Config,
-    Qwen3Model,
-)
+from transformers import AutoTokenizer, LlamaTokenizer, Qwen3Model
 
 from piccolo_st.errors import InputError
 from piccolo_st.modeling.decoders import see_both_ways
 from piccolo_st.modeling.loading import load_encoder
 from piccolo_st.modeling.portable.saving import save_portable
+from tests.helpers.architectures import qwen_tokenizer, saved_encoder, small_config, small_encoder
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 300,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "pad_token_id": 0,
-}
-DECODER = {**SHAPE, "num_key_value_heads": 2, "head_dim": 8}
 TEXTS = ["短", "今天天气很好，明天下雨" * 9, "长短文字"]
 
 
@@ -56,25 +28,12 @@ def llama_tokenizer() -> LlamaTokenizer:
     return LlamaTokenizer(vocab=vocabulary, merges=[], add_bos_token=True, add_eos_token=False, pad_token="<unk>")
 
 
-def qwen_tokenizer() -> Qwen2Tokenizer:
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<|endoftext|>": 0, **{letter: 1 + place for place, letter in enumerate(letters)}}
-    return Qwen2Tokenizer(vocab=vocabulary, merges=[], pad_token="<|endoftext|>", eos_token="<|endoftext|>")
-
-
 TOKENIZERS: dict[str, Callable[[], Any]] = {"llama": llama_tokenizer, "qwen": qwen_tokenizer}
-
-
-def decoder(folder: Path, tokenizer: Any, model: PreTrainedModel | None = None) -> str:
-    torch.manual_seed(0)
-    tokenizer.save_pretrained(folder)
-    (model or Qwen3Model(Qwen3Config(**DECODER))).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_the_end_survives_truncation_and_saving(name: str, tmp_path: Path) -> None:
-    folder = decoder(tmp_path / "decoder", TOKENIZERS[name]())
+    folder = saved_encoder(tmp_path / "decoder", TOKENIZERS[name]())
     plain = AutoTokenizer.from_pretrained(folder)
     end, bare = plain.eos_token_id, plain(TEXTS[2])["input_ids"]
     assert bare[-1] != end
@@ -89,7 +48,7 @@ def test_the_end_survives_truncation_and_saving(name: str, tmp_path: Path) -> No
 
 
 def test_left_and_right_padding_and_a_text_alone_give_one_vector(tmp_path: Path) -> None:
-    model = load_encoder(decoder(tmp_path, qwen_tokenizer()), pooling="lasttoken", query_length=60, document_length=60)
+    model = load_encoder(saved_encoder(tmp_path), pooling="lasttoken", query_length=60, document_length=60)
     right = model.encode_query(TEXTS)
     assert model.tokenizer.padding_side == "right"
     ids = model.preprocess(TEXTS, task="query")
@@ -107,25 +66,24 @@ def test_a_tokenizer_that_ends_texts_is_left_as_it_is(encoder_dir: Path, tmp_pat
     assert model.tokenizer("今天")["input_ids"][-1] == model.tokenizer.sep_token_id
     without = qwen_tokenizer()
     without.eos_token = None
-    folder = decoder(tmp_path / "without", without)
+    folder = saved_encoder(tmp_path / "without", without)
     with pytest.raises(InputError, match=r"lasttoken needs a tokenizer that ends texts .* set model.processor_kwargs"):
         load_encoder(folder, pooling="lasttoken")
     named = load_encoder(folder, pooling="lasttoken", processor_kwargs={"eos_token": "<|endoftext|>"})
     assert named.tokenizer("a")["input_ids"][-1] == 0
 
 
-BIDIRECTIONAL: dict[str, Callable[[], PreTrainedModel]] = {
-    "qwen2": lambda: Qwen2Model(Qwen2Config(**SHAPE, num_key_value_heads=2)),
-    "qwen3": lambda: Qwen3Model(Qwen3Config(**DECODER)),
-    "llama": lambda: LlamaModel(LlamaConfig(**DECODER)),
-    "mistral": lambda: MistralModel(MistralConfig(**DECODER)),
-    "gemma3": lambda: Gemma3TextModel(Gemma3TextConfig(**DECODER)),
-}
+def test_what_a_tokenizer_gives_is_named_where_transformers_4_would_guess(tmp_path: Path) -> None:
+    folder = saved_encoder(tmp_path / "encoder", model=small_encoder("modernbert"))
+    save_portable(load_encoder(folder), tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text("utf-8"))
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast", "whose inputs there are another encoder's"
+    assert config["model_input_names"] == ["input_ids", "attention_mask"]
 
 
-@pytest.mark.parametrize("name", BIDIRECTIONAL)
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "llama", "mistral", "gemma3_text"])
 def test_a_later_token_changes_an_earlier_state_also_of_the_saved_model(name: str, tmp_path: Path) -> None:
-    folder = decoder(tmp_path / "decoder", qwen_tokenizer(), BIDIRECTIONAL[name]())
+    folder = saved_encoder(tmp_path / "decoder", model=small_encoder(name))
     first = []
     for bidirectional in (False, True):
         model = load_encoder(folder, bidirectional=bidirectional, instructions="none")
@@ -149,9 +107,9 @@ class Deaf(Qwen3Model):
 
 def test_a_decoder_that_does_not_listen_is_refused() -> None:
     with pytest.raises(InputError, match=r"got Deaf, in which a later token changes no earlier state; set it to false"):
-        see_both_ways(Deaf(Qwen3Config(**DECODER, attn_implementation="eager")))
-    for encoder in (BertModel(BertConfig(**SHAPE)), ModernBertModel(ModernBertConfig(**SHAPE))):
-        see_both_ways(encoder)
+        see_both_ways(Deaf(small_config("qwen3", attn_implementation="eager")))
+    for kind in ("bert", "modernbert"):
+        see_both_ways(small_encoder(kind))
 
 
 def test_what_reaches_transformers(encoder_dir: Path) -> None:
@@ -159,11 +117,11 @@ def test_what_reaches_transformers(encoder_dir: Path) -> None:
         str(encoder_dir),
         attn_implementation="eager",
         model_kwargs={"add_pooling_layer": False},
-        processor_kwargs={"padding_side": "left"},
+        processor_kwargs={"pad_token": "[MASK]"},
     )
     config = model[0].auto_model.config
     assert config._attn_implementation == "eager" and model[0].auto_model.pooler is None
-    assert model.tokenizer.padding_side == "left"
+    assert model.tokenizer.pad_token == "[MASK]"
 
 
 @pytest.mark.parametrize(
@@ -175,7 +133,15 @@ def test_what_reaches_transformers(encoder_dir: Path) -> None:
         ),
         ({"attn_implementation": "spda"}, r"model.name_or_path cannot be loaded, .*spda"),
         ({"model_kwargs": {"dtype": "auto"}}, r"model_kwargs must leave out what has a setting of its own, got dtype"),
+        (
+            {"config_kwargs": {"dtype": "auto"}},
+            r"config_kwargs must leave out what has a setting of its own",
+        ),
         ({"model_kwargs": {"poolng": False}}, r"cannot be loaded, .*'poolng'"),
+        (
+            {"processor_kwargs": {"padding_side": "left"}},
+            r"tokenizer that pads on the right, .*BertModel .*left; set model.processor_kwargs to \{padding",
+        ),
         ({"pooling": "last"}, r"cannot be loaded, .*lasttoken"),
     ],
 )

@@ -19,10 +19,10 @@ from piccolo_st.modeling.instructions import (
     column_tasks,
     dataset_prompts,
     dataset_tasks,
-    instruction_token_ids,
     resolve_instructions,
     set_prompts,
 )
+from piccolo_st.modeling.pooling import instruction_token_ids
 
 ModelMaker = Callable[..., Any]
 
@@ -70,8 +70,8 @@ def test_resolve_instructions(spec: Any, expected: Instructions) -> None:
             "picollo",
             ValueError,
             r"must be a preset \(piccolo, piccolo-training-notes, none, bge-zh, e5, gte-qwen2, .*\) "
-            r"or instructions of your own, \{query: \"\.\.\.\", document: \"\.\.\.\"\}, "
-            r"got 'picollo'; did you mean piccolo\?$",
+            r"or instructions of your own, \{query: \"\.\.\.\", document: \"\.\.\.\"\} "
+            r"or \{task: \"\.\.\.\"\}, got 'picollo'; did you mean piccolo\?$",
         ),
         (
             "查询：",

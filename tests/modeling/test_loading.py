@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,10 @@ from piccolo_st.modeling.loading import load_encoder
 from piccolo_st.modeling.pooling import InstructionPooling
 from piccolo_st.modeling.tiny_bert import EncoderSettings, build_encoder, cached_encoder
 from piccolo_st.schema import build
+from tests.helpers.hub_server import HubServer
 from tests.helpers.ranks import run_ranks
+
+pytest_plugins = ["tests.helpers.hub_clients"]  # the fixture hub
 
 TEXTS = ["今天天气很好", "明天下雨", "今天下雨", "hello hello world world"] * 3
 SMALL = EncoderSettings(vocab_size=200, hidden_size=16, layers=1, heads=2, intermediate_size=32, max_positions=64)
@@ -133,6 +137,22 @@ def test_no_instructions_leaves_stock_pooling(built: Path) -> None:
 def test_bad_settings(values: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         build(EncoderSettings, values, "model.build", section="model.build")
+
+
+@pytest.mark.parametrize("how", ["stall", "drop"])
+def test_a_hub_that_does_not_answer_is_one_sentence_or_the_cache(hub: HubServer, built: Path, how: str) -> None:
+    repository = f"someone/{how}"  # a name of its own: the cache is the session's
+    for name in (f"{repository}-kept", repository):
+        hub.add_repo(name, {path.name: path.read_bytes() for path in built.iterdir() if path.is_file()})
+    downloaded = load_encoder(f"{repository}-kept", document_length=64)
+    for route in ("unknown_head", "resolve_head", "info"):
+        hub.fail(route, how, times=None)
+    start = time.monotonic()
+    with pytest.raises(InputError, match=r"got 'someone/.*, at HEAD http://127\.0\.0\.1:\d+/, and it is not in the"):
+        load_encoder(repository)
+    assert torch.equal(load_encoder(f"{repository}-kept", document_length=64).encode(TEXTS, convert_to_tensor=True),
+                       downloaded.encode(TEXTS, convert_to_tensor=True))  # fmt: skip
+    assert time.monotonic() - start < 35  # HF_HUB_ETAG_TIMEOUT is 10 s
 
 
 def test_a_broken_model_directory(built: Path, tmp_path: Path) -> None:

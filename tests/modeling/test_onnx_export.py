@@ -23,7 +23,7 @@ from tests.modeling.portability.checkpoints import TEXTS, xlm_roberta
 ModelMaker = Callable[..., SentenceTransformer]
 
 
-def embed(path: Path, texts: list[str], padding: int) -> np.ndarray:
+def embed(path: Path, texts: list[str], padding: int, file: str = "model.onnx") -> np.ndarray:
     """Embed as a server that knows only the files: tokenizer.json, onnxruntime, zeros for padding, mean pooling."""
     onnxruntime = pytest.importorskip("onnxruntime")
     tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
@@ -37,7 +37,7 @@ def embed(path: Path, texts: list[str], padding: int) -> np.ndarray:
     for row, encoding in enumerate(encodings):
         arrays["input_ids"][row, : len(encoding.ids)] = encoding.ids
         arrays["attention_mask"][row, : len(encoding.ids)] = 1
-    session = onnxruntime.InferenceSession(str(path / "onnx" / "model.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(path / "onnx" / file), providers=["CPUExecutionProvider"])
     wanted = {entry.name: arrays[entry.name] for entry in session.get_inputs()}
     (hidden,) = session.run(["last_hidden_state"], wanted)
     mask = arrays["attention_mask"][:, :, None]
@@ -57,21 +57,27 @@ def test_onnxruntime_gives_the_same_embeddings(family: str, make_model: ModelMak
     set_prompts(model)
     path = tmp_path / "checkpoint"
     save_portable(model, path, torch.float16)
-    assert onnx_export.export_onnx(path) == path / "onnx" / "model.onnx"
+    assert onnx_export.export_onnx(path, int8=True) == path / "onnx" / "model.onnx"
     assert all(report.ok for report in check_portable(path))
     assert [file.name for file in path.iterdir() if file.name.startswith(".")] == []
 
     graph = onnx.load(path / "onnx" / "model.onnx").graph
     inputs = [entry.name for entry in graph.input]
     assert inputs == ["input_ids", "attention_mask", "token_type_ids"][: 3 if family == "bert" else 2]
-    assert [entry.name for entry in graph.output] == ["last_hidden_state"]
+    assert [entry.name for entry in graph.output] == ["last_hidden_state", "sentence_embedding"]
     assert not any(tensor.external_data for tensor in graph.initializer)  # one file
 
     expected = load_portable(path, device="cpu", model_kwargs={"dtype": torch.float32})
     texts = ["查询：" + text for text in TEXTS]
     for batch in (texts, texts[:1]):
         got = embed(path, batch, padding=3)
-        assert abs(got - expected.encode(batch)).max() < 1e-5
+        wanted = expected.encode(batch)
+        assert abs(got - wanted).max() < 1e-5
+        small = embed(path, batch, padding=3, file=onnx_export.INT8_FILE)
+        cosine = (small * wanted).sum(1) / np.linalg.norm(small, axis=1) / np.linalg.norm(wanted, axis=1)
+        assert cosine.min() > 0.98 and cosine.max() < 1 - 1e-7
+    sizes = [(path / "onnx" / name).stat().st_size for name in ("model.onnx", onnx_export.INT8_FILE)]
+    assert sizes[1] < sizes[0]
 
 
 @pytest.mark.slow
@@ -91,9 +97,23 @@ def test_a_wrong_export_is_not_kept(make_model: ModelMaker, tmp_path: Path, monk
         return result
 
     monkeypatch.setattr(torch.onnx, "export", other_weights)
-    with pytest.raises(RuntimeError, match=r"onnxruntime and torch differ by .* in a batch of 1 x 2 tokens"):
+    with pytest.raises(
+        RuntimeError, match=r"onnxruntime and torch differ by .* in the last_hidden_state of a batch of 1 x 2 tokens"
+    ):
         onnx_export.export_onnx(path)
     assert not (path / "onnx").exists()
+
+
+@pytest.mark.slow
+def test_bytes_too_far_from_the_model_are_not_kept(
+    make_model: ModelMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxscript")
+    save_portable(make_model(), tmp_path)
+    monkeypatch.setattr(onnx_export, "INT8_COSINE", 1 - 1e-7)
+    with pytest.raises(RuntimeError, match=r"in int8 an embedding .* has a cosine of .*: nothing was written; export"):
+        onnx_export.export_onnx(tmp_path, int8=True)
+    assert not (tmp_path / "onnx").exists()
 
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

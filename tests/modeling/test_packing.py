@@ -14,24 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-from transformers import (
-    BertConfig,
-    BertModel,
-    Gemma2Config,
-    Gemma2Model,
-    Gemma3TextConfig,
-    Gemma3TextModel,
-    LlamaConfig,
-    LlamaModel,
-    MistralConfig,
-    MistralModel,
-    ModernBertConfig,
-    ModernBertModel,
-    Qwen3Config,
-    Qwen3Model,
-    RobertaConfig,
-    RobertaModel,
-)
+from transformers import BertModel, PreTrainedModel
 
 from piccolo_st.modeling.loading import load_encoder
 from piccolo_st.modeling.packed.attention import _SCORES, ATTENTION, SHORT, Blocks, attention, similar_lengths
@@ -40,6 +23,7 @@ from piccolo_st.modeling.packed.varlen import Borders, Tried, View, _varlen_attn
 from piccolo_st.modeling.pooling import set_instruction_pooling
 from piccolo_st.modeling.portable.saving import save_portable
 from tests.conftest import build_encoder
+from tests.helpers.architectures import small_encoder
 
 TEXTS = ["天气今明", "雨", "山川河海春夏秋冬" * 3, "猫狗", "红黄", "天" * 90, "长短好坏快慢"]
 
@@ -213,13 +197,9 @@ def build(path: Path, model: torch.nn.Module, encoder_dir: Path) -> SentenceTran
     return SentenceTransformer(modules=[transformer, Pooling(32, "mean")], device="cpu")
 
 
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-
-
 def test_positions_of_robertas_family(encoder_dir: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    config = RobertaConfig(vocab_size=300, pad_token_id=0, max_position_embeddings=200, **SMALL)
-    model = build(tmp_path, RobertaModel(config), encoder_dir)
+    model = build(tmp_path, small_encoder("roberta", max_position_embeddings=200), encoder_dir)
     expected = model.encode(TEXTS)
 
     assert use_packing(model)
@@ -239,30 +219,31 @@ def test_a_model_that_would_change_is_left_alone(
             return output
 
     torch.manual_seed(0)
-    model = build(tmp_path, BertModel(BertConfig(vocab_size=300, **SMALL)), encoder_dir)
+    model = build(tmp_path, small_encoder("bert"), encoder_dir)
     model[0].model.__class__ = Mixing
     expected = model.encode(TEXTS)
     assert "runs with padding, because its embeddings would change" in refused(model, caplog)
     assert (model.encode(TEXTS) == expected).all()
 
 
-WINDOWED = {**SMALL, "vocab_size": 300, "pad_token_id": 0, "num_hidden_layers": 4}
-DECODER = {**WINDOWED, "num_key_value_heads": 1, "head_dim": 16}
 BOTH = ["sliding_attention", "full_attention"] * 2
-MODELS = {
-    "modernbert": lambda: ModernBertModel(
-        ModernBertConfig(**WINDOWED, local_attention=32, global_attn_every_n_layers=2)
-    ),
-    "llama": lambda: LlamaModel(LlamaConfig(**WINDOWED)),
-    "mistral": lambda: MistralModel(MistralConfig(**DECODER, sliding_window=16)),
-    "qwen3": lambda: Qwen3Model(
-        Qwen3Config(**DECODER, use_sliding_window=True, sliding_window=16, max_window_layers=2)
-    ),
-    "gemma3": lambda: Gemma3TextModel(Gemma3TextConfig(**DECODER, sliding_window=16, layer_types=BOTH)),
-    "embeddinggemma": lambda: Gemma3TextModel(
-        Gemma3TextConfig(**DECODER, sliding_window=16, layer_types=BOTH, use_bidirectional_attention=True)
+GROUPED = {"num_key_value_heads": 1, "head_dim": 16}
+MODELS: dict[str, tuple[str, dict[str, object]]] = {
+    "modernbert": ("modernbert", {"local_attention": 32, "global_attn_every_n_layers": 2}),
+    "llama": ("llama", {}),
+    "mistral": ("mistral", {**GROUPED, "sliding_window": 16}),
+    "qwen3": ("qwen3", {**GROUPED, "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2}),
+    "gemma3": ("gemma3_text", {**GROUPED, "sliding_window": 16, "layer_types": BOTH}),
+    "embeddinggemma": (
+        "gemma3_text",
+        {**GROUPED, "sliding_window": 16, "layer_types": BOTH, "use_bidirectional_attention": True},
     ),
 }
+
+
+def made(name: str) -> PreTrainedModel:
+    kind, options = MODELS[name]
+    return small_encoder(kind, num_hidden_layers=4, num_attention_heads=2, **options)
 
 
 @pytest.mark.parametrize("texts", [TEXTS, TEXTS[:5], TEXTS[2:3]], ids=["long", "short", "one"])
@@ -272,7 +253,7 @@ def test_each_text_keeps_its_window_and_its_direction(
 ) -> None:
     """Texts longer than the window, in rows of many that are longer too; one text alone has no padding to tell."""
     torch.manual_seed(0)
-    model = build(tmp_path, MODELS[name](), encoder_dir)
+    model = build(tmp_path, made(name), encoder_dir)
     packed = copy.deepcopy(model)
     assert use_packing(packed)
     features = model.preprocess(texts)
@@ -298,8 +279,7 @@ def test_a_window_that_a_layer_does_not_tell_is_noticed(
 ) -> None:
     """Of the usual size, one key too wide, in one layer of many."""
     torch.manual_seed(0)
-    config = ModernBertConfig(**{**WINDOWED, "num_hidden_layers": 8}, local_attention=128)
-    model = build(tmp_path, ModernBertModel(config), encoder_dir)
+    model = build(tmp_path, small_encoder("modernbert", num_hidden_layers=8, local_attention=128), encoder_dir)
     assert use_packing(copy.deepcopy(model))
     model[0].model.layers[4].attn.sliding_window += 1
     assert "ModernBertModel runs with padding, because its embeddings would change" in refused(model, caplog)
@@ -308,14 +288,13 @@ def test_a_window_that_a_layer_does_not_tell_is_noticed(
 def test_what_packing_does_not_know_is_refused_with_the_reason(
     encoder_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, make_model: Callable[..., SentenceTransformer]
 ) -> None:
-    model = build(tmp_path, Gemma2Model(Gemma2Config(**DECODER, sliding_window=16)), encoder_dir)
+    model = build(tmp_path, small_encoder("gemma2", sliding_window=16), encoder_dir)
     assert "Gemma2Model runs with padding, because its attention is eager, not sdpa" in refused(model, caplog)
     rows = torch.randn(1, 2, 5, 3)
     with pytest.raises(ValueError, match="packed texts have no softcap"):
         attention(torch.nn.Module(), rows, rows, rows, None, blocks=Blocks([5]), softcap=5.0)
     assert "because its weights are bfloat16, whose rounding" in refused(make_model().bfloat16(), caplog)
-    config = MistralConfig(**DECODER, sliding_window=100_000)
-    model = build(tmp_path, MistralModel(config), encoder_dir)
+    model = build(tmp_path, small_encoder("mistral", sliding_window=100_000), encoder_dir)
     assert "would take a trial of 150," in refused(model, caplog)
 
 
@@ -344,7 +323,7 @@ def test_encode_is_the_same_and_nothing_is_saved(
 @pytest.mark.parametrize("name", MODELS)
 def test_a_kernel_of_half_precision_packs_there_alone(name: str, encoder_dir: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = build(tmp_path, MODELS[name](), encoder_dir)
+    model = build(tmp_path, made(name), encoder_dir)
     packed = copy.deepcopy(model)
     assert use_packing(packed, torch.bfloat16, kernel=reference)
     features = model.preprocess(TEXTS)

@@ -23,8 +23,10 @@ from transformers import CanineTokenizer
 from piccolo_st.losses import scale_dimension
 from piccolo_st.modeling import (
     CONSUMERS,
+    ONNX_READERS,
     InstructionPooling,
     check_portable,
+    keep_lengths,
     load_portable,
     save_portable,
     set_instruction_pooling,
@@ -36,10 +38,17 @@ from tests.modeling.portability.checkpoints import chinese_bert
 
 ModelMaker = Callable[..., SentenceTransformer]
 TEXTS = ["今天天气好", "数据" * 40, ""]
-ST_OLD = {"sentence-transformers 3.x", "sentence-transformers 4.x", "sentence-transformers 5.x"}
-ST = {*ST_OLD, "sentence-transformers 6.x"}
-SERVERS = {"text-embeddings-inference", "vLLM"}
-ALL = {*ST, *SERVERS, "transformers", "ONNX"}
+ST_OLD = {"sentence-transformers 3.x", "sentence-transformers 4.x", "sentence-transformers 5.x", "infinity"}
+ST_6 = {"sentence-transformers 6.x", "OpenVINO", "LangChain", "LlamaIndex", "Haystack", "Chroma"}
+ST = {*ST_OLD, *ST_6}
+TEI, LLAMA, ONNX = (
+    {"text-embeddings-inference", "text-embeddings-inference on a CPU"},
+    {"llama.cpp and Ollama"},
+    {*ONNX_READERS},
+)
+SERVERS = {*TEI, "vLLM", *LLAMA}
+ALL = {*ST, *SERVERS, "transformers", *ONNX}
+ONE_LENGTH = {*TEI, *LLAMA, *ONNX, "LlamaIndex"}  # of queries and passages alike
 
 
 def piccolo(make_model: ModelMaker, include_instruction: bool = True, **kwargs: Any) -> SentenceTransformer:
@@ -65,7 +74,8 @@ def failing(path: Path) -> dict[str, tuple[str, ...]]:
     """Consumers with problems or limits, leaving out the ONNX file, which most checkpoints here do not have."""
     reports = {report.consumer: report.problems + report.limits for report in check_portable(path)}
     assert set(reports) == ALL == set(CONSUMERS)
-    reports["ONNX"] = tuple(problem for problem in reports["ONNX"] if "onnx/model.onnx is missing" not in problem)
+    for reader in ONNX_READERS:
+        reports[reader] = tuple(problem for problem in reports[reader] if "onnx/model.onnx is missing" not in problem)
     return {consumer: problems for consumer, problems in reports.items() if problems}
 
 
@@ -120,6 +130,24 @@ def test_load_portable_puts_back_lengths_and_instruction_pooling(
     )
 
 
+def test_lengths_are_kept_for_sentence_transformers_6_or_for_all(make_model: ModelMaker, checkpoint: Path) -> None:
+    model = piccolo(make_model)
+    before = {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()}
+    keep_lengths(checkpoint, native=True)
+    stock = SentenceTransformer(str(checkpoint), device="cpu")
+    assert (stock[0].query_length, stock[0].document_length, stock.max_seq_length) == (16, 256, 512)
+    for name in ("encode", "encode_query", "encode_document"):
+        assert (getattr(stock, name)(TEXTS) == getattr(model, name)(TEXTS)).all()
+    assert set(failing(checkpoint)) == {*ST_OLD, *ONE_LENGTH}
+    assert not any(report.problems for report in check_portable(checkpoint)[:4])
+    assert load_portable(checkpoint, device="cpu")[0].query_length == 16
+    keep_lengths(checkpoint, native=False)
+    assert {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()} == before
+    save_portable(make_model(), checkpoint)
+    with pytest.raises(ValueError, match="has no lengths of queries and documents to keep; set them with set_lengths"):
+        keep_lengths(checkpoint, native=True)
+
+
 def test_load_portable_loads_other_checkpoints_as_they_are(make_model: ModelMaker, tmp_path: Path) -> None:
     model = make_model()
     model.save_pretrained(str(tmp_path))
@@ -141,7 +169,7 @@ def test_excluding_instructions_warns_of_the_difference_and_has_no_other(
     assert (stock.encode(TEXTS, prompt_name="query") == model.encode(TEXTS, prompt_name="query")).all()
     assert (stock.encode(TEXTS) == model.encode(TEXTS)).all()
     assert (stock.encode("查询：今天") != model.encode("查询：今天")).any()  # the named difference
-    assert set(failing(tmp_path / "a")) == {*SERVERS, "transformers", "ONNX"}
+    assert set(failing(tmp_path / "a")) == TYPED
 
 
 def test_saving_leaves_the_model_as_it_was(make_model: ModelMaker, tmp_path: Path) -> None:
@@ -273,7 +301,7 @@ def test_dense_and_normalize_modules(make_model: ModelMaker, tmp_path: Path) -> 
     assert load_file(tmp_path / "a" / "2_Dense" / "model.safetensors")["linear.weight"].dtype == torch.float16
     loaded = load_portable(tmp_path / "a", device="cpu", model_kwargs={"dtype": torch.float32}).float()
     assert abs(loaded.encode(TEXTS) - model.encode(TEXTS)).max() < 2e-3
-    assert set(failing(tmp_path / "a")) == {"transformers", "ONNX"}
+    assert set(failing(tmp_path / "a")) == {"transformers", *LLAMA}
     assert not any(report.problems for report in check_portable(tmp_path / "a") if report.consumer == "transformers")
 
 
@@ -359,9 +387,11 @@ def _truncate(path: Path) -> None:
 
 
 POOLING = "1_Pooling/config.json"
-READS_LENGTHS = ALL - {"sentence-transformers 6.x"}
-READS_WEIGHTS = ALL - {"ONNX"}
-TRANSFORMERS_4 = {*ST_OLD, "transformers", "vLLM"}
+READS_LENGTHS = ALL - ST_6
+READS_WEIGHTS = ALL - ONNX
+CUTS = {"transformers", *ONNX}
+TRANSFORMERS_4 = {*ST_OLD, "transformers", "vLLM", "OpenVINO"}
+TYPED = {*SERVERS, "transformers", *ONNX, "infinity"}  # instructions are typed before the text
 BREAKAGES: list[tuple[str, Callable[[Path], Any], set[str], str]] = [
     ("no config", lambda path: (path / "config.json").unlink(), ALL, "config.json is missing"),
     ("broken json", lambda path: (path / "tokenizer.json").write_text("{"), ALL, "tokenizer.json is empty or not JSON"),
@@ -370,6 +400,13 @@ BREAKAGES: list[tuple[str, Callable[[Path], Any], set[str], str]] = [
     ("mixed weights", _mixed_weights, READS_WEIGHTS, "weights are of several types, F16, F32"),
     ("other dtype", edit("config.json", torch_dtype="float16"), READS_WEIGHTS, "torch_dtype='float16', the weights"),
     ("truncation", edit("tokenizer.json", truncation={"max_length": 9}), ALL, "truncation baked in.*'max_length': 9"),
+    (
+        "a call's length",
+        edit("tokenizer_config.json", max_length=128),
+        {"fastembed"},
+        "max_length=128, where this consumer cuts; the model's length is 512",
+    ),
+    ("no tokenizer length", edit("tokenizer_config.json", model_max_length="DELETE"), CUTS, "length=None, where"),
     ("padding", edit("tokenizer.json", padding={"strategy": "BatchLongest"}), ALL, "padding baked in"),
     (
         "tokenizer class",
@@ -386,17 +423,22 @@ BREAKAGES: list[tuple[str, Callable[[Path], Any], set[str], str]] = [
     (
         "own module",
         _rename("sentence_transformers.models.Pooling", "piccolo_st.modeling.pooling.InstructionPooling"),
-        {*ST, "vLLM"},
+        {*ST, "vLLM", *LLAMA},
         "piccolo_st.modeling.pooling.InstructionPooling",
     ),
     (
         "new module name",
         _rename("sentence_transformers.models.", "sentence_transformers.base.modules."),
-        {*ST_OLD, "vLLM"},
+        {*ST_OLD, "vLLM", *LLAMA},
         "only sentence_transformers.models",
     ),
     ("module folder", _rename("1_Pooling", "9_Pooling"), ALL, "9_Pooling|no true or false"),
-    ("st 6 key", edit("sentence_bert_config.json", query_length=64), ST_OLD, r"has \['query_length'\], at which ST 3"),
+    (
+        "st 6 key",
+        edit("sentence_bert_config.json", query_length=64),
+        {*ST_OLD, *ONE_LENGTH},
+        r"has \['query_length'\], at which ver|longer texts than {'query_length': 64}",
+    ),
     ("no length", edit("sentence_bert_config.json", max_seq_length="DELETE"), READS_LENGTHS, "max_seq_length=None"),
     (
         "too long",
@@ -412,30 +454,30 @@ BREAKAGES: list[tuple[str, Callable[[Path], Any], set[str], str]] = [
     (
         "max pooling",
         edit(POOLING, pooling_mode="max", pooling_mode_mean_tokens=False, pooling_mode_max_tokens=True),
-        {*SERVERS, "transformers", "ONNX"},
+        {*SERVERS, "transformers", *ONNX},
         r"pools cls, mean or lasttoken, this model \['max'\]",
     ),
-    ("excluded", edit(POOLING, include_prompt=False), {*SERVERS, "transformers", "ONNX"}, "which this consumer cannot"),
+    ("excluded", edit(POOLING, include_prompt=False), TYPED, "which this consumer cannot"),
     ("key order", _first, {"vLLM"}, "first true key of the pooling config.*'include_prompt'"),
     (
         "null prompt",
         edit("config_sentence_transformers.json", prompts={"query": None}),
-        {*ST, "text-embeddings-inference"},
+        {*ST, *TEI},
         r"the prompts \['query'\] are no strings",
     ),
     (
         "default prompt",
         edit("config_sentence_transformers.json", default_prompt_name="query"),
-        {*ST, "text-embeddings-inference"},
+        {*ST, *TEI},
         "the default prompt 'query' goes before the texts of every task",
     ),
     (
         "classifier",
         edit("config.json", architectures=["BertForSequenceClassification"]),
-        {"text-embeddings-inference"},
+        TEI,
         "is no embedding model",
     ),
-    ("no padding id", edit("config.json", pad_token_id=None), {"text-embeddings-inference"}, "pad_token_id=None"),
+    ("no padding id", edit("config.json", pad_token_id=None), TEI, "pad_token_id=None"),
     ("roberta", edit("config.json", model_type="roberta"), READS_LENGTHS, "512 is more than the 511 tokens"),
 ]
 
@@ -457,7 +499,8 @@ def test_every_check_is_broken_once() -> None:
     """A check that no breakage above triggers would be one that cannot fail."""
     from piccolo_st.modeling.portable import readers
 
-    checks = {check.__name__ for table in (CONSUMERS, readers.LIMITS) for checks in table.values() for check in checks}
+    tables = CONSUMERS, readers.LIMITS, readers.NOTES
+    checks = {check.__name__ for table in tables for checks in table.values() for check in checks}
     written = {name for name, value in vars(readers).items() if getattr(value, "__annotations__", {}).get("checkpoint")}
     assert checks == written
     assert len(BREAKAGES) > len(checks)
@@ -470,9 +513,68 @@ def test_a_checkpoint_of_sentence_transformers_itself_is_not_portable(make_model
     assert set(failing(tmp_path)) == ALL
 
 
+DENSE_LOST = "onnx/model.onnx ends before the model's Dense module"
+
+
+@pytest.mark.parametrize(
+    ("activation", "file", "lost", "unknown"),
+    [
+        (torch.nn.Tanh(), None, set(), LLAMA),
+        (torch.nn.GELU(), None, set(), {*LLAMA, *TEI}),
+        (torch.nn.GELU(), b"last_hidden_state, sentence_embedding", set(), {*LLAMA, "text-embeddings-inference"}),
+        (torch.nn.Identity(), b"last_hidden_state", {*ONNX, "text-embeddings-inference on a CPU"}, LLAMA),
+    ],
+)
+def test_who_loses_a_dense(
+    make_model: ModelMaker,
+    tmp_path: Path,
+    activation: torch.nn.Module,
+    file: bytes | None,
+    lost: set[str],
+    unknown: set[str],
+) -> None:
+    """text-embeddings-inference on a CPU reads the ONNX file, if there is one, and then no Dense module."""
+    model = piccolo(make_model)
+    model.append(Dense(32, 8, activation_function=activation))
+    save_portable(model, tmp_path)
+    if file:
+        (tmp_path / "onnx").mkdir()
+        (tmp_path / "onnx" / "model.onnx").write_bytes(file)
+    reports = {report.consumer: report for report in check_portable(tmp_path)}
+    assert {name for name, report in reports.items() if any(DENSE_LOST in one for one in report.problems)} == lost
+    assert {name for name, report in reports.items() if report.limits} == {"transformers", *unknown}
+    assert all("sentence_embedding" in reports[name].notes[1] for name in ONNX)
+
+
+def test_what_a_consumer_has_to_be_told_is_said(make_model: ModelMaker, checkpoint: Path, tmp_path: Path) -> None:
+    told = {report.consumer for report in check_portable(checkpoint) if any("查询：" in note for note in report.notes)}
+    assert told == {*TYPED, *ST_6} - {"sentence-transformers 6.x", "OpenVINO"}
+    edit("sentence_bert_config.json", query_length=16, document_length=64)(checkpoint)
+    cut = {report.consumer for report in check_portable(checkpoint) if any("at one length" in n for n in report.limits)}
+    assert cut == ONE_LENGTH, "the snippets of others give both lengths"
+    save_portable(make_model(), tmp_path / "none")
+    noted = {report.consumer for report in check_portable(tmp_path / "none") if report.notes}
+    assert noted == {"text-embeddings-inference", "vLLM", "infinity"}, "half precision alone"
+
+
+def test_what_an_earlier_call_left_in_the_tokenizer_is_not_saved(make_model: ModelMaker, tmp_path: Path) -> None:
+    model = make_model()
+    left = {"max_length": 128, "stride": 0, "truncation_strategy": "longest_first", "pad_to_multiple_of": None}
+    model.tokenizer.init_kwargs.update(left)
+    model.max_seq_length = 300
+    model.save_pretrained(str(tmp_path / "stale"))
+    assert read(tmp_path / "stale" / "tokenizer_config.json")["max_length"] == 128
+    save_portable(SentenceTransformer(str(tmp_path / "stale"), device="cpu"), tmp_path / "saved")
+    config = read(tmp_path / "saved" / "tokenizer_config.json")
+    assert not set(left) & set(config) and config["model_max_length"] == 300
+    assert failing(tmp_path / "saved") == {}
+
+
 def test_onnx_is_reported_when_it_is_missing(checkpoint: Path) -> None:
     def onnx() -> tuple[str, ...]:
-        return next(report.problems for report in check_portable(checkpoint) if report.consumer == "ONNX")
+        first, second = (report.problems for report in check_portable(checkpoint) if report.consumer in ONNX_READERS)
+        assert first == second
+        return first
 
     assert onnx() == ("onnx/model.onnx is missing: python -m piccolo_st release --onnx writes it",)
     (checkpoint / "onnx").mkdir()

@@ -10,12 +10,13 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel, RobertaConfig, RobertaModel
+from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
 
 from piccolo_st.errors import InputError
 from piccolo_st.modeling.lengths import set_lengths
 from piccolo_st.modeling.portable.saving import load_portable, save_portable
-from piccolo_st.modeling.positions import extend_positions, usable_positions
+from piccolo_st.modeling.positions import counts_from_padding, extend_positions, usable_positions
+from tests.helpers.architectures import small_encoder
 
 ModelMaker = Callable[..., SentenceTransformer]
 
@@ -26,20 +27,8 @@ def roberta(encoder_dir: Path, tmp_path: Path) -> SentenceTransformer:
     tokenizer = AutoTokenizer.from_pretrained(encoder_dir)
     tokenizer.save_pretrained(tmp_path / "roberta")
     torch.manual_seed(0)
-    RobertaModel(
-        RobertaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=64,
-            max_position_embeddings=66,
-            pad_token_id=1,
-            type_vocab_size=2,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )
-    ).save_pretrained(tmp_path / "roberta")
+    roberta = small_encoder("roberta", vocab_size=len(tokenizer), max_position_embeddings=66, pad_token_id=1)
+    roberta.save_pretrained(tmp_path / "roberta")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "roberta", pad_token="[UNK]")  # id 1, as RoBERTa's padding is
     tokenizer.save_pretrained(tmp_path / "roberta")
     transformer = Transformer(str(tmp_path / "roberta"))
@@ -50,6 +39,22 @@ def test_usable_positions(make_model: ModelMaker, roberta: SentenceTransformer) 
     assert usable_positions(make_model()[0].auto_model) == 512
     assert usable_positions(roberta[0].auto_model) == 64
     assert usable_positions(DistilBertModel(DistilBertConfig(n_layers=1, dim=32, n_heads=2, hidden_dim=8))) == 512
+
+
+@pytest.mark.parametrize(
+    "name", ["bert", "distilbert", "electra", "gpt2", "roberta", "mpnet", "modernbert", "qwen3", "llama"]
+)
+@torch.no_grad()
+def test_who_counts_positions_from_the_padding(name: str) -> None:
+    torch.manual_seed(0)
+    encoder = small_encoder(name, pad_token_id=1).eval()
+    row = torch.arange(5, 12)
+    left, right = torch.ones(2, 10, dtype=torch.long)  # of the padding's token
+    left[3:], right[:7] = row, row
+    mask = torch.arange(10).expand(2, 10) < 7
+    states = encoder(torch.stack([right, left]), attention_mask=torch.stack([mask[0], mask[0].flip(0)]).long())
+    apart = float((states.last_hidden_state[0, :7] - states.last_hidden_state[1, 3:]).abs().max())
+    assert counts_from_padding(encoder) == (apart > 1e-4), apart
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])

@@ -34,7 +34,13 @@ FAQ, NEGATIVES, PAIRS, TOPICS = (f"data.mixture.datasets.{name}" for name in ("f
 WEIGHTS = [f"{dataset}.weight" for dataset in (FAQ, NEGATIVES, PAIRS, TOPICS)]
 BUILT = {"model.name_or_path": None}
 SELF = {"data.mining_model": "self"}
+UNAWARE = {**SELF, "data.mining.relative_margin": None}  # to an untrained encoder every text is like every other
+JUDGED = {**UNAWARE, "data.mining.judge": "encoder"}
 LEXICAL = {"data.mining_model": "lexical"}
+SCORED = {
+    f"{NEGATIVES}.source": "scored.jsonl",
+    f"{NEGATIVES}.columns": {"positive_score": "pos_scores", "negative_score": "neg_scores"},
+}
 LARGE = {"layers": 24, "hidden_size": 1024, "heads": 16, "intermediate_size": 4096, "vocab_size": 21128}
 THROUGHPUT = {"plan.tokens_per_second": None, "plan.peak_tflops": 100, "plan.mfu": 0.5}
 
@@ -44,6 +50,7 @@ MODEL = {
     "build": Row({"layers": 1}, "model", BUILT),
     "pooling": Row("cls", "model"),
     "instructions": Row({"query": "一二：", "document": "三四："}, "batches"),
+    "task_instructions": Row({"T2Retrieval": {"query": "一二："}}, "prompts"),
     "include_instruction": Row(False, "model"),
     "query_length": Row(8, "batches"),
     "document_length": Row(9, "batches"),
@@ -54,29 +61,88 @@ MODEL = {
     "trust_remote_code": Row(False, refused="contains custom code", beside={"model.name_or_path": "coded"}),
     "bidirectional": Row(True, "model"),
     "model_kwargs": Row({"add_pooling_layer": False}, "model"),
-    "processor_kwargs": Row({"padding_side": "left"}, "batches"),
+    "processor_kwargs": Row({"pad_token": "[MASK]"}, "batches"),
+    "config_kwargs": Row({"hidden_dropout_prob": 0.25}, "model"),
+}
+RANK = {"lora.rank": 4}
+LORA = {
+    "rank": Row(4, "modules"),
+    "alpha": Row(3.0, "adapter", RANK),
+    "dropout": Row(0.25, "model", RANK),
+    "targets": Row(["query"], "modules", RANK),
+    "use_dora": Row(True, "modules", RANK),
+    "load_in_4bit": Row(True, refused="needs a CUDA GPU", beside=RANK),
+    "config": Row({"use_rslora": True}, "adapter", RANK),
 }
 DATA = {
     "mixture": Row(None, refused="names no data"),
     "batch_size": Row(4, "sampler"),
     "mining_model": Row("random", "rows"),
     "mining": Row({"num_negatives": 2}, "rows", LEXICAL),
+    "remining": Row({}, "rows", LEXICAL),
     "mixing": Row("temperature", "sampler", {"data.mixing_exponent": 0.2}),
     "mixing_exponent": Row(0.2, "sampler", {"data.mixing": "temperature"}),
     "small_datasets": Row("repeat", "sampler", {f"{FAQ}.max_rows": 20, "data.batch_size": 16}),
     "num_negatives": Row(1, "batches"),
+    "together": Row(["faq", "pairs"], "sampler", {"train.gradient_accumulation_steps": 2}),
 }
 LOSS = {
     "temperature": Row(0.5, "losses"),
     "directions": Row(["query_to_doc"], "losses"),
     "mask_duplicates": Row(False, "losses"),
     "false_negative_margin": Row(0.1, "losses"),
+    "guide": Row("self", "batches"),
+    "guide_margin": Row(0.1, "losses", {"loss.guide": "self"}),
+    "guide_margin_strategy": Row("relative", "losses", {"loss.guide": "self"}),
+    "hardness_strength": Row(5.0, "losses"),
+    "hardness_mode": Row("all_negatives", "losses", {"loss.hardness_strength": 5.0}),
+    "focal_gamma": Row(0.5, "losses"),
+    "spread_weight": Row(1.0, "losses"),
+    "spread_mean_weight": Row(1.0, "losses"),
     "mini_batch_size": Row(4, "losses"),
     "mini_batch_num_tokens": Row(64, "losses"),
     "chunk_tokens": Row(64, "losses"),
+    "distillation": Row({"weight": 0.5}, "losses", SCORED),
+    "quantised": Row(["int8", "binary"], "losses"),
     "matryoshka_dims": Row([32, 16], "losses"),
 }
-EVALUATION = {"batch_size": Row(7, "evaluators")}
+TAUGHT = {**SCORED, "loss.distillation": {}}
+DISTILLATION = {
+    "kind": Row("margin_mse", "losses", TAUGHT),
+    "weight": Row(0.5, "losses", TAUGHT),
+    "contrastive_weight": Row(0, "losses", TAUGHT),
+    "temperature": Row(0.5, "losses", TAUGHT),
+    "teacher_temperature": Row(5.0, "losses", TAUGHT),
+    "matryoshka_weight": Row(0.5, "losses", {**TAUGHT, "loss.matryoshka_dims": [32, 16]}),
+}
+
+
+def seen_by(**teacher: object) -> dict[str, object]:
+    """What is learnt from two teachers, the first of which is described."""
+    return {"teachers": [{"name_or_path": "encoder", **teacher}, {"name_or_path": "self"}], "similarity_weight": 1.0}
+
+
+OF_TEACHERS = "loss.distillation"
+LOOKED_AT = {OF_TEACHERS: seen_by()}
+ENCODER_ALONE = {OF_TEACHERS: {"teachers": [{"name_or_path": "encoder"}], "similarity_weight": 1.0}}
+TEACHER = {
+    "name_or_path": Row(seen_by(name_or_path="nowhere"), refused="loss.distillation.teachers", at=OF_TEACHERS),
+    "weight": Row(seen_by(weight=3.0), "batches", LOOKED_AT, at=OF_TEACHERS),
+    "instructions": Row(
+        seen_by(instructions={"query": "一二：", "document": ""}), "batches", LOOKED_AT, at=OF_TEACHERS
+    ),
+}
+DISTILLATION |= {
+    "teachers": Row([{"name_or_path": "self"}], "batches", LOOKED_AT),
+    "cosine_weight": Row(2.0, "losses", ENCODER_ALONE),
+    "similarity_weight": Row(2.0, "losses", LOOKED_AT),
+    "ranking_weight": Row(2.0, "losses", LOOKED_AT),
+    "ranking_margin": Row(0.1, "losses", {OF_TEACHERS: {**LOOKED_AT[OF_TEACHERS], "ranking_weight": 1.0}}),
+}
+EVALUATION = {
+    "batch_size": Row(7, "evaluators"),
+    "general": Row(["nowhere.yaml"], refused="nowhere.yaml"),
+}
 TRAIN = {
     "output_dir": Row("elsewhere", "output"),
     "num_train_epochs": Row(2.0, "schedule", {"train.max_steps": -1}),
@@ -84,6 +150,12 @@ TRAIN = {
     "eval_steps": Row(3, "arguments", {"train.eval_strategy": "steps"}),
     "learning_rate": Row(0.5, "arguments"),
     "warmup_steps": Row(0.5, "arguments"),
+    "weight_decay": Row(0.5, "arguments"),
+    "adam_beta1": Row(0.5, "arguments"),
+    "adam_beta2": Row(0.5, "arguments"),
+    "max_grad_norm": Row(0.5, "arguments"),
+    "gradient_accumulation_steps": Row(2, "arguments"),
+    "dataloader_num_workers": Row(2, "arguments"),
     "logging_steps": Row(3, "arguments"),
     "save_strategy": Row("epoch", "arguments"),
     "save_steps": Row(3, "arguments", {"train.save_strategy": "steps"}),
@@ -124,6 +196,8 @@ DATASET = {
     "split": Row("dev", refused="split of dataset 'faq' must be left out"),
     "revision": Row("abc", refused="revision of dataset 'faq' must be left out"),
     "subset": Row("zh", refused="subset of dataset 'faq' must be left out"),
+    "corpus": Row("faq.jsonl", refused="names an unknown id"),
+    "queries": Row("faq.jsonl", refused="queries of dataset 'faq' needs its corpus as well"),
     "columns": Row({"query": "positive", "positive": "query"}, "rows"),
     "preset": Row({"name": "classes", "negatives": 1}, "rows", at=f"{TOPICS}.preset"),
     "use": Row("evaluate", "rows", at=f"{PAIRS}.use"),
@@ -135,6 +209,7 @@ DATASET = {
     "policy": Row("error", refused="policy 'error'", beside={f"{FAQ}.source": "faulty.jsonl"}),
     "max_rejected": Row(0.0, refused="more than max_rejected=0", beside={f"{FAQ}.source": "faulty.jsonl"}),
     "max_rows": Row(50, "rows"),
+    "streaming": Row(True, refused="streaming of dataset 'faq' needs Parquet files"),
     "holdout": Row(None, "evaluators"),
     "mining": Row({"num_negatives": 2}, "rows", LEXICAL),
     "instruction": Row("none", "batches"),
@@ -168,13 +243,14 @@ PRESET = {
 MINING = {
     "num_negatives": Row(1, "rows", LEXICAL),
     "search": Row("queries", "rows", LEXICAL),
-    "range_min": Row(5, "rows", LEXICAL),
-    "range_max": Row(40, "mined", SELF),
-    "max_score": Row(0.9, "mined", SELF),
-    "min_score": Row(0.1, "mined", SELF),
-    "absolute_margin": Row(0.1, "mined", SELF),
-    "relative_margin": Row(0.1, "mined", SELF),
-    "sampling": Row("random", "mined", SELF),
+    "range_min": Row(5, "rows", UNAWARE),
+    "range_max": Row(4, "rows", {**UNAWARE, "data.mining.sampling": "random"}),
+    "max_score": Row(0.9, "rows", UNAWARE),
+    "min_score": Row(0.99, "rows", UNAWARE),
+    "absolute_margin": Row(0.1, "rows", UNAWARE),
+    "relative_margin": Row(None, "rows", SELF),
+    "sampling": Row("random", "rows", UNAWARE),
+    "corpus": Row("corpus.jsonl", "mined", SELF),
     "use_faiss": Row(True, "mined", SELF),
     "seed": Row(5, "rows", {"data.mining_model": "random"}),
     "existing": Row("replace", "rows", {**LEXICAL, f"{FAQ}.source": "negatives.jsonl"}),
@@ -182,8 +258,18 @@ MINING = {
     "shard_rows": Row(20, "mined", SELF),
     "batch_size": Row(9, "mined", SELF),
     "dimensions": Row(16, "mined", LEXICAL),
-    "oversample": Row(9, "unread", SELF),
-    "reranker_margin": Row(0.5, "unread", SELF),
+    "judge": Row("encoder", "mined", UNAWARE),
+    "oversample": Row(9, "mined", JUDGED),
+    "reranker_margin": Row(0.5, "rows", JUDGED),
+}
+REMINED = {**LEXICAL, "data.remining": {}}
+REMINING = {  # what they do in a run: tests/mining/test_remining.py, tests/training/test_remining.py
+    "every": Row(2, "report", REMINED),
+    "share": Row(0.5, "report", {**REMINED, "data.remining": {"every": 1}}),
+    "rule": Row("hardest", "remining", REMINED),
+    "decline": Row(1.3, "remining", REMINED),
+    "ceiling": Row(0.5, "remining", REMINED),
+    "oversample": Row(2, "rows", REMINED),
 }
 ENCODER = {
     "vocab_size": Row(20, "model", BUILT),
@@ -202,7 +288,7 @@ INHERITED: dict[str, Any] = {
     "optim_target_modules": "all-linear", "eval_strategy": "steps", "logging_strategy": "epoch", "log_level": "error",
     "log_level_replica": "error", "hub_strategy": "end", "accelerator_config": {"even_batches": False},
     "liger_kernel_config": {"rope": False}, "gradient_checkpointing_kwargs": {"use_reentrant": True},
-    "debug": "underflow_overflow", "dataloader_multiprocessing_context": "spawn", "adam_beta1": 0.5, "adam_beta2": 0.5,
+    "debug": "underflow_overflow", "dataloader_multiprocessing_context": "spawn",
     "metric_for_best_model": "loss",
 }  # fmt: skip
 # Fields of the parent class that need hardware, software or other processes, and what they are handed to unread.

@@ -15,21 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sentence_transformers.util
 import torch
 import yaml
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import quantization
 from torch import nn
 
 from piccolo_st.config import parse_run
 from piccolo_st.data.specs import DatasetSpec, HoldoutSpec, PresetSpec
 from piccolo_st.errors import InputError
+from piccolo_st.losses import DistillationSettings, TeacherSettings
 from piccolo_st.mining.candidates import MiningSettings
+from piccolo_st.mining.remining import ReminingSettings
 from piccolo_st.modeling.packed.packing import packs
 from piccolo_st.modeling.tiny_bert import EncoderSettings
 from piccolo_st.schema import build
-from piccolo_st.training.arguments import FinetuneConfig, PiccoloTrainingArguments, PretrainConfig
 from piccolo_st.training.estimate import show_plan
 from piccolo_st.training.run import TrainingRun
+from piccolo_st.training.training_arguments import FinetuneConfig, PiccoloTrainingArguments, PretrainConfig
 from piccolo_st.training.unread import unread
 from tests.recipes import every_key as table
 from tests.recipes.every_key import FAQ, Row
@@ -42,6 +45,7 @@ SECTIONS = FinetuneConfig.sections()
 # Where a group of settings stands in a configuration, the class that declares it, and its rows.
 GROUPS: dict[str, tuple[str, type, dict[str, Row]]] = {
     "model": ("model", SECTIONS["model"], table.MODEL),
+    "lora": ("lora", SECTIONS["lora"], table.LORA),
     "data": ("data", SECTIONS["data"], table.DATA),
     "loss": ("loss", SECTIONS["loss"], table.LOSS),
     "evaluation": ("evaluation", SECTIONS["evaluation"], table.EVALUATION),
@@ -51,6 +55,9 @@ GROUPS: dict[str, tuple[str, type, dict[str, Row]]] = {
     "holdout": (f"{FAQ}.holdout", HoldoutSpec, table.HOLDOUT),
     "preset": (f"{FAQ}.preset", PresetSpec, table.PRESET),
     "mining": ("data.mining", MiningSettings, table.MINING),
+    "remining": ("data.remining", ReminingSettings, table.REMINING),
+    "distillation": ("loss.distillation", DistillationSettings, table.DISTILLATION),
+    "teacher": ("loss.distillation.teachers", TeacherSettings, table.TEACHER),
     "build": ("model.build", EncoderSettings, table.ENCODER),
 }
 ROWS = [pytest.param(group, key, id=f"{group}.{key}") for group, (_, _, rows) in GROUPS.items() for key in rows]
@@ -86,9 +93,14 @@ def files(tmp_path_factory: pytest.TempPathFactory, encoder_dir: Path) -> Path:
     negatives = [[f"{b}的结果", f"{a}月"] for a, b in zip(NUMBERS, later, strict=True)]
     write(root / "faq.jsonl", faq)
     write(root / "other.jsonl", faq[:90])
+    write(root / "corpus.jsonl", [{"text": f"{a}的月"} for a in NUMBERS])
     write(root / "listed.jsonl", [{**row, "positive": [row["positive"], row["positive"] + "水"]} for row in faq])
     write(root / "negatives.jsonl", [{**row, "negative": own} for row, own in zip(faq, negatives, strict=True)])
+    scores = [{"pos_scores": [i / 10], "neg_scores": [1.0, -2.0]} for i in range(100)]
+    write(root / "scored.jsonl", [{**row, "negative": own, **found}
+                                  for row, own, found in zip(faq, negatives, scores, strict=True)])  # fmt: skip
     write(root / "faulty.jsonl", [{**row, "query": "" if i == 3 else row["query"]} for i, row in enumerate(faq)])
+    shutil.copytree(encoder_dir, root / "encoder")
     shutil.copytree(encoder_dir, root / "coded")  # a checkpoint that brings its code
     config = json.loads((root / "coded" / "config.json").read_text(encoding="utf-8"))
     config |= {"model_type": "coded", "auto_map": {"AutoConfig": "coded.Config", "AutoModel": "coded.Model"}}
@@ -133,6 +145,7 @@ def simple(module: nn.Module, model: nn.Module) -> Any:
     own = {
         key: value for key, value in vars(module).items() if isinstance(value, int | float | str | list | tuple | None)
     }
+    own |= {key: dataclasses.asdict(value) for key, value in vars(module).items() if dataclasses.is_dataclass(value)}
     inside = [simple(child, model) for child in module.children() if child is not model]
     return [type(module).__name__, own, inside]
 
@@ -153,6 +166,8 @@ def observe(run: TrainingRun, mined: list[Any]) -> dict[str, Any]:
     searches = getattr(trainer.evaluator, "evaluators", [])
     return {
         "model": [state, dropouts, heads, model[1].get_config_dict(), len(model.tokenizer)],
+        "prompts": dict(model.prompts),
+        "adapter": [module.scaling for module in model.modules() if hasattr(module, "lora_A")],
         "modules": [[type(m).__name__ for m in model.modules()], packs(model)],
         "batches": batches,
         "sampler": {name: str(value) for name, value in vars(sampler).items() if name in ("plan", "batch_size")}
@@ -169,6 +184,7 @@ def observe(run: TrainingRun, mined: list[Any]) -> dict[str, Any]:
         "report": [str(run.mixture.report), run.describe()],
         "unread": unread(run.config, run.mixture.specs.values()),
         "mined": mined,
+        "remining": trainer.negatives and dataclasses.asdict(trainer.negatives.settings),
     }  # fmt: skip
 
 
@@ -180,14 +196,19 @@ def built(files: Path, settings: dict[str, Any], patch: pytest.MonkeyPatch) -> d
     name = json.dumps(settings, sort_keys=True, ensure_ascii=False)
     if name not in _SEEN:
         mined: list[Any] = []
-        mine = sentence_transformers.util.mine_hard_negatives
+        encode, by_faiss = SentenceTransformer.encode_document, quantization.semantic_search_faiss
 
-        def record(dataset: Any, model: Any, **kwargs: Any) -> Any:
-            shown = {key: value for key, value in kwargs.items() if isinstance(value, int | float | str | list | None)}
-            mined.append([len(dataset), model.get_embedding_dimension(), shown])
-            return mine(dataset, model, **{**kwargs, "use_faiss": False})
+        def record(self: Any, texts: list[str], **kwargs: Any) -> Any:
+            mined.append([len(texts), self.get_embedding_dimension(), kwargs.get("batch_size")])
+            return encode(self, texts, **kwargs)
 
-        patch.setattr(sentence_transformers.util, "mine_hard_negatives", record)
+        def record_faiss(*args: Any, **kwargs: Any) -> Any:
+            mined.append("faiss")
+            return by_faiss(*args, **kwargs)
+
+        patch.setattr(SentenceTransformer, "encode_document", record)
+        patch.setattr(quantization, "semantic_search_faiss", record_faiss)
+        patch.setattr("piccolo_st.mining.search.stored_embeddings", lambda folder, texts, encode: encode(list(texts)))
         given = {"train.output_dir": str(files / f"run-{len(_SEEN)}"), **settings}
         threads = torch.get_num_threads()
         try:
@@ -201,6 +222,8 @@ def built(files: Path, settings: dict[str, Any], patch: pytest.MonkeyPatch) -> d
 def test_every_key_has_an_effect(group: str, key: str, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place, _, rows = GROUPS[group]
     row = rows[key]
+    if group == "lora":
+        pytest.importorskip("peft")
     monkeypatch.chdir(files)
     changed = {**row.beside, row.at or f"{place}.{key}": row.value}
     if row.refused:
@@ -272,7 +295,7 @@ def test_own_training_settings_are_read_somewhere() -> None:
     """What only a run to its end would show: tests/training/test_resume.py and others do; here, that somebody asks for
     it."""
     sources = {
-        p.name: p.read_text(encoding="utf-8") for p in PACKAGE.rglob("*.py") if p.name != "training/arguments.py"
+        p.name: p.read_text(encoding="utf-8") for p in PACKAGE.rglob("*.py") if p.name != "training_arguments.py"
     }
     for key in ("resume", "accept_changes", "max_non_finite_steps", "fast_dropout", "packing"):
         assert any(re.search(rf'args\.{key}\b|args, "{key}"|\["{key}"\]', text) for text in sources.values()), key
@@ -280,10 +303,14 @@ def test_own_training_settings_are_read_somewhere() -> None:
 
 UNREAD = [
     ({"data.mining": {"num_negatives": 1}}, "data.mining: data.mining_model is empty"),
+    ({"data.remining": {}}, "data.remining: data.mining_model is empty"),
+    ({"data.mining_model": "random", "data.remining": {"rule": "hardest", "ceiling": 0.5}},
+     "ceiling of data.remining: its rule is hardest"),
     ({"data.mining_model": "random", "data.mining": {"dimensions": 9}},
      "dimensions of data.mining: data.mining_model random does not read it"),
     ({f"{FAQ}.mining": {"seed": 2}}, "mining: data.mining_model is empty (dataset 'faq')"),
     ({f"{FAQ}.score_range": [0, 2]}, "score_range: its rows have no scores (dataset 'faq')"),
+    ({f"{FAQ}.columns": {"label": "score"}}, "columns.label: loss.distillation is empty (dataset 'faq')"),
     ({f"{FAQ}.labels": ["a"]}, "labels: its rows have no classes (dataset 'faq')"),
     ({"data.mixture.datasets.pairs.query_length": 9},
      "query_length: its texts are cut at document_length (dataset 'pairs')"),

@@ -16,12 +16,15 @@ from piccolo_st.data import parse_mixture
 from piccolo_st.experiments import Ablation
 from piccolo_st.losses import PiccoloLoss
 from piccolo_st.training import FinetuneConfig, PretrainConfig, TrainingRun
-from piccolo_st.training.estimate import encoder_shape, estimate
+from piccolo_st.training.estimate import estimate
+from piccolo_st.training.shape import encoder_shape
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = ROOT / "recipes" / "configs"
 PRETRAINING = ["pretrain-quickstart", "zh-mini-pretrain", "pretrain-base", "pretrain-large"]
-PUBLISHED = ["finetune-multilingual-e5-small", "finetune-bge-base-zh"]
+PUBLISHED = [
+    "finetune-multilingual-e5-small", "finetune-bge-base-zh", "finetune-modernbert", "finetune-qwen3-embedding-0.6b",
+]  # fmt: skip
 FINETUNING = ["quickstart", "zh-mini", "finetune-base", "finetune-large", "finetune-large-v2", *PUBLISHED]
 DIGITS = "一二三四五六七八九十"
 NUMBERS = [a + b for a in DIGITS for b in DIGITS]
@@ -101,6 +104,8 @@ def test_all_but_the_weights_is_built(name: str, root: Path, encoder_dir: Path) 
     path = CONFIGS / f"{name}.yaml"
     sections = PretrainConfig if name in PRETRAINING else FinetuneConfig
     written = parse_run([str(path)], sections, path)
+    if written.lora.rank is not None:
+        pytest.importorskip("peft")
     run = TrainingRun(parse_run([str(path), *overrides(name, root, encoder_dir)], sections, path))
     transformer = run.model[0]
     assert transformer.query_length == written.model.query_length
@@ -137,7 +142,18 @@ def test_the_recipe_of_the_card() -> None:
     assert config.train.fp16 and config.train.activation_checkpointing
 
 
-@pytest.mark.parametrize("name", [*PRETRAINING, *FINETUNING, "ablation-zh-mini", "ablation-e5", "zh-mini-mixture"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *PRETRAINING,
+        *FINETUNING,
+        "ablation-zh-mini",
+        "ablation-e5",
+        "ablation-english",
+        "zh-mini-mixture",
+        "english-mixture",
+    ],
+)
 def test_the_header_says_how_to_start_it(name: str) -> None:
     text = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
     header = "\n".join(line for line in text.splitlines() if line.startswith("#"))
@@ -165,11 +181,13 @@ def test_the_variants_of_an_ablation_parse_and_start_from_one_encoder(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    tasks = Path("runs/e5/split/tasks.yaml")  # what `prepare split` leaves
+    run, mixture = ("english", "english-mixture") if path.stem == "ablation-english" else ("e5", "zh-mini-mixture")
+    tasks = Path(f"runs/{run}/split/tasks.yaml")  # what `prepare split` leaves
     tasks.parent.mkdir(parents=True)
-    names = yaml.safe_load((CONFIGS / "zh-mini-mixture.yaml").read_text(encoding="utf-8"))["datasets"]
-    entries = [{"name": f"{name}-test", "type": "STS", "data": f"{name}.test.jsonl"} for name in names]
+    datasets = yaml.safe_load((CONFIGS / f"{mixture}.yaml").read_text(encoding="utf-8"))["datasets"]
+    entries = [{"name": f"{name}-test", "type": "STS", "data": f"{name}.test.jsonl"} for name in datasets]
     tasks.write_text(yaml.safe_dump({"tasks": entries}))
+    tasks.with_name("mixture.yaml").write_text(yaml.safe_dump({"datasets": datasets}))
     ablation = Ablation(path)
     assert len(ablation.settings.seeds) >= 3
     sections = [one.sections for one in ablation.resolved.values()]

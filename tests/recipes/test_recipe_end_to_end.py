@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_two_stages_and_the_second_version_from_configuration_to_release(root: P
         card = ["--fill-card", "--license", "mit", "--language", "zh", "--run-dir", str(output)]
         shown = run("recipes/release.py", str(start), REPO, *card, folder=root, environment=environment)
         assert "Dry run: nothing was sent" in shown and not hub.repos
-        assert "ok   portable (not for transformers: the model has a Dense module" in shown
+        assert re.search(r"ok   portable \(not for [^:]*transformers[^:]*: the model has a Dense module", shown), shown
         run("recipes/release.py", str(start), REPO, "--push", folder=root, environment=environment)
         code = (
             f"from sentence_transformers import SentenceTransformer as S; print(S({REPO!r}).encode_query(['天']).shape)"

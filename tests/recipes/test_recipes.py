@@ -18,7 +18,7 @@ from piccolo_st.__main__ import COMMANDS
 from piccolo_st.modeling.fingerprint import content_hash
 from piccolo_st.shipped import find, shipped
 from piccolo_st.training.ownership import own
-from tests.training.test_ownership import forked
+from tests.helpers.forked import forked
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
@@ -108,7 +108,7 @@ def test_help_names_every_command_and_loads_nothing(tmp_path: Path) -> None:
     seconds, *loaded = shown.pop().split()
     assert float(seconds) < 0.3 and loaded == ["False", "False"]
     assert {name for name in COMMANDS if any(line.split()[:1] == [name] for line in shown)} == set(COMMANDS)
-    assert [recipe.stem for recipe in RECIPES] == sorted(set(COMMANDS) - {"card", "configs"})
+    assert [recipe.stem for recipe in RECIPES] == sorted(set(COMMANDS) - {"card", "configs", "launch"})
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -171,7 +171,7 @@ def test_a_run_from_yaml_to_a_model_that_stock_code_searches_with(
     assert not list(run.rglob("training_args.bin")), "a checkpoint holds nothing that would be unpickled"
 
     snippet = out[out.index("from sentence_transformers import") :].strip()
-    assert len(snippet.splitlines()) == 3
+    assert max(map(len, snippet.splitlines())) <= 60 + len(str(run))
     searched = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, cwd=tmp_path)
     assert searched.returncode == 0, searched.stderr
     assert "tensor([[" in searched.stdout
@@ -290,7 +290,7 @@ def test_a_launched_run_is_refused_on_every_rank(config: Path, tmp_path: Path, o
         ran = launch(*options, "recipes/finetune.py", str(config), timeout=120)
         assert ran.returncode != 0
         assert ran.stderr.count(f"error: {tmp_path / 'run'} is being written to by process {pid} on host") == 1
-        assert {path.name for path in (tmp_path / "run").iterdir()} == {".owner.lock", ".owner.json"}
+        assert {path.name for path in (tmp_path / "run").iterdir()} == {".owner.lock", ".owner.process"}
     ran = launch(*options, "recipes/finetune.py", str(config))
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert not list((tmp_path / "run").glob(".*"))

@@ -17,7 +17,7 @@ from piccolo_st.commands.reference import LIBRARIES, RECIPES, files, schemas
 from piccolo_st.config import Configuration, parse_run
 from piccolo_st.curation import PrepareConfig
 from piccolo_st.training import FinetuneConfig, PretrainConfig
-from piccolo_st.training.arguments import PiccoloTrainingArguments
+from piccolo_st.training.training_arguments import PiccoloTrainingArguments
 
 CONFIGS = RECIPES / "configs"
 TYPES = {"string": str, "boolean": bool, "object": dict, "array": list, "null": type(None), "integer": int}

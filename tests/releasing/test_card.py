@@ -90,6 +90,77 @@ def test_the_base_card_has_its_published_row_and_no_made_up_results() -> None:
     assert "64.11" in card, "the row of the large model, computed from its results"
 
 
+_HUB, _GITHUB = "https://huggingface.co/", "https://github.com/"
+# What the published cards say, by section: each has to stand in that section of ours. " / " is one fact, Chinese and
+# English; what is a name, a number or a link is the same in both.
+PUBLISHED_FACTS: dict[str, tuple[str, ...]] = {
+    "": (
+        "商汤科技研究院 / SenseTime Research", "通用模型组 / General Model Group", "通用 / general",
+        "两个阶段 / two stages",
+        "E5", "GTE", "4 亿 / 400 million", "弱监督 / weakly supervised", "2000 万 / 20 million", "标注 / labelled",
+        "难负例 / hard negatives", "piccolo-base-zh", "piccolo-large-zh",
+    ),
+    "评测 · Evaluation": (
+        "C-MTEB 榜单 / C-MTEB leaderboard", "脚本 / scripts", f"{_HUB}sensenova/piccolo-base-zh/tree/main/eval",
+        "Size (GB)", "Dimension", "Max tokens", "Average (35)", "Classification (9)", "Clustering (4)",
+        "PairClassification (2)", "Reranking (4)", "Retrieval (8)", "STS (8)",
+        "| 0.65 | 1024 | 512 |", "64.11", "67.03 | 47.04 | 78.38 | 65.98 | 70.93 | 58.02",
+        "| 1.3 | 1024 | 512 | 63.96 | 68.32 | 48.39 | 78.94 | 65.11 | 71.52 | 54.98 |",
+        "| 0.2 | 768 | 512 |", "63.66", "66.98 | 47.12 | 76.61 | 66.68 | 71.20 | 55.90",
+        "| 1.3 | 1024 | 512 | 63.40 | 68.58 | 50.01 | 76.77 | 64.90 | 70.54 | 53.00 |",
+        "| 0.41 | 768 | 512 | 62.80 | 67.07 | 47.64 | 77.50 | 64.91 | 69.53 | 54.12 |",
+    ),
+    "使用 · Usage": (
+        "sentence-transformers", "不加指令 / No instruction", "normalize_embeddings=True", "embeddings @ embeddings.T",
+        '["查询：" + query for query in queries]', '["结果：" + text for text in passages]',
+    ),
+    "训练 · Training": (
+        "推荐 128 / 128 tokens are recommended", "批次就能大 / the larger the batches",
+        "训练也快 / faster the training",
+        "没有难负例 / no hard ones", "批内负例 / in-batch negatives", "1,024 per GPU x 32", "32 x A100 40 GB",
+        "512，以适应更长的文本 / 512, for longer texts", "S2P", "增强检索 / better",
+        "GTE 的改进形式 / improved form of GTE",
+        "2 至 7 / 2 to 7", "查询始终是 64 / queries is always 64",
+        "fp16 + 梯度检查点 + ZeRO 1 / fp16 + gradient checkpointing",
+        "双塔 / two towers", f"{_GITHUB}microsoft/DeepSpeed/issues/988", "M3E",
+        "来自同一个数据集 / come from one dataset",
+        "负例因此更有价值 / negatives worth more", "每个训练样本前都加指令 / every training sample starts with one",
+        "`查询: `", "`结果: `", "提升非常大 / gains very much",
+    ),
+    "参考 · References": (
+        f"{_GITHUB}wangyuxinwhy/uniem", f"{_GITHUB}shibing624/text2vec", f"{_GITHUB}FlagOpen/FlagEmbedding",
+        f"{_GITHUB}microsoft/unilm/tree/master/e5", f"{_HUB}thenlper/gte-base", "高质量 / high-quality",
+        "框架 / framework",
+        "中文开源项目 / Chinese open source project", "填补 / first systematic evaluation", "智源 / BAAI",
+        "微软 / Microsoft", "消融 / ablations", "过滤 / filtering", "阿里达摩院 / Alibaba DAMO",
+    ),
+    "许可 · License": ("MIT", "免费商用 / commercial use is free"),
+    "致谢 · Acknowledgement": (
+        "商汤科技研究院通用模型组 / General Model Group of SenseTime Research", f"[Jinkin]({_HUB}Jinkin)",
+        f"[CCCCxxx]({_HUB}CCCCxxx)", f"[Gaomengya]({_HUB}gaomengya)", f"[chaorenwu111]({_HUB}chaorenwu111)",
+        "代码和模型训练 / Code and training", "搜集、整理和评测 / Data and evaluation", "主导 / Lead",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("folder", [LARGE, BASE], ids=lambda folder: folder.name)
+def test_nothing_of_the_published_card_is_lost(folder: Path) -> None:
+    text = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)[2]
+    code = re.compile(r"```.*?```", re.S)
+    sections = dict(re.findall(r"^## (.*)\n((?:(?!^## ).*\n?)*)", text, re.M)) | {"": text.split("\n## ")[0]}
+    missing = [
+        (name, fact)
+        for name, facts in PUBLISHED_FACTS.items()
+        for fact in facts
+        for part in fact.split(" / ")
+        if part not in " ".join(sections.get(name, "").split())
+    ]
+    assert not missing
+    for name in PUBLISHED_FACTS:
+        prose = code.sub("", sections[name])
+        assert re.search(r"[\u4e00-\u9fff]{4}", prose) and re.search(r"[A-Za-z]+ [a-z]+ [a-z]+", prose), name
+
+
 def test_the_template_of_a_new_card_is_usable(tmp_path: Path, command: Command) -> None:
     assert command("card", _copy(CARDS / "template", tmp_path))[0] == 0
     assert "还没有评测结果" in (tmp_path / "README.md").read_text(encoding="utf-8")
@@ -129,6 +200,10 @@ def test_eval_result_files_are_the_hubs() -> None:
     (entry,) = parse_eval_result_entries(yaml.safe_load(files[".eval_results/STS22.yaml"]))
     assert (entry.dataset_id, entry.task_id, entry.value) == ("mteb/sts22-crosslingual-sts", "STS22_zh_test", 66.6553)
     assert entry.dataset_revision is None and entry.source_name == "mteb"
+    split, whole = parse_eval_result_entries(yaml.safe_load(files[".eval_results/LCQMC.yaml"]))
+    (lcqmc,) = (one.metrics["cos_sim_spearman"] for one in published if one.dataset_name == "MTEB LCQMC")
+    assert (split.task_id, whole.task_id) == ("LCQMC_default_test", "LCQMC")
+    assert split.value == whole.value == round(lcqmc, 5)
     today = eval_result_files(published, MTEB_CMN_V1)
     assert set(today) == {f".eval_results/{task.name}.yaml" for task in MTEB_CMN_V1.tasks}
     assert yaml.safe_load(today[".eval_results/Ocnli.yaml"])[0]["notes"] == "max_accuracy, MTEB(cmn, v1)"
@@ -174,6 +249,7 @@ def _declared(**values: Any) -> PiccoloModelCardData:
 def test_facts_of_a_run() -> None:
     configuration = {
         "model": {"name_or_path": "/home/me/encoder", "query_length": 64, "instructions": "piccolo"},
+        "lora": {"rank": 8, "targets": ["query", "value"], "use_dora": True},
         "data": {"batch_size": 32},
         "loss": {"temperature": 0.01, "directions": ["query_to_doc"]},
         "train": {"learning_rate": 1e-4, "num_train_epochs": 1, "seed": 42},
@@ -195,6 +271,7 @@ def test_facts_of_a_run() -> None:
     text = training_section([facts], datasets=dataset_facts(record))
     for row in ("| learning rate | 0.0001 |", "| temperature | 0.01 |", "| seed | 42 |", "| precision | bf16 |",
                 "| hardware | CPU |", "| processes | 2, DDP |",
+                "| adapter | DoRA of rank 8, alpha 16, on query, value |",
                 "| 词语 | words.jsonl | retrieval | 1,300 | 60 | 0 | 40 | 1,200 | CC0 | 词典 |"):  # fmt: skip
         assert row in text, text
     assert "/home" not in text
@@ -260,7 +337,7 @@ def test_usage_snippets_run_and_both_styles_agree(model: Any, tmp_path: Path) ->
     model.model_card_data.model_id = "org/tiny"
     model.save(str(tmp_path))
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
-    snippets = re.findall(r"```python\n(.*?)```", card, re.S)
+    snippets = re.findall(r"```python\n(.*?)```", card.split("### 在其他程序里使用")[0], re.S)
     assert len(snippets) == 2
     assert all('SentenceTransformer("org/tiny")' in snippet for snippet in snippets)
     similarity, retrieval = (snippet.replace("org/tiny", str(tmp_path)) for snippet in snippets)
@@ -280,7 +357,8 @@ def test_without_instructions_nothing_is_said_about_retrieval(make_model: Callab
     built.model_card_data.register_model(built)
     built.save(str(tmp_path))
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "encode_query" not in card and "normalize_embeddings=True" in card
+    assert "encode_query" not in card.split("### 在其他程序里使用")[0] and "normalize_embeddings=True" in card
+    assert not re.search("query: |查询：|instruction", card.split("<!-- end usage -->")[0].split("### 在其他")[1])
 
 
 def test_results_are_added_to_an_edited_card(model: Any, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import shutil
 import time
 import traceback
@@ -30,6 +31,7 @@ pytest_plugins = ["tests.helpers.hub_clients"]
 MODULE = "piccolo_st.releasing.publish"
 BODIES = {"POST", "PUT"}
 DOWNLOADS = {"resolve", "lfs_download"}
+_NO_ANSWER: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class Case:
         return f"{self.status}" if self.how == "status" else self.how
 
 
-def release_once(model_dir: Path, said: list[str]) -> None:
-    release(model_dir, REPO, push=True, private=False, tag="v1.0", say=said.append)
+def release_once(model_dir: Path, said: list[str], **options: float) -> None:
+    release(model_dir, REPO, push=True, private=False, tag="v1.0", say=said.append, **options)
 
 
 @pytest.fixture
@@ -69,14 +71,19 @@ def logged() -> Iterator[io.StringIO]:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """No waiting between retries (the waits are returned), and no model loaded: test_hub.py has the checks."""
-    waits: list[float] = []
-    monkeypatch.setattr(time, "sleep", waits.append)
+def light(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model is loaded: test_publish.py has the checks."""
     monkeypatch.setattr(
         f"{MODULE}.check_release", lambda folder, *args, **kwargs: ReleaseChecks(tuple(release_files(folder)), ())
     )
     monkeypatch.setattr(f"{MODULE}.embed", lambda path: np.zeros(1))
+
+
+@pytest.fixture
+def quick(light: None, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """No waiting between retries; the waits are returned."""
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
     return waits
 
 
@@ -123,6 +130,63 @@ def small_model(released_model: Path, tmp_path: Path) -> Path:
     return folder
 
 
+TIMEOUT, DEADLINE, LAST_SLEEP = 0.5, 2.0, 8.0
+WAITS = {
+    "stall": r"(the Hub was silent for 0\.5 s|the deadline of 2 s passed), at ",
+    "drip": r"the deadline of 2 s passed, at ",
+    "drip_upload": r"(the Hub was silent for 0\.5 s|the deadline of 2 s passed), at ",
+    "reset": r"(reset by peer|disconnected|the deadline of 2 s passed).*, at ",
+    "cut_download": r"(peer closed connection|the deadline of 2 s passed).*, at |could not be read|different",
+    "status": r"the Hub asks to wait 100,000 s, until \d{4}-\d\d-\d\d \d\d:\d\d, before ",
+}
+
+
+def waits_of(calls: list[Call]) -> list[Case]:
+    """Every kind of request of a release, with everything that would keep it waiting."""
+    first = {call.route: call for call in reversed(calls)}
+    cases = []
+    for route, call in first.items():
+        hows = ["stall", "reset", "status"]
+        hows += ["drip", "cut_download"] if call.method != "HEAD" and route not in _NO_ANSWER else []
+        hows += ["drip_upload"] if route == "lfs_upload" else []
+        cases += [Case(route, 0, how, 429) for how in hows]
+    return cases
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("only", ["commit", pytest.param(None, marks=pytest.mark.slow)])
+def test_no_request_of_a_release_waits_for_ever(
+    hub: HubServer, small_model: Path, light: None, capfd: pytest.CaptureFixture[str], only: str | None
+) -> None:
+    release_once(small_model, [])
+    calls = [call for call in hub.calls if call.status]
+    files = set(hub.repos["model", REPO].resolve("main").files) - {".gitattributes"}
+    rows = []
+    for case in waits_of(calls):
+        if only not in (None, case.route):
+            continue
+        hub.repos.clear()
+        hub.calls.clear()
+        hub.fail(case.route, case.how, status=429, headers={"Retry-After": "100000"}, times=None)
+        start = time.monotonic()
+        try:
+            release_once(small_model, [], timeout=TIMEOUT, deadline=DEADLINE)
+            said = "went on"
+        except ReleaseError as error:
+            said = str(error)
+            assert re.search(WAITS[case.how], said) and "Run the same command again" in said, (case, said)
+        seconds = time.monotonic() - start
+        assert seconds < DEADLINE + LAST_SLEEP, (case, seconds)
+        assert any(call.fault for call in hub.calls), f"{case} never struck"
+        rows.append([case.route, case.fault, f"{seconds:.1f}", state_of(hub, files), said[:60]])
+        hub.faults.clear()
+        release_once(small_model, [])
+        assert state_of(hub, files) == "main complete" and hub.repos["model", REPO].tags
+    assert len(rows) >= (5 if only else 60)
+    with capfd.disabled():
+        print(f"\n{tables.table(['request', 'fault', 'seconds', 'the branch', 'said'], rows)}")
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("only", ["commit", pytest.param(None, marks=pytest.mark.slow)])
 def test_every_request_of_a_release_may_fail(
@@ -156,7 +220,7 @@ def test_every_request_of_a_release_may_fail(
             first = "stopped"
         assert any(call.fault for call in hub.calls), f"{case} never struck"
         first = f"{first}, {state_of(hub, files)}"
-        if case.status == 429 and 8.0 not in quick and "wait 7 seconds" not in said[-2]:
+        if case.status == 429 and 8.0 not in quick and "wait 7 s, until" not in said[-2]:
             pytest.fail(f"Retry-After was not heeded or passed on: {case}, {quick}, {said[-2]}")
         hub.faults.clear()
         uploads = [call for call in hub.calls if call.route == "lfs_upload" and call.status == 200 and not call.fault]

@@ -16,11 +16,13 @@ from piccolo_st.commands.prepare import main as prepare
 from piccolo_st.config import parse_run
 from piccolo_st.data.mixture import load_mixture
 from piccolo_st.errors import InputError, MixtureError
-from piccolo_st.modeling.instructions import Instructions, instruction_token_ids
-from piccolo_st.modeling.portable.saving import save_portable
-from piccolo_st.training.arguments import FinetuneConfig
+from piccolo_st.modeling.instructions import Instructions, PhrasedInstructions
+from piccolo_st.modeling.pooling import instruction_token_ids
+from piccolo_st.modeling.portable.saving import load_portable, save_portable
 from piccolo_st.training.estimate import show_plan
 from piccolo_st.training.run import TrainingRun
+from piccolo_st.training.training_arguments import FinetuneConfig
+from tests.helpers.evaluation_data import write_local_tasks
 from tests.recipes.test_recipes import ROOT, write_rows
 
 DIGITS = "一二三四五六七八九十"
@@ -126,6 +128,10 @@ def test_mining_and_held_out_search_read_what_training_reads(
         ),
         ({"query_length": 5}, r"query_length=5 of dataset 'other' is too short for the instruction '查询：'"),
         (
+            {"instruction": {"query": ["一：", "一二三四五" * 6 + "："]}},
+            r"query_length=30 of dataset 'other' is too short for the instruction '一二.* it takes 34 tokens",
+        ),
+        (
             {"instruction": {"query": "一二三四五" * 6 + "："}},
             r"query_length=30 of dataset 'other' is too short for the instruction '一二.* it takes 34 tokens",
         ),
@@ -159,12 +165,96 @@ def test_instructions_of_ones_own_go_from_the_yaml_to_the_saved_model(make_run: 
     assert stored["prompts"]["query"] == "一二：" and stored["prompts"]["document"] == "三四："
 
 
+def test_a_miner_reads_with_the_instructions_of_the_run_in_its_first_wording(
+    make_run: Run, encoder_dir: Path, seen: list[tuple[tuple[int, ...], int]]
+) -> None:
+    wordings = {"instructions": {"query": ["一二：", "三四："]}}
+    run = make_run(wordings, mining_model=str(encoder_dir), mining={"num_negatives": 1, "relative_margin": None})
+    assert "negative" in run.train_dataset["plain"].column_names
+    starts = {ids for ids, _ in seen}
+    assert tuple(instruction_token_ids(run.model.tokenizer, "一二：")) in starts
+
+
+def evaluated(model: SentenceTransformer, tasks: Path, output: Path) -> dict[str, set[str]]:
+    """Evaluate on tasks; the texts that went through the encoder for each."""
+    runner = pytest.importorskip("piccolo_st.evaluation.runner")
+    from tests.evaluation.test_runner import Encoded
+
+    encoded, seen = Encoded(model), {}
+
+    def after(outcome: Any) -> None:
+        seen[outcome.task.name] = set(encoded.texts)
+        encoded.texts.clear()
+
+    runner.evaluate(model, str(tasks), output=output, on_task=after)
+    return seen
+
+
+def test_a_task_in_several_wordings_goes_from_the_yaml_to_the_benchmark_and_the_card(
+    make_run: Run, tmp_path: Path
+) -> None:
+    template = "查{task}："
+    model = {"instructions": {"task": ["一二", "三四"], "template": template}, "include_instruction": False,
+             "task_instructions": {"OwnSearch": {"task": "万千", "template": template}}}  # fmt: skip
+    run = make_run(model, {"instruction": {"query": ["五六：", "七八：", "九十："], "document": "百："}})
+    assert run.config.model.instructions == PhrasedInstructions("查一二：", "", ("查一二：", "查三四："), ("",))
+    found, again = batches(run), batches(make_run(model, {"instruction": {"query": ["五六：", "七八：", "九十："]}}))
+    drawn: dict[str, set[str]] = {}
+    for name, wordings in (("plain", ["查一二：", "查三四："]), ("other", ["五六：", "七八：", "九十："])):
+        starts = [tuple(instruction_token_ids(run.model.tokenizer, text)) for text in wordings]
+        assert set(starts) <= set(run.model[1].instruction_ids)
+        known = {
+            tuple(run.model.tokenizer(text + pair["query"], truncation=True, max_length=30)["input_ids"]): text
+            for pair in PAIRS
+            for text in wordings
+        }
+        drawn[name] = {known[tuple(row)] for row in found[name]["query_input_ids"].tolist()}
+        assert found[name]["query_input_ids"].tolist() == again[name]["query_input_ids"].tolist()
+    assert drawn == {"plain": {"查一二：", "查三四："}, "other": {"五六：", "七八：", "九十："}}
+    start = instruction_token_ids(run.model.tokenizer, "百：")
+    assert (found["other"]["positive_input_ids"][:, : len(start)] == run.model[1]._prefixes.new_tensor(start)).all()
+    text_ids = found["plain"]["query_text_id"].tolist()
+    assert len(set(text_ids)) == len(text_ids), "of the text, whatever stands before it"
+
+    run.train()
+    stored = json.loads((tmp_path / "run" / "model" / "config_sentence_transformers.json").read_text("utf-8"))
+    assert stored["prompts"] == {
+        "query": "查一二：",
+        "document": "",
+        "OwnSearch-query": "查万千：",
+        "OwnSearch-document": "",
+    }
+    saved = load_portable(tmp_path / "run" / "model", device="cpu")
+    whole = saved.encode("查万千：天地")
+    assert abs(whole - saved.encode("天地", prompt="查万千：")).max() < 1e-6, "found by the pooling in the text itself"
+
+    seen = evaluated(saved, write_local_tasks(tmp_path / "tasks"), tmp_path / "results")
+
+    def texts(file: str, *columns: str, before: str = "", length: int = 40) -> set[str]:
+        rows = [json.loads(line) for line in (tmp_path / "tasks" / file).read_text("utf-8").splitlines()]
+        values = [row[column] for row in rows for column in columns]
+        plain = {text for value in values for text in (value if isinstance(value, list) else [value])}
+        return {(before + text)[: length - 2] for text in plain}  # [CLS] and [SEP] beside them
+
+    queries = texts("search/queries.jsonl", "text", before="查万千：", length=30)
+    assert seen["OwnSearch"] == queries | texts("search/corpus.jsonl", "text")
+    queries = texts("ranking.jsonl", "query", before="查一二：", length=30)
+    assert seen["OwnRanking"] == queries | texts("ranking.jsonl", "positive", "negative")
+    assert seen["OwnSts"] == texts("sts.jsonl", "sentence1", "sentence2")
+
+    card = (tmp_path / "run" / "model" / "README.md").read_text("utf-8")
+    for said in ("查一二：", "task `一二` or `三四`", "OwnSearch: task `万千`"):
+        assert said in card, said
+
+
 def test_instructions_on_the_command_line(tmp_path: Path) -> None:
     path = ROOT / "recipes" / "configs" / "quickstart.yaml"
     for text, expected in (
         ("{query: '问：'}", Instructions("问：")),
+        ("{task: 找答案}", Instructions("Instruct: 找答案\nQuery: ")),
         ("none", Instructions()),
         ("piccolo", Instructions("查询：", "结果：")),
+        ("null", None),
     ):
         given = ["--model.instructions", text, "--train.output_dir", str(tmp_path)]
         assert parse_run(given, FinetuneConfig, path).model.instructions == expected
@@ -177,9 +267,10 @@ BAD = [
         r" must be a preset \(.*\) or instructions of your own, .*, got '查询：'; known are bge-zh, e5, .*piccolo",
     ),
     ("7", r" must be a preset .*, got 7$"),
-    ("null", r" must be a preset .*, got None; for no instructions write none$"),
     ("[a]", r" must be a preset .*, got \['a'\]$"),
     ("{qurey: a}", r" must be a preset .*, got the keys \['qurey'\]$"),
+    ("{task: a, template: 'b: '}", r" must have {task} in it, got 'b: '$"),
+    ("{query: a, task: b}", r" must be a preset .*, got the keys \['query', 'task'\]$"),
     ("{query: 5}", r" must be a string, got 5; write '' for none$"),
 ]
 

@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from sentence_transformers import SentenceTransformerTrainingArguments
 
 from piccolo_st.errors import InputError
-from piccolo_st.training.arguments import PiccoloTrainingArguments
+from piccolo_st.training.disk import cannot_write
 from piccolo_st.training.guards import STOPPED, StopSignals, TrainingStopped, check_supported
 from piccolo_st.training.manifest import CheckpointError
 from piccolo_st.training.non_finite import MicroStep, NonFiniteError, NonFiniteGuard, poison
+from piccolo_st.training.training_arguments import PiccoloTrainingArguments
 from tests.helpers.ranks import run_ranks
 from tests.helpers.resume_cases import Case, at_step, make_datasets, make_trainer, record_rows, weights_hash
 
@@ -105,7 +107,7 @@ def test_checkpointing_where_transformers_calls_it_gradient_checkpointing(
         stock(self)
         vars(self).update(given)
 
-    monkeypatch.setattr("piccolo_st.training.arguments._OLD_NAME", True)
+    monkeypatch.setattr("piccolo_st.training.training_arguments._OLD_NAME", True)
     monkeypatch.setattr(SentenceTransformerTrainingArguments, "__post_init__", old)
     args = PiccoloTrainingArguments(str(tmp_path), **{name: True})
     assert args.gradient_checkpointing and args.activation_checkpointing
@@ -321,7 +323,7 @@ def test_when_a_rank_dies_the_other_ends_with_a_clear_error(encoder_dir: Path, t
 
 @pytest.mark.parametrize(
     ("place", "code"),
-    [("piccolo_st.training.trainer.save_portable", 28), ("torch.save", 5), ("os.fsync", 28), ("os.fsync", 5)],
+    [("piccolo_st.training.saving.save_portable", 28), ("torch.save", 5), ("os.fsync", 28), ("os.fsync", 5)],
 )
 def test_a_disk_that_refuses_ends_the_run_and_leaves_the_checkpoint_before(
     encoder_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, code: int
@@ -356,6 +358,43 @@ def test_a_rank_that_cannot_write_ends_all_of_them(encoder_dir: Path, tmp_path: 
     assert not list(tmp_path.glob("*checkpoint*"))
 
 
+def _cut_archive(rank: int, world: int, folder: str) -> str:
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    try:
+        torch.save(torch.zeros(20_000), f"{folder}/archive.pt")
+    except RuntimeError as error:
+        return str(cannot_write(Path(folder), 4, error))
+    return ""
+
+
+def test_an_archive_that_was_cut_short_is_the_disks_fault(tmp_path: Path) -> None:
+    (message,) = run_ranks(_cut_archive, 1, str(tmp_path), timeout=60)
+    assert "make room, raise what a file may have here (ulimit -f)" in message and "not to blame" not in message
+
+
+def _left_alone(rank: int, world: int, folder: str) -> str:
+    group = dist.new_group()
+    if rank == 1:
+        dist.destroy_process_group(group)
+        return ""
+    try:
+        dist.all_reduce(torch.zeros(1), group=group)
+    except RuntimeError as error:
+        return str(cannot_write(Path(folder), 8, error))
+    return ""
+
+
+def test_a_rank_whose_other_has_ended_points_to_it_and_to_an_older_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-8").mkdir()  # a damaged one, in whose place the new one was to stand
+    message, _ = run_ranks(_left_alone, 2, str(tmp_path), timeout=60)
+    assert message.endswith(
+        "there is none before it; another process ended first: mend what its own message names, and start the run again"
+    )
+
+
 def test_a_directory_that_cannot_be_written_to_any_more(encoder_dir: Path, tmp_path: Path, monkeypatch: Any) -> None:
     trainer = make_trainer(encoder_dir, tmp_path, ALONE)
     monkeypatch.setattr("piccolo_st.training.checkpoint.begin", _fails(OSError(30, os.strerror(30))))
@@ -367,11 +406,11 @@ def test_a_save_that_fails_by_no_fault_of_the_disk_does_not_ask_for_room(
     encoder_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_trainer(encoder_dir, tmp_path, ALONE)
-    monkeypatch.setattr("piccolo_st.training.trainer.save_portable", _fails(KeyError("weight")))
+    monkeypatch.setattr("piccolo_st.training.saving.save_portable", _fails(KeyError("weight")))
     with pytest.raises(CheckpointError, match=r"KeyError: 'weight'; .*the disk is not to blame: mend what") as raised:
         trainer.train()
     assert "room" not in str(raised.value)
-    monkeypatch.setattr("piccolo_st.training.trainer.save_portable", _fails(RuntimeError("file write failed")))
+    monkeypatch.setattr("piccolo_st.training.saving.save_portable", _fails(RuntimeError("file write failed")))
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=4096))
     with pytest.raises(CheckpointError, match=r"0\.0 GB are free\): RuntimeError: file write failed; .*make room"):
         trainer.train()

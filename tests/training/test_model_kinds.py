@@ -29,9 +29,9 @@ from piccolo_st.errors import InputError
 from piccolo_st.modeling.instructions import set_prompts
 from piccolo_st.modeling.pooling import set_instruction_pooling
 from piccolo_st.modeling.portable.saving import load_portable, save_portable
-from piccolo_st.training.arguments import PiccoloTrainingArguments
 from piccolo_st.training.manifest import CheckpointError
 from piccolo_st.training.trainer import PiccoloTrainer
+from piccolo_st.training.training_arguments import PiccoloTrainingArguments
 from tests.helpers.resume_cases import make_datasets, stop_after, weights_hash
 
 TEXTS = ["查询：山水", "山川河海风雨云", "春夏秋冬"]
@@ -247,5 +247,7 @@ def test_an_adapter_of_peft_is_trained_saved_and_resumed(
 
     monkeypatch.setitem(KINDS, "peft", modules)
     test_each_kind_is_trained_saved_and_resumed("peft", encoder_dir, tmp_path)
-    with pytest.raises(InputError, match=r"needs whole weights, got those of an adapter .*merge_and_unload"):
-        save_portable(make("peft", encoder_dir, tmp_path).model, tmp_path / "portable")
+    assert not (tmp_path / "run" / "checkpoint-4" / "model.safetensors").exists()
+    stock = SentenceTransformer(str(tmp_path / "run" / "checkpoint-4"), device="cpu")
+    with pytest.raises(InputError, match=r"needs whole weights, got an adapter .* put the encoder into its wrapper"):
+        save_portable(stock, tmp_path / "portable")

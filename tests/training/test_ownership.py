@@ -5,54 +5,23 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import UnixFileLock
 
+from piccolo_st import ownership
 from piccolo_st.errors import InputError
-from piccolo_st.training import ownership
 from piccolo_st.training.ownership import own
+from tests.helpers.forked import forked, kill
 from tests.helpers.ranks import run_ranks
 from tests.helpers.resume_cases import Case, at_step, make_trainer, weights_hash
 
 ALONE = Case(batch_size=4)
-
-
-@contextmanager
-def forked(action: Callable[[], Any]) -> Iterator[int]:
-    """Another process that does something and then sleeps; it is killed with -9."""
-    ready, tell = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            kept = action()
-            os.write(tell, b"1")
-            time.sleep(300)
-            print(kept)
-        finally:
-            os._exit(1)
-    os.close(tell)
-    assert os.read(ready, 1) == b"1"
-    os.close(ready)
-    try:
-        yield pid
-    finally:
-        kill(pid)
-
-
-def kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    except (ProcessLookupError, ChildProcessError):
-        pass
 
 
 @pytest.fixture(params=["flock", "lease"])
@@ -81,7 +50,7 @@ def test_the_second_process_is_refused_by_name_and_starts_once_the_first_is_kill
         start = time.monotonic()
         with own(folder):
             assert time.monotonic() - start < 5
-            owner = json.loads((folder / ".owner.json").read_text())
+            owner = json.loads((folder / ".owner.process").read_text())
             assert owner["process"] == os.getpid()
     assert not list(folder.iterdir())
 
@@ -100,7 +69,7 @@ def test_a_process_owns_a_directory_until_it_has_given_up_every_part(folder: Pat
 def test_a_child_neither_has_nor_ends_the_ownership_of_its_parent(folder: Path) -> None:
     with own(folder) as mine:
         with forked(mine.release):
-            assert (folder / ".owner.json").exists()
+            assert (folder / ".owner.process").exists()
             with forked(lambda: time.sleep(0)):
                 mine.release()
         with own(folder):  # though children that were forked meanwhile had lived on

@@ -5,25 +5,31 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback
 
 from piccolo_st.training import resume, zero
 from piccolo_st.training.fingerprint import data_fingerprints
 from piccolo_st.training.manifest import Checkpoint, CheckpointError
+from tests.helpers import resume_cases
 from tests.helpers.ranks import run_ranks
 from tests.helpers.resume_cases import (
     Case,
+    at_step,
     make_datasets,
     make_trainer,
     record_rows,
     stop_after,
     tensor_hash,
+    train,
     train_with,
     weights_hash,
 )
@@ -251,6 +257,22 @@ def test_zero1_moves_every_number_to_other_ranks(precision: dict[str, Any], enco
     assert before[0]["step 0"] == 8 and before[0]["exp_avg_sq 0"][1]
 
 
+def _keeps_a_secret(rank: int, world: int, encoder: str, output: str, config: str) -> list[str]:
+    """The files of a ZeRO-1 checkpoint that hold a tracker's key, which stands in DeepSpeed's configuration."""
+    resume_cases.ZERO1 = config
+    train(rank, world, encoder, output, Case(world, "zero1", batch_size=2), max_steps=4)
+    files = [path for path in (Path(output) / "checkpoint-4").rglob("*") if path.is_file()]
+    return [path.name for path in files if b"a-comet-key" in path.read_bytes()]
+
+
+@pytest.mark.slow
+def test_a_secret_of_deepspeeds_configuration_is_in_no_checkpoint(encoder_dir: Path, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    config = {**json.loads(resume_cases.ZERO1), "comet": {"enabled": False, "api_key": "a-comet-key"}}
+    found = run_ranks(_keeps_a_secret, 1, str(encoder_dir), str(tmp_path / "run"), json.dumps(config), timeout=240)
+    assert found == [[]]
+
+
 def _dies_converting(rank: int, world: int, encoder: str, output: str, case: Case, fault: str) -> None:
     from deepspeed.checkpoint import ds_to_universal
 
@@ -259,6 +281,31 @@ def _dies_converting(rank: int, world: int, encoder: str, output: str, case: Cas
 
     ds_to_universal.main = refuse
     make_trainer(Path(encoder), Path(output), case).train()
+
+
+def _finished(rank: int, world: int, encoder: str, output: str) -> tuple[str, str]:
+    case = Case(world, "zero1", batch_size=4 // world, options={"max_steps": 2})
+    whole = make_trainer(Path(encoder), Path(output), case)
+    whole.train()
+    again = make_trainer(Path(encoder), Path(output), case)
+    again.train()
+    again.save_model(f"{output}/model", _internal_call=True)
+    return weights_hash(whole.model), weights_hash(SentenceTransformer(f"{output}/model", device="cpu"))
+
+
+@pytest.mark.slow
+def test_zero1_that_was_killed_before_its_model_was_saved(encoder_dir: Path, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    ((trained, saved),) = run_ranks(_finished, 1, str(encoder_dir), str(tmp_path), timeout=300)
+    assert saved == trained
+
+
+def test_a_stream_goes_on_inside_a_later_pass(encoder_dir: Path, tmp_path: Path) -> None:
+    """24 rows in batches of 4: the checkpoint of step 8 stands in the second pass."""
+    case = Case(streamed=True)
+    assert train(0, 1, str(encoder_dir), str(tmp_path / "run"), case, stop=9)[2] == 9
+    rest, step = train(0, 1, str(encoder_dir), str(tmp_path / "run"), case)[::2]
+    assert (rest, step) == train(0, 1, str(encoder_dir), str(tmp_path / "whole"), case)[::2]
 
 
 @pytest.mark.slow
@@ -279,7 +326,7 @@ def test_zero1_without_a_shard_or_the_room_to_convert(encoder_dir: Path, tmp_pat
     for step in (4, 8):
         manifest = tmp_path / f"checkpoint-{step}" / "manifest.json"
         content = json.loads(manifest.read_text())
-        content["files"].pop(shard.format(step))
+        del content["files"][shard.format(step)], content["digest"]
         manifest.write_text(json.dumps(content))
     (tmp_path / "checkpoint-4" / shard.format(4)).unlink()
     message = (
@@ -404,11 +451,21 @@ def test_a_broken_newest_one_is_passed_over_aloud(
     assert re.search(r"passed over: .*checkpoint-8 .*model\.safetensors has \d+ bytes instead of", caplog.text)
 
 
+def test_a_best_model_that_is_damaged_is_not_passed_over(encoder_dir: Path, output: Path) -> None:
+    best = output / "checkpoint-4"
+    trainer = make_trainer(encoder_dir, output, ALONE, max_steps=12, save_strategy="no")
+    at_step(trainer, 8, lambda: setattr(trainer.state, "best_model_checkpoint", str(best)))
+    at_step(trainer, 9, lambda: (best / "model.safetensors").write_bytes(b"cut short"))
+    trainer.args.load_best_model_at_end = True
+    with pytest.raises(CheckpointError, match=r"checkpoint-4 is not whole: model.*load_best_model_at_end to false"):
+        trainer.train()
+
+
 def test_a_part_left_out_of_the_manifest_as_well_is_missed(encoder_dir: Path, output: Path) -> None:
     # Its manifest is sound, so only the list of parts that a run needs can tell.
     manifest = output / "checkpoint-4" / "manifest.json"
     content = json.loads(manifest.read_text())
-    del content["files"]["rng_state.pth"]
+    del content["files"]["rng_state.pth"], content["digest"]
     manifest.write_text(json.dumps(content))
     (output / "checkpoint-4" / "rng_state.pth").unlink()
     trainer = make_trainer(encoder_dir, output, ALONE, max_steps=12)
@@ -431,12 +488,13 @@ def test_intervals_of_this_run_count_and_not_those_of_the_checkpoint(encoder_dir
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_killed_runs_end_with_the_weights_of_one_left_alone(capfd: pytest.CaptureFixture[str]) -> None:
-    from tests.helpers.kill_test import main
-
+def test_killed_runs_end_with_the_weights_of_one_left_alone() -> None:
+    """In a process of its own, which has computed nothing before it forks the ranks."""
     pytest.importorskip("deepspeed")
-    assert main(["--kills", "3", "--cases", "ddp", "zero1"]) == 0
-    table = [line.split() for line in capfd.readouterr().out.splitlines()]
+    command = [sys.executable, "-m", "tests.helpers.kill_test", "--kills", "3", "--cases", "ddp", "zero1"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    table = [line.split() for line in done.stdout.splitlines()]
     assert [row[:2] + row[-1:] for row in table if row and row[0] in ("ddp", "zero1")] == [
         ["ddp", "3", "yes"],
         ["zero1", "3", "yes"],

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,7 @@ from piccolo_st.commands.exit import run_command
 from piccolo_st.config import parse_run
 from piccolo_st.training import FinetuneConfig, TrainingRun
 from tests.helpers.ranks import run_ranks
-from tests.helpers.resume_cases import make_datasets
+from tests.helpers.resume_cases import ROOT, make_datasets
 
 
 def _train(rank: int, world: int, path: str, monkeypatch: pytest.MonkeyPatch) -> bool:
@@ -59,3 +63,20 @@ def _end(rank: int, world: int, folder: str) -> bool:
 
 def test_a_command_ends_its_process_group(tmp_path: Path) -> None:
     assert run_ranks(_end, 2, str(tmp_path)) == [True, True]
+
+
+@pytest.mark.slow
+def test_a_rank_whose_others_never_come_says_so(tmp_path: Path) -> None:
+    """On a CPU too, where the stock arguments leave ``ddp_timeout`` out and half an hour would pass."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "piccolo_st", "finetune", "--train.ddp_timeout", "4"],
+        env={**os.environ, **alone, "MASTER_PORT": port, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert f"error: all 2 processes must meet at 127.0.0.1:{port} within train.ddp_timeout, 4 s, got " in done.stderr
+    assert "1/2 clients joined" in done.stderr and "Traceback" not in done.stderr

@@ -21,11 +21,11 @@ from piccolo_st import HomogeneousBatchSampler, PiccoloDataCollator, PiccoloLoss
 from piccolo_st.batches import list_missing
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation import RetrievalEvaluator
-from piccolo_st.losses import OwnNegativesLoss
+from piccolo_st.losses import DistillationLoss, OwnNegativesLoss
 from piccolo_st.modeling import packs
 from piccolo_st.modeling.packed.dropout import FastDropout
-from piccolo_st.training.arguments import PiccoloTrainingArguments
 from piccolo_st.training.metrics import Meter
+from piccolo_st.training.training_arguments import PiccoloTrainingArguments
 from tests.conftest import CHARACTERS
 from tests.helpers.ranks import run_ranks
 
@@ -62,6 +62,22 @@ def train(make_model: Callable[..., Any], data: Any, folder: Any, stock: bool = 
             model, arguments(PiccoloTrainingArguments, folder, **settings), train_dataset=data, loss=PiccoloLoss(model)
         )
     return losses(trainer)
+
+
+def test_scores_reach_the_loss_through_the_trainer(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    """Ragged negatives of which one is drawn a visit; weights go another way than without the teacher."""
+    negatives = [TEXTS[row : row + row % 3] for row in range(ROWS)]
+    labels = [[5.0, *(float(place) for place in range(len(texts)))] for texts in negatives]
+    data = Dataset.from_dict({**FULL, "negative": negatives, "label": labels})
+    found = []
+    for weight in (1.0, 50.0):
+        model = make_model()
+        loss = DistillationLoss(model, {"weight": weight, "temperature": 1.0})
+        settings = arguments(PiccoloTrainingArguments, tmp_path / f"{weight:g}")
+        trainer = PiccoloTrainer(model, settings, train_dataset=data, loss=loss)
+        trainer.data_collator.num_negatives = 1
+        found.append(losses(trainer))
+    assert all(np.isfinite(found[0])) and all(high > low for low, high in zip(*found, strict=True))
 
 
 # Missing negatives
@@ -292,6 +308,24 @@ def trained(make_model: Callable[..., Any], tmp_path: Path) -> PiccoloTrainer:
     trainer.train()
     assert packs(trainer.model)  # with the defaults on a CPU
     return trainer
+
+
+def test_what_a_loss_reads_keeps_its_precision_under_deepspeed(
+    trained: PiccoloTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers casts every float of a batch to the engine's dtype; 7.53 would be 7.53125 in bfloat16."""
+    plugin = SimpleNamespace(hf_ds_config=SimpleNamespace(dtype=lambda: torch.bfloat16))
+    monkeypatch.setattr(trained, "is_deepspeed_enabled", True)
+    monkeypatch.setattr(trained, "accelerator", SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin)))
+    kept = ("label", "positive_score", "query_guide", "query_teacher")
+    batch = {name: torch.tensor([7.53]) for name in (*kept, "other")}
+    found = trained._prepare_input({**batch, "query_input_ids": torch.tensor([[1]])})
+    assert {name: value.dtype for name, value in found.items()} == {
+        **dict.fromkeys(kept, torch.float32),
+        "other": torch.bfloat16,
+        "query_input_ids": torch.int64,
+    }
+    assert found["positive_score"].item() == batch["positive_score"].item()
 
 
 def test_a_trained_model_pickles_and_copies(trained: PiccoloTrainer) -> None:

@@ -1,17 +1,20 @@
 """Checkpoints that load in whatever their users run: save, load and check them."""
 
-from piccolo_st.modeling.portable.limits import bare_encoders, check_savable, problems
-from piccolo_st.modeling.portable.readers import CONSUMERS, ConsumerReport, check_portable
-from piccolo_st.modeling.portable.saving import load_portable, save_native, save_portable
+from piccolo_st.modeling.portable.limits import check_savable, problems
+from piccolo_st.modeling.portable.readers import CONSUMERS, ONNX_READERS, check_portable
+from piccolo_st.modeling.portable.report import ConsumerReport
+from piccolo_st.modeling.portable.saving import keep_lengths, load_portable, save_native, save_portable, saved_lengths
 
 __all__ = [
     "CONSUMERS",
+    "ONNX_READERS",
     "ConsumerReport",
-    "bare_encoders",
     "check_portable",
     "check_savable",
+    "keep_lengths",
     "load_portable",
     "problems",
     "save_native",
     "save_portable",
+    "saved_lengths",
 ]

@@ -19,6 +19,7 @@ EXPECTED = (
     "model-?????-of-?????.safetensors", "model.safetensors.index.json", "[0-9]_*/config.json",
     "[0-9]_*/model.safetensors", "onnx/*.onnx", "onnx/*.onnx_data", "*.png", "assets/*", ".eval_results/*.yaml",
 )  # fmt: skip
+_OF_AN_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _LEFT_OUT = {".git", ".cache", "__pycache__"}  # folders of tools, never part of a model
 _TEXT = (".json", ".md", ".txt", ".yaml", ".yml", ".py", ".cfg", ".toml", "")
 _NOT_PROSE = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt")  # any string may be a token there
@@ -29,18 +30,38 @@ _ABSOLUTE_PATH = re.compile(
 _SCANNED_BYTES = 50_000_000
 
 
-def release_files(model_dir: str | Path, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> list[str]:
+def check_whole(model_dir: str | Path, adapter: bool = False) -> None:
+    """Raise InputError for an adapter without the weights of its base; with ``adapter``, for anything else."""
+    alone = (Path(model_dir) / _OF_AN_ADAPTER[0]).is_file()
+    if alone and not adapter:
+        raise InputError(
+            f"a published model must hold all its weights, got an adapter alone in {model_dir}; give the whole "
+            "model that its run left, the directory model beside it, or release the adapter itself with --adapter"
+        )
+    if adapter and not alone and Path(model_dir).is_dir():
+        raise InputError(
+            f"--adapter must be given with an adapter of PEFT, got {model_dir}, which holds no {_OF_AN_ADAPTER[0]}; "
+            "give the directory adapter that a run with lora.rank left, or release the whole model without --adapter"
+        )
+
+
+def release_files(
+    model_dir: str | Path, include: Sequence[str] = (), exclude: Sequence[str] = (), adapter: bool = False
+) -> list[str]:
     """The paths to publish, relative to the model directory with forward slashes, sorted.
 
     Args:
         model_dir: the directory.
         include: patterns of files or folders to publish beyond :data:`EXPECTED`.
         exclude: patterns of files or folders to leave out.
+        adapter: whether it is an adapter that is published, with PEFT's files in place of whole weights.
 
     Raises:
-        InputError: there is no such directory, or it holds files of neither kind; the message names them.
+        InputError: there is no such directory, it holds the other of adapter and whole model, or files that belong to
+            neither; the message names them.
     """
-    chosen, strays = split_files(model_dir, include, exclude)
+    check_whole(model_dir, adapter)
+    chosen, strays = split_files(model_dir, (*include, *_OF_AN_ADAPTER) if adapter else include, exclude)
     if strays:
         shown = ", ".join(strays[:8]) + (f" and {len(strays) - 8} more" if len(strays) > 8 else "")
         raise InputError(

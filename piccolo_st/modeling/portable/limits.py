@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
 
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
@@ -13,7 +12,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from piccolo_st.errors import InputError, reason
 from piccolo_st.modeling.pooling import InstructionPooling
-from piccolo_st.modeling.portable.readers import POOLING_FLAGS
+from piccolo_st.modeling.portable.checkpoint_files import POOLING_FLAGS
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +46,10 @@ def _problems(model: SentenceTransformer) -> Iterator[str]:
                 f"a portable checkpoint needs a Transformer with {name}={needed!r}, got {value!r}, which older "
                 "versions and other servers would ignore"
             )
-    if getattr(modules[0].auto_model, "peft_config", None):
+    if getattr(modules[0].model, "peft_config", None) and not hasattr(modules[0].model, "merge_and_unload"):
         yield (
-            "a portable checkpoint needs whole weights, got those of an adapter (PEFT) beside its base model; merge "
-            "them first (model[0].auto_model = model[0].auto_model.merge_and_unload())"
+            "a portable checkpoint needs whole weights, got an adapter that PEFT cannot merge into them here; put the "
+            "encoder into its wrapper (model[0].model = get_peft_model(model[0].model, ...))"
         )
     if not getattr(model.tokenizer, "is_fast", False):
         yield (
@@ -117,27 +116,3 @@ def check_savable(model: SentenceTransformer) -> None:
         raise InputError(f"a checkpoint of this model would not hold it: {'; '.join(found)}")
     if limits := problems(model):
         logger.warning("the model is saved in a layout that is sentence-transformers' own: %s", "; ".join(limits))
-
-
-@contextmanager
-def exchanged(attributes: Iterable[tuple[object, str, object]]) -> Iterator[None]:
-    """Inside, each attribute, an object with a name, has the value that stands with it."""
-    before: list[tuple[object, str, object]] = []
-    try:
-        for thing, name, value in attributes:
-            before.append((thing, name, getattr(thing, name)))
-            setattr(thing, name, value)
-        yield
-    finally:
-        for thing, name, value in before:
-            setattr(thing, name, value)
-
-
-def bare_encoders(model: SentenceTransformer) -> AbstractContextManager[None]:
-    """Inside, an encoder that ``get_peft_model`` wrapped stands without the wrapper, as ST loads it from a checkpoint.
-
-    Its adapters are in it all the same: PEFT puts them there.
-    """
-    encoders = [module for module in model.modules() if isinstance(module, Transformer)]
-    wrapped = [module for module in encoders if hasattr(module.model, "get_base_model")]
-    return exchanged([(module, "model", module.model.get_base_model()) for module in wrapped])

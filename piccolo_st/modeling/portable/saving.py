@@ -4,19 +4,19 @@ What sentence-transformers (ST) 6 writes is not read by ST before 5.4 nor by tex
 silently pools [CLS] from it. All of them read the layout of ST 3, and the newer keys beside it do no harm. So
 ``save_portable``
 
-1. saves the model with ST into a folder beside the target;
+1. saves the model with ST into a folder beside the target, an adapter of PEFT merged into its base;
 2. names ``sentence_transformers.models.*`` in modules.json; InstructionPooling becomes stock Pooling;
 3. writes the pooling mode as ``pooling_mode_*`` flags and as ``pooling_mode``, and nothing but ``max_seq_length`` and
    ``do_lower_case`` into sentence_bert_config.json, where ST 3 to 5.3 stop at a key they do not know;
-4. takes the truncation and padding of the last call out of tokenizer.json, and writes tokenizer_config.json and
-   config.json in words that transformers 4 knows;
+4. takes the truncation and padding of earlier calls out of tokenizer.json and tokenizer_config.json, and writes the
+   latter, with the model's length, and config.json in words that transformers 4 knows;
 5. casts the weights to ``dtype``;
 6. and only then moves the files to the target.
 
-That layout has no place for the lengths of queries and documents, which only ST 6 knows, nor for InstructionPooling.
-They are kept under "piccolo_st" in config_sentence_transformers.json, which everybody else ignores, and
-``load_portable`` puts them back. ``readers.py`` reads a checkpoint with the eyes
-of each of its users.
+That layout has no place for the lengths of queries and documents, which only ST 6 knows (:func:`keep_lengths` writes
+them for it, and then no older one loads the checkpoint), nor for InstructionPooling. They are kept under "piccolo_st"
+in config_sentence_transformers.json, which everybody else ignores, and ``load_portable`` puts them back. ``readers.py``
+reads a checkpoint with the eyes of each of its users.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -37,16 +37,21 @@ from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from piccolo_st.errors import InputError
+from piccolo_st.modeling.adapters import exchanged, merged
 from piccolo_st.modeling.pooling import InstructionPooling
-from piccolo_st.modeling.portable.limits import exchanged, pooling_modes, problems
-from piccolo_st.modeling.portable.readers import POOLING_FLAGS, JsonObject
+from piccolo_st.modeling.portable.checkpoint_files import LENGTHS, POOLING_FLAGS, JsonObject
+from piccolo_st.modeling.portable.limits import pooling_modes, problems
 from piccolo_st.modeling.positions import usable_positions
+from piccolo_st.modeling.saved_adapters import adapter_state, check_adapter
 
 STATE_KEY = "piccolo_st"
-LENGTHS = ("query_length", "document_length")
 _LAST = ("modules.json", "config.json")
 # What a folder of an older model may hold and the new one does not: other forms of the weights, and module folders.
 _STALE = ("model*.safetensors*", "pytorch_model*.bin*", "onnx", "openvino", "[0-9]_[A-Z]*")
+
+
+# Settings of one call, which transformers 4 kept in tokenizer_config.json, and by which fastembed cuts.
+_OF_A_CALL = ("max_length", "truncation", "truncation_strategy", "stride", "padding", "pad_to_multiple_of")
 
 
 def save_portable(
@@ -85,13 +90,13 @@ def save_portable(
     if found := problems(model):
         raise InputError("; ".join(found))
     _warn_of_excluded_instructions(model)
-    with _replacing(Path(path)) as fresh:
+    with merged(model), _replacing(Path(path)) as fresh:
         with _own_storage(model):
             model.save_pretrained(str(fresh), create_model_card=create_model_card)
         _write_modules(model, fresh)
         _edit_json(fresh / "config_sentence_transformers.json", lambda config: _keep_state(model, config))
         _edit_json(fresh / "tokenizer.json", lambda config: config.update(truncation=None, padding=None))
-        _edit_json(fresh / "tokenizer_config.json", _in_words_of_transformers_4)
+        _edit_json(fresh / "tokenizer_config.json", lambda config: _plain_tokenizer_config(model, config))
         if dtype is not None:
             _cast(fresh, dtype)
         spelled = str(dtype or model.dtype).removeprefix("torch.")
@@ -102,8 +107,9 @@ def save_portable(
 def save_native(model: SentenceTransformer, path: str | Path, create_model_card: bool = True) -> None:
     """Save ``model`` to the folder ``path`` in sentence-transformers' own layout, for what ``save_portable`` refuses.
 
-    The rest is as there: the model does not change, an older model in ``path`` is replaced, InstructionPooling becomes
-    stock Pooling that ``load_portable`` puts back.
+    Of a model with an adapter of PEFT the adapter alone is saved, with the name of its base. The rest is as there: the
+    model does not change, an older model in ``path`` is replaced, InstructionPooling becomes stock Pooling that
+    ``load_portable`` puts back.
 
     Args:
         model: any that ``model.save_pretrained`` saves.
@@ -113,6 +119,7 @@ def save_native(model: SentenceTransformer, path: str | Path, create_model_card:
     with _replacing(Path(path)) as fresh:
         with _own_storage(model), _stock_pooling(model) as state:
             model.save_pretrained(str(fresh), create_model_card=create_model_card)
+        state |= adapter_state(model)
         if state:
             _edit_json(fresh / "config_sentence_transformers.json", lambda config: config.update({STATE_KEY: state}))
 
@@ -171,6 +178,7 @@ def load_portable(path: str | Path, **kwargs: Any) -> SentenceTransformer:
         True
     """
     model = SentenceTransformer(str(path), **kwargs)
+    check_adapter(model, str(path))
     config = Path(path) / "config_sentence_transformers.json"
     state = json.loads(config.read_text(encoding="utf-8")).get(STATE_KEY, {}) if config.exists() else {}
     for name in LENGTHS:
@@ -179,6 +187,47 @@ def load_portable(path: str | Path, **kwargs: Any) -> SentenceTransformer:
         (place,) = (place for place, module in enumerate(model) if isinstance(module, Pooling))
         model[place] = InstructionPooling(**state["pooling"]).to(model.device)
     return model
+
+
+def keep_lengths(path: str | Path, native: bool) -> None:
+    """Say how a saved checkpoint carries the lengths of its queries and documents.
+
+    Args:
+        path: folder of a checkpoint, as ``save_portable`` writes it.
+        native: where sentence-transformers 6 honours them in ``encode_query`` and ``encode_document``, and versions
+            before it do not load the checkpoint. Otherwise where every version loads it and cuts both at one length,
+            and :func:`load_portable` alone puts them back.
+
+    Raises:
+        InputError: the checkpoint has no such lengths.
+    """
+    folder = Path(path)
+    config = folder / "sentence_bert_config.json"
+    lengths = saved_lengths(folder)
+    if native and not lengths:
+        raise InputError(
+            f"{folder} has no lengths of queries and documents to keep; set them with set_lengths, or train it"
+        )
+    if not lengths:
+        return
+    _edit_json(
+        folder / "config_sentence_transformers.json", lambda content: content.setdefault(STATE_KEY, {}).update(lengths)
+    )
+    content = json.loads(config.read_text(encoding="utf-8"))
+    for name in LENGTHS:
+        content.pop(name, None)
+    _write_json(config, content | (lengths if native else {}))
+
+
+def saved_lengths(path: str | Path) -> dict[str, int]:
+    """The lengths of queries and documents that a saved checkpoint carries, natively or for ``load_portable``."""
+    found: dict[str, int] = {}
+    for name in ("config_sentence_transformers.json", "sentence_bert_config.json"):
+        file = Path(path) / name
+        content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        content = content.get(STATE_KEY, {}) if name.startswith("config") else content
+        found |= {one: content[one] for one in LENGTHS if content.get(one) is not None}
+    return found
 
 
 def _warn_of_excluded_instructions(model: SentenceTransformer) -> None:
@@ -203,14 +252,20 @@ def _write_modules(model: SentenceTransformer, folder: Path) -> None:
         if isinstance(module, Pooling):
             _write_json(folder / path / "config.json", _pooling_config(module))
         elif isinstance(module, Transformer):
-            limits = [model.max_seq_length, usable_positions(module.auto_model)]
-            lengths = {"max_seq_length": min(filter(None, limits), default=None), "do_lower_case": False}
+            lengths = {"max_seq_length": _length(model), "do_lower_case": False}
             _write_json(folder / "sentence_bert_config.json", lengths)  # lower-casing is in tokenizer.json
         elif isinstance(module, Dense):
             _edit_json(folder / path / "config.json", _forget_feature_names)
         elif isinstance(module, Normalize):
             (folder / path / "config.json").unlink()
     _write_json(folder / "modules.json", entries)
+
+
+def _length(model: SentenceTransformer) -> int | None:
+    """Where texts are cut: at most as many tokens as the encoder has positions for."""
+    return min(
+        filter(None, [model.max_seq_length, usable_positions(cast(Transformer, model[0]).auto_model)]), default=None
+    )
 
 
 def _pooling_config(module: Pooling) -> JsonObject:
@@ -239,11 +294,16 @@ def _keep_state(model: SentenceTransformer, config: JsonObject) -> None:
     config["prompts"] = {name: text or "" for name, text in config["prompts"].items()}  # null stops a Rust reader
 
 
-def _in_words_of_transformers_4(config: JsonObject) -> None:
-    for name in ("backend", "is_local", "local_files_only"):  # where it was loaded from, not what it is
+def _plain_tokenizer_config(model: SentenceTransformer, config: JsonObject) -> None:
+    """In words of transformers 4, without what an earlier call or place left there, and with the model's length."""
+    for name in ("backend", "is_local", "local_files_only", *_OF_A_CALL):
         config.pop(name, None)
+    if (length := _length(model)) is not None:
+        config["model_max_length"] = length
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        # Which gives token_type_ids in transformers 4 unless it is told; ModernBERT takes none.
+        config.setdefault("model_input_names", model.tokenizer.model_input_names)
     if isinstance(config.get("extra_special_tokens"), list):
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
 

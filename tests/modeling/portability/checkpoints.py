@@ -18,6 +18,9 @@ from piccolo_st.modeling.pooling import set_instruction_pooling
 from piccolo_st.modeling.portable.saving import load_portable, save_portable
 from piccolo_st.modeling.positions import extend_positions
 from tests.conftest import CHARACTERS
+from tests.training.test_architectures import ARCHITECTURES
+from tests.training.test_architectures import base as base_of
+from tests.training.test_architectures import load as load_with_adapter
 
 TEXTS = ["今天天气好", "数据，Query 123", "猫和狗" * 30, "长" * 700, "[Q]天", ""]
 SIZES = {
@@ -80,6 +83,23 @@ def build(folder: Path, encoder: Path) -> list[str]:
             save_portable(model, folder / name, torch.float16 if name == "float16" else None)
         if name == "float16":
             model = load_portable(folder / name, device="cpu", model_kwargs={"dtype": torch.float32})
-        vectors = {kind: model.encode(TEXTS, prompt_name=kind) for kind in ("query", "document")}
-        np.savez(folder / f"{name}.npz", texts=np.array(TEXTS), plain=model.encode(TEXTS), **vectors)
+        note(model, folder / f"{name}.npz", TEXTS)
     return list(kinds)
+
+
+def build_merged(folder: Path) -> list[str]:
+    """The same of the architectures that people fine-tune with adapters, each with one merged; return their names."""
+    for name in ARCHITECTURES:
+        model = load_with_adapter(name, base_of(name, folder / "bases" / name), rank=4)
+        for weight_name, weight in model.named_parameters():
+            if "lora_B" in weight_name:
+                torch.nn.init.normal_(weight, std=0.3)
+        save_portable(model, folder / name)
+        note(load_portable(folder / name, device="cpu"), folder / f"{name}.npz", TEXTS[:-1])  # "" has no tokens here
+    return list(ARCHITECTURES)
+
+
+def note(model: SentenceTransformer, file: Path, texts: list[str]) -> None:
+    """Write the embeddings that a model gives here."""
+    vectors = {kind: model.encode(texts, prompt_name=kind) for kind in ("query", "document")}
+    np.savez(file, texts=np.array(texts), plain=model.encode(texts), **vectors)

@@ -1,0 +1,148 @@
+"""Negatives for the training sets of a mixture: each set mined once, kept with its report, and read again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, DatasetDict, load_from_disk
+
+from piccolo_st import cache
+from piccolo_st.data import forbidden
+from piccolo_st.errors import InputError
+from piccolo_st.hashing import text_key
+from piccolo_st.mining.candidates import MiningSettings
+from piccolo_st.mining.documents import corpus_files, read_documents
+from piccolo_st.mining.in_use import NegativesInUse, RowNegatives
+from piccolo_st.mining.limits import reading
+from piccolo_st.mining.miner import Miner, Models
+from piccolo_st.mining.remining import ReminingSettings
+from piccolo_st.mining.report import MiningReport, report_table, write_report
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    from piccolo_st.data import Mixture
+
+logger = logging.getLogger(__name__)
+
+
+def mine_mixture(
+    mixture: Mixture,
+    model: Models,
+    settings: Mapping[str, object] | None,
+    folder: Path,
+    *,
+    tokenizer: Tokenizer | PreTrainedTokenizerFast | None = None,
+    made_of: Sequence[object] = (),
+    oversample: int = 1,
+    say: Callable[[str], object] = print,
+) -> DatasetDict:
+    """The training sets of a mixture, with mined negatives where the rows are (query, positive).
+
+    What has been mined before is read again. A dataset's own instruction and lengths hold here as well.
+
+    Args:
+        mixture: the datasets; their ``mining`` goes before the settings of all.
+        model, tokenizer: as ``Miner``.
+        settings: of ``MiningSettings``.
+        folder: where the results lie, each named after all that it is made of, and the embeddings.
+        made_of: further parts of a result's key, such as fingerprints of the model and the tokenizer.
+        oversample: candidates that a row gets for each of its ``num_negatives``, as re-mining wants them.
+        say: is given the report, and where it lies.
+
+    Raises:
+        InputError: an unknown setting, or a streamed dataset.
+    """
+    mined, reports = {}, {}
+    models = [model] if isinstance(model, str) or not isinstance(model, Sequence) else model
+    for name, dataset in mixture.train.items():
+        chosen = _settings_of(mixture, name, settings)
+        if chosen is None:
+            mined[name] = dataset
+            continue
+        if mixture.specs[name].streaming:
+            raise InputError(
+                f"streaming of dataset {name!r} must be left out where its negatives are mined, since they are written "
+                "with its rows; leave data.mining_model out, and stream what `prepare mine` writes"
+            )
+        if oversample > 1:
+            count = chosen.num_negatives * oversample
+            chosen = replace(chosen, num_negatives=count, range_max=max(chosen.depth, chosen.range_min + count))
+        files = cache.content_digest(corpus_files(chosen.corpus, mixture.root), folder) if chosen.corpus else ""
+        judge = Path(chosen.judge or "")
+        if chosen.judge and judge.is_dir():
+            files += cache.content_digest(sorted(path for path in judge.rglob("*") if path.is_file()), folder)
+        key = cache.digest(["mined", 2, name, mixture.fingerprint, files, *made_of, asdict(chosen)])
+
+        def mine(target: Path, dataset: Dataset = dataset, chosen: MiningSettings = chosen, name: str = name) -> None:
+            corpus = further_documents(mixture, chosen)
+            with ExitStack() as stack:
+                for one in models:
+                    if not isinstance(one, str):
+                        stack.enter_context(reading(one, mixture.specs[name]))
+                miner = Miner(dataset, models, chosen, tokenizer=tokenizer, corpus=corpus, folder=folder / "embeddings")
+                result, report = miner.mine_all(dataset)
+            result.save_to_disk(str(target / "rows"))
+            (target / "report.json").write_text(report.to_json(), encoding="utf-8")
+            write_report({name: report}, target / "report.txt")
+
+        place = cache.entry(folder, key, mine)
+        mined[name] = load_from_disk(str(place / "rows"))
+        reports[name] = MiningReport.from_json((place / "report.json").read_text(encoding="utf-8"))
+        logger.info("what mining %s did, with examples: %s", name, place / "report.txt")
+    if reports:
+        say(report_table(reports))
+    return DatasetDict(mined)
+
+
+def _settings_of(mixture: Mixture, name: str, settings: Mapping[str, object] | None) -> MiningSettings | None:
+    """How a training set is mined, if it is: its rows must be for retrieval, with one positive each."""
+    spec = mixture.specs[name]
+    if spec.task != "retrieval" or isinstance(mixture.train[name][0]["positive"], list):
+        return None
+    return MiningSettings.of(settings, spec.mining, place=f"mining of dataset {name!r}")
+
+
+def negatives_in_use(
+    mixture: Mixture,
+    mined: DatasetDict,
+    model: SentenceTransformer,
+    settings: Mapping[str, object] | None,
+    remining: ReminingSettings,
+    folder: Path,
+) -> NegativesInUse:
+    """What re-mining begins with: the first negatives of each row, and how like the query they are.
+
+    Args:
+        mixture, settings, folder: as ``mine_mixture``'s.
+        mined: what it returned, with candidates beyond those in use.
+        model: the encoder that will be trained.
+        remining: when and how the negatives change.
+    """
+    datasets = {}
+    for name, dataset in mined.items():
+        chosen = _settings_of(mixture, name, settings)
+        if chosen is not None and chosen.num_negatives:
+            datasets[name] = RowNegatives.of(dataset, mixture.train[name], mixture.specs[name], chosen)
+    found = NegativesInUse(remining, list(mined), datasets)
+    found.begin(model, folder / "embeddings")
+    return found
+
+
+def further_documents(mixture: Mixture, settings: MiningSettings) -> list[str]:
+    """The texts of ``settings.corpus``, without those that answer a held-out query of the mixture."""
+    if settings.corpus is None:
+        return []
+    texts = pa.array(read_documents(settings.corpus, mixture.root), type=pa.string())
+    held_out = pc.is_in(text_key(texts), forbidden(mixture.holdouts).anywhere)
+    kept: list[str] = texts.filter(pc.invert(held_out)).to_pylist()
+    return kept
