@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
@@ -28,6 +29,15 @@ class MissingPackage(InputError, ImportError):
 
     def __init__(self, what: str, package: str, extra: str) -> None:
         super().__init__(f'{what} needs {package}; run: pip install "piccolo_st[{extra}]"')
+
+
+@contextmanager
+def optional(what: str, package: str, extra: str) -> Iterator[None]:
+    """Around an import of what only some users install: MissingPackage where it is not there."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingPackage(what, package, extra) from error
 
 
 def reason(error: BaseException) -> str:

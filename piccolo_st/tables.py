@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec
 from unicodedata import east_asian_width
 
-from piccolo_st.errors import MissingPackage
+from piccolo_st.errors import MissingPackage, optional
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,11 +57,9 @@ def empty_figure(width: float, height: float) -> Figure:
     Raises:
         MissingPackage: matplotlib is not installed.
     """
-    try:
+    with optional("a picture", "matplotlib", "quickstart"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingPackage("a picture", "matplotlib", "quickstart") from error
     _draw_chinese()
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from piccolo_st.curation.duplicates import identity_columns
 from piccolo_st.data import DatasetSpec
-from piccolo_st.errors import MissingPackage, MixtureError
+from piccolo_st.errors import MixtureError, optional
 from piccolo_st.schema import Count, Natural, Share, Whole, setting
 
 
@@ -126,10 +126,8 @@ def simplified(table: pa.Table) -> pa.Table:
     Raises:
         MissingPackage: OpenCC is not installed.
     """
-    try:
+    with optional("simplify", "OpenCC", "data"):
         from opencc import OpenCC
-    except ImportError as error:
-        raise MissingPackage("simplify", "OpenCC", "data") from error
     convert = OpenCC("t2s").convert
 
     def column(array: pa.ChunkedArray) -> pa.Array:
@@ -155,10 +153,8 @@ def consistent(query: np.ndarray, positive: np.ndarray, pool: np.ndarray, top_k:
     Raises:
         MissingPackage: faiss is not installed.
     """
-    try:
+    with optional("the consistency filter", "faiss", "data"):
         import faiss
-    except ImportError as error:
-        raise MissingPackage("the consistency filter", "faiss", "data") from error
     if top_k > len(pool):
         return np.ones(len(query), dtype=bool)
     index: faiss.Index = faiss.IndexFlatIP(pool.shape[1])

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from piccolo_st.errors import MissingPackage, MixtureError
+from piccolo_st.errors import MixtureError, optional
 from piccolo_st.hashing import GOLDEN, combine, text_key
 
 
@@ -165,10 +165,8 @@ def band_hashes(shingles: Shingles, bands: int, rows: int, seed: int) -> np.ndar
     Raises:
         MissingPackage: rensa is not installed.
     """
-    try:
+    with optional("near-duplicate search", "rensa", "data"):
         from rensa import RMinHash
-    except ImportError as error:
-        raise MissingPackage("near-duplicate search", "rensa", "data") from error
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(shingles.hashes, shingles.offsets, bands * rows, seed)
     values = chain.from_iterable(matrix.to_rows())
     count = (len(shingles.offsets) - 1) * bands * rows

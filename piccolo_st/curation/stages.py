@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from piccolo_st.cache import PARTIAL, write_whole
-from piccolo_st.errors import MissingPackage, MixtureError
+from piccolo_st.errors import MixtureError, optional
 from piccolo_st.schema import Count, setting
 from piccolo_st.stored import read_json
 
@@ -113,10 +113,8 @@ def run_stages(
 
 
 def _run_with_datatrove(stages: Sequence[Stage], folder: Path, settings: ExecutorSettings) -> bool:
-    try:
+    with optional(f"executor {settings.kind!r}, unlike 'here',", "datatrove", "data"):
         from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
-    except ImportError as error:
-        raise MissingPackage(f"executor {settings.kind!r}, unlike 'here',", "datatrove", "data") from error
     classes = {"local": LocalPipelineExecutor, "slurm": SlurmPipelineExecutor, "ray": RayPipelineExecutor}
     before = None
     for number, stage in enumerate(stages):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from piccolo_st.data.chunks import Item, Reject, excerpt
-from piccolo_st.errors import MissingPackage, reason
+from piccolo_st.errors import optional, reason
 
 logger = logging.getLogger(__name__)
 
@@ -20,10 +20,8 @@ def read_xlsx(path: Path) -> Iterator[Item]:
         OSError: no workbook, or no header.
         MissingPackage: openpyxl is not installed.
     """
-    try:
+    with optional(f"the workbook {path}", "openpyxl", "excel"):
         from openpyxl import load_workbook
-    except ImportError as error:
-        raise MissingPackage(f"the workbook {path}", "openpyxl", "excel") from error
     try:
         book = load_workbook(path, read_only=True, data_only=True)
     except (zipfile.BadZipFile, KeyError, ValueError) as error:

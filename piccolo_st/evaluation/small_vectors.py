@@ -27,7 +27,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from sentence_transformers.util.quantization import quantize_embeddings
 
-from piccolo_st.errors import MissingPackage
+from piccolo_st.errors import optional
 from piccolo_st.evaluation.benchmarks import Benchmark
 from piccolo_st.evaluation.results import ResultFile, from_mteb, task_scores
 
@@ -50,10 +50,8 @@ class SmallVectorIndex:
     """
 
     def __init__(self, precision: Precision, normalize: bool = True) -> None:
-        try:
+        with optional("a search with small vectors", "faiss", "data"):
             import faiss  # noqa: F401
-        except ImportError as error:
-            raise MissingPackage("a search with small vectors", "faiss", "data") from error
         self.precision = precision
         self.normalize = normalize
         self.facts: dict[str, float] = {}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from piccolo_st.errors import MissingPackage
+from piccolo_st.errors import optional
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -95,10 +95,8 @@ class Bm25:
     """
 
     def __init__(self, corpus: Sequence[str]) -> None:
-        try:
+        with optional("BM25", "bm25s", "data"):
             from bm25s import BM25
-        except ImportError as error:
-            raise MissingPackage("BM25", "bm25s", "data") from error
         self.corpus = corpus
         self.index = BM25()
         self.index.index([lexical_tokens(text) for text in corpus], show_progress=False)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from piccolo_st.cache import digest
-from piccolo_st.errors import MissingPackage
+from piccolo_st.errors import optional
 from piccolo_st.hashing import combine, mix_array, text_hashes
 from piccolo_st.mining.candidates import Hits, MiningSettings
 from piccolo_st.mining.embeddings import stored_embeddings
@@ -81,10 +81,8 @@ class EmbeddingSearch:
     @cached_property
     def index(self) -> Any:
         """faiss's, of the same."""
-        try:
+        with optional("mining with use_faiss", "faiss-cpu", "data"):
             import faiss
-        except ImportError as error:
-            raise MissingPackage("mining with use_faiss", "faiss-cpu", "data") from error
         index = faiss.IndexFlatIP(self.corpus.shape[1])
         index.add(self.corpus.cpu().numpy())
         return index

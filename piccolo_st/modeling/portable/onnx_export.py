@@ -27,7 +27,7 @@ from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from piccolo_st.errors import InputError, MissingPackage
+from piccolo_st.errors import InputError, optional
 from piccolo_st.modeling.loading import load_pretrained
 from piccolo_st.modeling.positions import usable_positions
 
@@ -49,12 +49,10 @@ def export_onnx(path: str | Path, int8: bool = False) -> Path:
         InputError: ``path`` holds no checkpoint.
         RuntimeError: onnxruntime gives other hidden states than torch, or with int8 embeddings too far from its own.
     """
-    try:
+    with optional("exporting to ONNX", "onnx, onnxscript and onnxruntime", "onnx"):
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise MissingPackage("exporting to ONNX", "onnx, onnxscript and onnxruntime", "onnx") from error
     path = Path(path)
     if not (path / "config.json").exists():
         raise InputError(f"{path} has no config.json; give the folder of a checkpoint, as save_portable writes it")
