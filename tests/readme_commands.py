@@ -35,8 +35,6 @@ EXCEPTIONS = {
     r"faq\.csv|faq\.yaml|runs/faq": "of a real checkpoint; tests/recipes/test_own_data.py walks it from a small one",
     r"^python -m piccolo_st evaluate MODEL( --config \S+| --benchmark STS)?$": "downloads C-MTEB from the Hub",
     r"^python -m piccolo_st ablation": "minutes for each of dozens of runs",
-    r"pytest -m benchmark ": "minutes each, some of them with data of one's own; collected only",
-    r'^pytest -m "slow or not slow" tests/': "minutes; a step of .ci/run; collected only",
     r"english": "packages of data that only this needs, and a checkpoint of one's own",
     r"^python -m tests\.benchmarks\.false_negatives ": "minutes, with a checkpoint of one's own",
     r"^python -m tests\.helpers\.kill_test$": "an hour of runs that are killed",
@@ -48,7 +46,7 @@ EXCEPTIONS = {
     r"--executor\.kind slurm": "needs a cluster",
     r"datatrove\[ray\]": "brings Ray, which needs a cluster",
 }
-COLLECTED = r"^([A-Z_]+=\S+ )*pytest .*tests/"
+COLLECTED = r"^([A-Z_]+=\S+ )*pytest .*tests/"  # named tests take minutes, and the steps of .ci/run run them
 
 
 @dataclass(frozen=True)
