@@ -3,10 +3,10 @@
 Every check below states one expectation and returns the problems it finds. ``CONSUMERS`` says who expects what. The
 expectations on sentence-transformers (ST) are those its versions 3.4, 4.1, 5.1, 5.7 and 6.2 were seen to have, and so
 are those on langchain-huggingface 1.2, llama-index-embeddings-huggingface 0.8, sentence-transformers-haystack 2.0,
-Chroma 1.5 and fastembed 0.9. The others come from their sources: text-embeddings-inference 1.9 from its router and
-backends, which parse these files strictly; vLLM 0.32 from its reader of pooling and tokenizer configs; llama.cpp from
-convert_hf_to_gguf.py; infinity 0.0.78, which loads with ST 3 and calls the model without its prompts; OpenVINO from
-ST 6, which has optimum-intel 2.2 convert the encoder, beside transformers 4 or 5.
+Chroma 1.5, fastembed 0.9, vLLM 0.32, transformers.js 4.3, infinity 0.0.78, which loads with ST 3 and calls the model
+without its prompts, and OpenVINO, for which ST 6 has optimum-intel 2.2 convert the encoder, beside transformers 4 or 5
+(tests/releasing/test_programs.py). The others come from their sources: text-embeddings-inference 1.9 from its router
+and backends, which parse these files strictly; llama.cpp from convert_hf_to_gguf.py.
 """
 
 from __future__ import annotations
