@@ -142,13 +142,17 @@ docker run -p 127.0.0.1:8080:80 ghcr.io/huggingface/text-embeddings-inference:cp
 
 
 def _vllm(use: ModelUse) -> str:
-    """Without truncation_side: where it is given, even as what it is anyway, vLLM cuts the end token off as well."""
+    """With use_activation, without which vLLM normalises only what modules.json has a Normalize for.
+
+    Without truncation_side: where it is given, even as what it is anyway, vLLM cuts the end token off as well.
+    """
     query, passage = (
         _post(
             "127.0.0.1:8000/v1/embeddings",
             model=use.model_id,
             input=[text],
             truncate_prompt_tokens=cut or -1,
+            use_activation=True,
         )
         for text, cut in zip(use.typed, use.cuts, strict=True)
     )

@@ -555,6 +555,13 @@ def test_what_a_consumer_has_to_be_told_is_said(make_model: ModelMaker, checkpoi
     save_portable(make_model(), tmp_path / "none")
     noted = {report.consumer for report in check_portable(tmp_path / "none") if report.notes}
     assert noted == {"text-embeddings-inference", "vLLM", "infinity"}, "half precision alone"
+    [vllm] = (report for report in check_portable(tmp_path / "none") if report.consumer == "vLLM")
+    assert "use_activation" in vllm.notes[-1], "it normalises only for a module that does"
+    normal = make_model()
+    normal.append(Normalize())
+    save_portable(normal, tmp_path / "normal")
+    [vllm] = (report for report in check_portable(tmp_path / "normal") if report.consumer == "vLLM")
+    assert not any("use_activation" in note for note in vllm.notes)
 
 
 def test_what_an_earlier_call_left_in_the_tokenizer_is_not_saved(make_model: ModelMaker, tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def test_snippets_are_for_this_model(make_model: ModelMaker, tmp_path: Path, kin
         requests = [json.loads(shlex.split(line)[-1]) for line in found[server].code.splitlines() if "curl" in line]
         assert [request[field] for request in requests] == [[text] for text in use.typed]
         assert not any("truncation_side" in request for request in requests), "vLLM then cuts the end token off"
+        assert all("use_activation" in request for request in requests) == (server == "vLLM"), "of length 1"
         cuts = [request.get("truncate_prompt_tokens") for request in requests]
         assert cuts == ([None, None] if server != "vLLM" else [16, 48] if kind == "native" else [512, 512])
     for program in {"sentence-transformers", "transformers"} & set(found):

@@ -238,6 +238,11 @@ def _half_precision(checkpoint: Checkpoint) -> Problems:
     yield "it computes in half precision unless it is told --dtype float32"
 
 
+def _not_normalized(checkpoint: Checkpoint) -> Problems:
+    if not any(module["type"].endswith(".Normalize") for module in checkpoint.modules):
+        yield "its vectors have length 1 only where a request says use_activation, as modules.json has no Normalize"
+
+
 def _lengths(checkpoint: Checkpoint) -> Problems:
     length, config = checkpoint.lengths.get("max_seq_length"), checkpoint.config
     if not isinstance(length, int) or isinstance(length, bool) or length < 1:
@@ -334,7 +339,7 @@ NOTES: dict[str, tuple[Check, ...]] = {
     "transformers": (_untold_instructions,),
     "text-embeddings-inference": (_untold_instructions, _half_precision),
     "text-embeddings-inference on a CPU": (_untold_instructions,),
-    "vLLM": (_untold_instructions, _half_precision),
+    "vLLM": (_untold_instructions, _half_precision, _not_normalized),
     "llama.cpp and Ollama": (_untold_instructions,),
     "infinity": (_untold_instructions, _half_precision),
     **dict.fromkeys(_ST_INSIDE, (_untold_instructions,)),
