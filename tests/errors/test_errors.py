@@ -29,6 +29,7 @@ ROWS = [pytest.param(module, row, id=f"{module}: {row.name}") for module, rows i
 
 # Modules that raise an InputError without a row here, and why.
 EXEMPT = {
+    "errors": "`optional` raises for others, which have the rows",
     "distributed": "passes on what another rank raised; tests/ground/test_distributed.py",
     "modeling.saved_adapters": "needs an adapter that a run left; tests/training/test_lora.py",
     "training.zero": "converts a checkpoint that DeepSpeed wrote; tests/training/test_resume.py",
@@ -62,10 +63,11 @@ def named(path: Path) -> str:
 
 
 def origin(error: BaseException) -> str:
-    """The module that found the error: the innermost one of the package in its traceback."""
+    """The module that found the error: the innermost one of the package in its traceback, errors.py left out."""
     found, trace = "", error.__traceback__
     while trace is not None:
-        found = named(Path(trace.tb_frame.f_code.co_filename)) or found
+        file = Path(trace.tb_frame.f_code.co_filename)
+        found = found if file == PACKAGE / "errors.py" else named(file) or found
         trace = trace.tb_next
     return found
 
@@ -143,10 +145,12 @@ def input_errors() -> set[str]:
 
 
 def raised_in() -> Iterator[tuple[str, str]]:
-    """(module, name) for every name in a ``raise`` of the package, the error's among them."""
+    """(module, name) for every name in a ``raise`` of the package, the error's among them; ``optional`` raises one."""
     for module, tree in trees():
         for node in ast.walk(tree):
-            if isinstance(node, ast.Raise) and node.exc is not None:
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "optional":
+                yield module, "MissingPackage"
+            elif isinstance(node, ast.Raise) and node.exc is not None:
                 yield from ((module, name.id) for name in ast.walk(node.exc) if isinstance(name, ast.Name))
 
 
