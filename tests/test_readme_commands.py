@@ -71,6 +71,13 @@ def test_no_row_is_left_over() -> None:
     assert not (left := {row.pattern for row in RUNS} - used), f"checks of no command: {left}"
 
 
+def test_tests_that_a_readme_names_are_collected() -> None:
+    """What a row asks of them is that; run, they take minutes."""
+    named = [command for command in story() if "pytest " in command.text and " tests/" in command.text]
+    assert len(named) >= 8
+    assert not [one.text for one in named if (row := row_of(one)) and "PYTEST_ADDOPTS" not in environment_of(one, row)]
+
+
 def test_every_placeholder_is_filled() -> None:
     for command in story():
         words = shlex.split(re.sub(r"^([A-Z_]+=\S+ )+", "", command.filled))
