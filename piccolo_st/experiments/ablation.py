@@ -219,9 +219,7 @@ class Ablation:
         from piccolo_st.evaluation import evaluate
 
         write_tasks(self.tasks, self.output / "tasks.yaml")
-        [evaluation] = evaluate(
-            model, str(self.output / "tasks.yaml"), output=folder / "mteb", overwrite=True, device="cpu"
-        )
+        [evaluation] = evaluate(model, str(self.output / "tasks.yaml"), output=folder / "mteb", overwrite=True)
         if evaluation.failures:
             failures = "; ".join(f"{task}: {why}" for task, why in evaluation.failures.items())
             raise InputError(f"each of ablation.tasks must have a score, got failures in {failures}")

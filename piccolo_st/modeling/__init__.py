@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from piccolo_st.modeling.loading import load_encoder as load_encoder
     from piccolo_st.modeling.loading import load_pretrained as load_pretrained
     from piccolo_st.modeling.loading import weights_in_words as weights_in_words
+    from piccolo_st.modeling.packed.compiled import compile_layers as compile_layers
     from piccolo_st.modeling.packed.dropout import use_fast_dropout as use_fast_dropout
     from piccolo_st.modeling.packed.packing import packs as packs
     from piccolo_st.modeling.packed.packing import packs_now as packs_now

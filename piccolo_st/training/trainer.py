@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
+from accelerate.utils import DynamoBackend
 from datasets import Dataset, DatasetDict, IterableDataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.model import BaseModel
@@ -32,7 +33,7 @@ from transformers.trainer_utils import TrainOutput
 from piccolo_st.batches import PiccoloDataCollator, homogeneous_dataloader, list_missing
 from piccolo_st.distributed import agree
 from piccolo_st.losses.needs import check_needs
-from piccolo_st.modeling import use_fast_dropout, use_packing
+from piccolo_st.modeling import compile_layers, use_fast_dropout, use_packing
 from piccolo_st.releasing import TrainingCardCallback
 from piccolo_st.training.guards import (
     StopSignals,
@@ -109,12 +110,18 @@ class PiccoloTrainer(ResumableTrainer):
         return model
 
     def _speed_up(self, model: SentenceTransformer) -> None:
-        if self.args.torch_compile:  # a compiler wants stock modules
+        device, compiled = self.args.device.type, self.args.torch_compile
+        if compiled and device == "cpu":  # accelerate compiles the whole model, which must be stock modules then
             return
-        if self.args.device.type == "cpu" and getattr(self.args, "fast_dropout", False):
+        if device == "cpu" and getattr(self.args, "fast_dropout", False):
             use_fast_dropout(model)
         if getattr(self.args, "packing", False):
             use_packing(model, torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None)
+        if compiled:
+            compile_layers(
+                model, backend=self.args.torch_compile_backend or "inductor", mode=self.args.torch_compile_mode
+            )
+            self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO  # else all of it is compiled once more
 
     def preprocess_dataset(
         self, dataset: DatasetDict | Dataset | None = None, dataset_name: str | None = None

@@ -13,13 +13,15 @@ against the product in bfloat16 that is measured in the same run.
 from __future__ import annotations
 
 import argparse
+import gc
+import itertools
 import json
 import statistics
 import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -38,7 +40,9 @@ from transformers import BertConfig, BertModel
 
 from piccolo_st import environment
 from piccolo_st.losses import PiccoloLoss
-from piccolo_st.modeling.packed.packing import use_packing
+from piccolo_st.losses.contrast import contrastive_loss, unit
+from piccolo_st.losses.false_negatives import Exclusions
+from piccolo_st.modeling import compile_layers, use_packing
 from piccolo_st.tables import table
 from tests.benchmarks.loss_contenders import FLOOR_ANCHORS, floor, ours
 from tests.conftest import build_encoder
@@ -46,6 +50,8 @@ from tests.helpers.architectures import small_encoder
 from tests.modeling.test_packing import MODELS, build, made
 
 Features = dict[str, Any]
+Shape = tuple[str, int, int, int]
+PLAIN_KINDS = ("bert", "roberta", "xlm-roberta", "ernie", "nomic_bert")
 PLAIN = {"temperature": 0.05, "directions": ("query_to_doc",), "mask_duplicates": False}  # what ST's loss computes
 
 
@@ -55,24 +61,28 @@ class Scale:
 
     Attributes:
         device: where it runs.
-        shapes: name -> layers, width.
+        shapes: name, layers, width, and the rows of stage 2: what stock has memory for.
         product: rows of the square matrices of the first ceiling.
-        batches: rows of stage 1 and of stage 2.
+        batch: rows of stage 1.
         loss_rows: N of the loss alone.
+        pairs: N of the same in one direction, without hard negatives, once.
         dim: of the embeddings there.
         steps: that are measured, after three that are not.
+        compiler: torch.compile's backend.
     """
 
     device: str = "cuda"
-    shapes: tuple[tuple[str, int, int], ...] = (("BERT-base", 12, 768), ("BERT-large", 24, 1024))
+    shapes: tuple[Shape, ...] = (("BERT-base", 12, 768, 32), ("BERT-large", 24, 1024, 12))
     product: int = 8192
-    batches: tuple[int, int] = (1024, 8)
-    loss_rows: tuple[int, ...] = (4096, 16384, 65536, 131072, 262144, 524288, 1048576)
+    batch: int = 1024
+    loss_rows: tuple[int, ...] = (4096, 16384, 65536, 262144)
+    pairs: int = 1_048_576
     dim: int = 1024
     steps: int = 6
+    compiler: str = "inductor"
 
 
-SMALL = Scale("cpu", (("tiny", 2, 32),), 64, (16, 2), (64, 128), 16, 1)
+SMALL = Scale("cpu", (("tiny", 2, 32, 2),), 64, 16, (64, 128), 256, 16, 1, "eager")
 
 
 @dataclass
@@ -129,9 +139,9 @@ def equality(run: Run) -> list[dict[str, object]]:
     """Packed and padded rows in bfloat16, each against padded rows in float32: relative norm of the differences."""
     encoder = build_encoder(run.folder / "encoder")
     found = []
-    for name in ("bert", *MODELS):
+    for name in (*PLAIN_KINDS, *MODELS):
         (run.folder / name).mkdir()
-        small = small_encoder("bert") if name == "bert" else made(name)
+        small = made(name) if name in MODELS else small_encoder(name)
         model = build(run.folder / name, small, encoder).to(run.scale.device)
         vocabulary = model[0].model.config.vocab_size
         rows = features([70, 3, 33, 50, 8], vocabulary, run.scale.device)
@@ -217,50 +227,57 @@ class CountedTokens:
         self._handle.remove()
 
 
-def contenders(stage: int) -> Iterator[tuple[str, float, bool, Callable[[SentenceTransformer], nn.Module]]]:
-    """Name, dropout of attention weights, whether rows are packed, and the loss of a model."""
-    if stage == 2:
-        yield "ST, attention dropout 0.1", 0.1, False, lambda model: MultipleNegativesRankingLoss(model)
-        yield "ST", 0.0, False, lambda model: MultipleNegativesRankingLoss(model)
-        yield "ours, padded", 0.0, False, lambda model: PiccoloLoss(model, **PLAIN)
-        yield "ours, packed", 0.0, True, lambda model: PiccoloLoss(model, **PLAIN)
-        return
-    yield "ST, cached", 0.0, False, lambda model: CachedMultipleNegativesRankingLoss(model, mini_batch_size=256)
-    tokens = 256 * 128
-    yield "ours, padded", 0.0, False, lambda model: PiccoloLoss(model, **PLAIN, mini_batch_num_tokens=tokens)
-    yield "ours, packed", 0.0, True, lambda model: PiccoloLoss(model, **PLAIN, mini_batch_num_tokens=tokens)
+@dataclass(frozen=True)
+class Contender:
+    """Who trains.
+
+    Attributes:
+        loss: of a model.
+        dropout: of attention weights.
+        packed: whether rows are packed.
+        compiled: whether the encoder's layers are compiled.
+        rows: how many times as many.
+    """
+
+    loss: Callable[[SentenceTransformer], nn.Module]
+    dropout: float = 0.0
+    packed: bool = False
+    compiled: bool = False
+    rows: int = 1
 
 
-def training(run: Run, shape: tuple[str, int, int], stage: int) -> list[dict[str, object]]:
+def contenders(stage: int) -> dict[str, Contender]:
+    """Those of a stage, by name."""
+
+    def ours(**options: int) -> Callable[[SentenceTransformer], nn.Module]:
+        return lambda model: PiccoloLoss(model, **PLAIN, **options)
+
+    tokens = {"mini_batch_num_tokens": 256 * 128} if stage == 1 else {}
+    found = {
+        "ours, padded": Contender(ours(**tokens)),
+        "ours, packed": Contender(ours(**tokens), packed=True),
+        "ours, packed, layers compiled": Contender(ours(**tokens), packed=True, compiled=True),
+    }
+    if stage == 1:
+        cached = Contender(lambda model: CachedMultipleNegativesRankingLoss(model, mini_batch_size=256))
+        return {"ST, cached": cached} | found
+    stock = Contender(MultipleNegativesRankingLoss)
+    found["ours, packed, layers compiled, three times the rows"] = Contender(ours(), packed=True, compiled=True, rows=3)
+    return {"ST, attention dropout 0.1": replace(stock, dropout=0.1), "ST": stock} | found
+
+
+def training(run: Run, shape: Shape, stage: int) -> list[dict[str, object]]:
     """Steps of AdamW under autocast to bfloat16: stage 1 with caching at 128/128, stage 2 at 64/512 and 7 negatives."""
-    name, layers, width = shape
-    rows = run.scale.batches[stage - 1]
-    batch = (
-        columns(rows, 64, 512, 7, run.scale.device, 0)
-        if stage == 2
-        else columns(rows, 128, 128, 0, run.scale.device, 0)
-    )
-    lengths = [int(n) for column in batch for n in column["attention_mask"].sum(dim=1)]
-    flops = 3 * layers * sum(24 * width**2 * n + 4 * width * n**2 for n in lengths)
+    name, layers, width, rows = shape
     found: list[dict[str, object]] = []
-    for contender, dropout, packed, loss_of in contenders(stage):
-        model = bert(run, layers, width, dropout)
-        said = use_packing(model, torch.bfloat16) if packed else False
-        loss = loss_of(model)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-        losses: list[Tensor] = []
-
-        def step(
-            loss: nn.Module = loss, optimizer: torch.optim.Optimizer = optimizer, losses: list[Tensor] = losses
-        ) -> None:
-            with torch.autocast(run.scale.device, dtype=torch.bfloat16):
-                value = loss([dict(column) for column in batch], None)
-            value.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(value.detach())
-
-        counted = CountedTokens(model)
+    for contender, settings in contenders(stage).items():
+        sizes = (settings.rows * rows, 64, 512, 7) if stage == 2 else (run.scale.batch, 128, 128, 0)
+        batches = [columns(*sizes, run.scale.device, seed) for seed in range(2)]  # two, so that shapes change
+        lengths = [int(n) for batch in batches for column in batch for n in column["attention_mask"].sum(dim=1)]
+        flops = 3 * layers * sum(24 * width**2 * n + 4 * width * n**2 for n in lengths) / 2
+        step = Step(run, shape, settings, batches)
+        counted = CountedTokens(step.model)
+        step()
         step()
         computed = counted.tokens
         counted.remove()
@@ -270,17 +287,64 @@ def training(run: Run, shape: tuple[str, int, int], stage: int) -> list[dict[str
                 "shape": name,
                 "stage": stage,
                 "contender": contender,
-                "packs": said,
-                "samples_per_s": rows / seconds,
+                "packs": step.packs,
+                "samples_per_s": sizes[0] / seconds,
                 # Caching embeds every row twice.
                 "computed_over_real": computed / sum(lengths) / (2 if stage == 1 else 1),
                 "mfu": flops / seconds / 1e12 / run.found["ceilings"]["bf16_tflops"],
                 "gib": memory,
                 "syncs": synchronisations(step) if run.cuda else None,
-                "first_loss": float(losses[0]),
+                "first_loss": float(step.losses[0]),
             }
         )
-        del model, loss, optimizer
+        print(found[-1], flush=True)
+        del step
+        gc.collect()
+    return found
+
+
+class Step:
+    """A step of training of one contender, which takes the batches in turns."""
+
+    def __init__(self, run: Run, shape: Shape, settings: Contender, batches: Sequence[list[Features]]) -> None:
+        self.device = run.scale.device
+        self.model = bert(run, shape[1], shape[2], settings.dropout)
+        self.packs = use_packing(self.model, torch.bfloat16) if settings.packed else False
+        if settings.compiled:
+            compile_layers(self.model, backend=run.scale.compiler)
+        self.loss = settings.loss(self.model)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
+        self.losses: list[Tensor] = []
+        self.batches = itertools.cycle(batches)
+
+    def __call__(self) -> None:
+        with torch.autocast(self.device, dtype=torch.bfloat16):
+            value = self.loss([dict(column) for column in next(self.batches)], None)
+        value.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.losses.append(value.detach())
+
+
+def profile(run: Run, shape: Shape) -> dict[str, str]:
+    """Where the time of a step of stage 2 goes, packed, as it is and with compiled layers."""
+    found = {}
+    for name, settings in list(contenders(2).items())[3:5]:
+        batches = [columns(shape[3], 64, 512, 7, run.scale.device, seed) for seed in range(2)]
+        step = Step(run, shape, settings, batches)
+        for _ in range(4):
+            step()
+        run.wait()
+        activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * run.cuda
+        with torch.profiler.profile(activities=activities) as profiler:
+            begun = time.perf_counter()
+            step()
+            launched = time.perf_counter() - begun
+            run.wait()
+            whole = time.perf_counter() - begun
+        by = "self_cuda_time_total" if run.cuda else "self_cpu_time_total"
+        shown = profiler.key_averages().table(sort_by=by, row_limit=40, max_name_column_width=90)
+        found[name] = f"launched in {launched * 1000:.0f} ms of {whole * 1000:.0f}\n{shown}"
     return found
 
 
@@ -301,15 +365,17 @@ def loss_alone(run: Run) -> list[dict[str, object]]:
     found: list[dict[str, object]] = []
     for precision in ("high", "highest"):
         torch.set_float32_matmul_precision(precision)
-        before = 0.0
+        before, last = 0.0, 1
         for rows in run.scale.loss_rows:
-            if 4 * before > 8:  # what it would take
+            expected = before * (rows / last) ** 2
+            if expected > 100:
                 break
+            slow = expected > 1
             vectors = [torch.randn(rows, run.scale.dim, device=run.scale.device, requires_grad=True) for _ in range(3)]
-            once = replace(run, scale=replace(run.scale, steps=1 if before > 0.1 else run.scale.steps))
-            least = once.seconds(lambda v=vectors: floor(*v), warm=1) if rows >= FLOOR_ANCHORS else None
-            seconds, memory = once.peak(lambda v=vectors: ours(*v), warm=1)
-            before = seconds
+            once = replace(run, scale=replace(run.scale, steps=1 if slow else run.scale.steps))
+            least = once.seconds(lambda v=vectors: floor(*v), warm=1) if rows >= FLOOR_ANCHORS and not slow else None
+            seconds, memory = once.peak(lambda v=vectors: ours(*v), warm=0 if slow else 1)
+            before, last = seconds, rows
             found.append(
                 {
                     "precision": precision,
@@ -320,21 +386,49 @@ def loss_alone(run: Run) -> list[dict[str, object]]:
                     "over_inputs": memory * 2**30 / (3 * vectors[0].nbytes),
                 }
             )
+            print(found[-1], flush=True)
+    torch.set_float32_matmul_precision("high")
+    rows = run.scale.pairs
+    pairs = [torch.randn(rows, run.scale.dim, device=run.scale.device, requires_grad=True) for _ in range(2)]
+    once = replace(run, scale=replace(run.scale, steps=1))
+    seconds, memory = once.peak(lambda: one_direction(*pairs), warm=0)
+    over = memory * 2**30 / (2 * pairs[0].nbytes)
+    found.append(
+        {
+            "precision": "high, pairs",
+            "rows": rows,
+            "seconds": seconds,
+            "over_products": None,
+            "gib": memory,
+            "over_inputs": over,
+        }
+    )
     torch.set_float32_matmul_precision("highest")
     return found
 
 
+def one_direction(queries: Tensor, positives: Tensor) -> None:
+    """The loss of queries against all positives."""
+    none = queries.new_zeros(0, queries.shape[1])
+    exclusions = Exclusions(len(queries), torch.arange(0))
+    contrastive_loss(
+        unit(queries), unit(positives), none, exclusions, temperature=0.05, directions=("query_to_doc",)
+    ).loss.backward()
+
+
 def parts(scale: Scale) -> dict[str, Callable[[Run], object]]:
     """Name -> what it measures, in order of worth."""
-    named: dict[str, Callable[[Run], object]] = {"ceilings": ceilings, "equality": equality}
+    named: dict[str, Callable[[Run], object]] = {"ceilings": ceilings}
     for stage in (2, 1):
         for shape in scale.shapes:
             named[f"{shape[0]}, stage {stage}"] = lambda run, shape=shape, stage=stage: training(run, shape, stage)
-    return named | {"loss": loss_alone}
+        if stage == 2:
+            named["profile"] = lambda run: profile(run, scale.shapes[-1])
+    return named | {"loss": loss_alone, "equality": equality}
 
 
-def measure(scale: Scale, output: Path, limit: float) -> dict[str, Any]:
-    """Run the parts that begin within a limit in seconds; ``gpu.json`` is written after each."""
+def measure(scale: Scale, output: Path, limit: float, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Run the parts of some names, or all, that begin within a limit in seconds; ``gpu.json`` is written after each."""
     output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     name = torch.cuda.get_device_name() if scale.device == "cuda" else scale.device
@@ -342,6 +436,8 @@ def measure(scale: Scale, output: Path, limit: float) -> dict[str, Any]:
         run = Run(scale, Path(folder))
         report = {"device": name, "versions": environment.versions(), "parts": run.found}
         for part, measured in parts(scale).items():
+            if only and part not in (*only, "ceilings"):
+                continue
             begun = time.perf_counter()
             try:
                 run.found[part] = measured(run) if begun - start < limit else "left out: the time was over"
@@ -354,6 +450,8 @@ def measure(scale: Scale, output: Path, limit: float) -> dict[str, Any]:
 
 def shown(found: object) -> str:
     """A part's rows as a table."""
+    if isinstance(found, dict) and all(isinstance(value, str) for value in found.values()):
+        return "\n\n".join(f"{name}: {value}" for name, value in found.items())
     rows = [found] if isinstance(found, dict) else found
     if not isinstance(rows, list):
         return str(found)
@@ -387,7 +485,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/gpu"))
     parser.add_argument("--seconds", type=float, default=480, help="no part begins later")
+    parser.add_argument("--only", nargs="+", choices=list(parts(Scale())), default=[], help="parts; all without it")
     given = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("no GPU is to be seen; begin the command with CUDA_VISIBLE_DEVICES=0, since the tests hide them")
-    measure(Scale(), given.output, given.seconds)
+    measure(Scale(), given.output, given.seconds, given.only)

@@ -20,7 +20,7 @@ SHAPE = {
 DECODERS = ("qwen2", "qwen3", "llama", "mistral", "gemma2", "gemma3_text")
 GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-OF_KIND = {**dict.fromkeys(DECODERS, GROUPED), **dict.fromkeys(("bert", "roberta", "xlm-roberta"), STILL)}
+OF_KIND = {**dict.fromkeys(DECODERS, GROUPED), **dict.fromkeys(("bert", "roberta", "xlm-roberta", "ernie"), STILL)}
 
 
 def small_config(kind: str, **sizes: Any) -> PreTrainedConfig:

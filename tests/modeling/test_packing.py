@@ -19,7 +19,7 @@ from transformers import BertModel, PreTrainedModel
 from piccolo_st.modeling.loading import load_encoder
 from piccolo_st.modeling.packed.attention import _SCORES, ATTENTION, SHORT, Blocks, attention, similar_lengths
 from piccolo_st.modeling.packed.packing import pack, packs, packs_now, use_packing
-from piccolo_st.modeling.packed.varlen import Borders, Tried, View, _varlen_attn, reference
+from piccolo_st.modeling.packed.varlen import _KNOWN, Borders, Tried, View, reference
 from piccolo_st.modeling.pooling import set_instruction_pooling
 from piccolo_st.modeling.portable.saving import save_portable
 from tests.conftest import build_encoder
@@ -362,7 +362,7 @@ def test_a_kernel_is_refused_with_the_reason(
         assert not use_packing(make_model(dropout=True), torch.bfloat16, reference)
         assert not use_packing(make_model(), torch.float16, short_sighted)
     assert "set train.bf16 or train.fp16 to true" in caplog.text
-    assert "set attention_probs_dropout_prob to 0.0 in the config.json of the checkpoint" in caplog.text
+    assert "set model.config_kwargs.attention_probs_dropout_prob to 0.0" in caplog.text
     assert "its attention in float16 is " in caplog.text
     rows = torch.randn(1, 2, 5, 8)
     with pytest.raises(ValueError, match=r"no dropout of attention weights, got 0.1"):
@@ -371,15 +371,15 @@ def test_a_kernel_is_refused_with_the_reason(
 
 
 def test_the_remedy_for_dropout_lets_a_kernel_pack(tmp_path: Path) -> None:
-    """A checkpoint with dropout, its config.json changed as the warning says, loaded as a run loads it."""
+    """A checkpoint with dropout, loaded as a run loads it that does what the warning says."""
     folder = build_encoder(tmp_path / "encoder")
-    path = folder / "config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert settings["attention_probs_dropout_prob"] > 0
     assert not use_packing(load_encoder(str(folder), instructions="none"), torch.bfloat16, reference)
-    path.write_text(json.dumps(settings | {"attention_probs_dropout_prob": 0.0}), encoding="utf-8")
-    assert use_packing(load_encoder(str(folder), instructions="none"), torch.bfloat16, reference)
+    remedy = {"attention_probs_dropout_prob": 0.0}
+    encoder = load_encoder(str(folder), instructions="none", config_kwargs=remedy)
+    assert use_packing(encoder, torch.bfloat16, reference)
 
 
 def test_the_kernel_of_torch_takes_windows_and_a_scale() -> None:
-    assert {"scale", "window_size"} <= _varlen_attn()[1]
+    assert {"scale", "window_size"} <= _KNOWN

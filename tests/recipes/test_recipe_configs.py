@@ -195,6 +195,7 @@ def test_the_variants_of_an_ablation_parse_and_start_from_one_encoder(
     assert len(starts) == 1, "every variant starts from the same encoder"
     for own in sections:
         (tmp_path / "run.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
-        parse_run([str(tmp_path / "run.yaml")], FinetuneConfig, tmp_path / "run.yaml")
+        config = parse_run([str(tmp_path / "run.yaml")], FinetuneConfig, tmp_path / "run.yaml")
+        assert parse_mixture(config.mixture)[0]
     only: Any = [task["only"] for task in ablation.settings.tasks if "only" in task]
     assert {name for own in only for name in own} <= {entry["name"] for entry in entries}

@@ -228,7 +228,7 @@ def _unfit_for_kernel(encoder: PreTrainedModel, dtype: torch.dtype | None) -> st
     for name, value in drops.items():
         return (
             f"its attention weights have dropout ({name} {value}), which no kernel for packed rows has; set "
-            f"{name} to 0.0 in the config.json of the checkpoint"
+            f"model.config_kwargs.{name} to 0.0"
         )
     return ""
 

@@ -10,14 +10,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 
 Features = dict[str, Any]
+
+_KNOWN = frozenset(inspect.signature(varlen_attn).parameters)
+"""The names of its arguments, which grow from version to version."""
 
 HALF = (torch.float16, torch.bfloat16)
 """What the kernel computes in."""
@@ -78,6 +81,10 @@ class Borders:
     kernel: Kernel
     features: Features = field(default_factory=dict)
     place: Tensor | None = None
+    longest: int = field(init=False)  # a number, because a compiled layer is compiled anew for another list
+
+    def __post_init__(self) -> None:
+        self.longest = max(self.lengths)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, view: View, scale: float, dropout: float) -> Tensor:
         """(1, heads, tokens, width) each -> (1, tokens, heads, width).
@@ -88,7 +95,7 @@ class Borders:
         if dropout:
             raise ValueError(f"packed texts on a GPU have no dropout of attention weights, got {dropout}")
         query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-        return self.kernel(query, key, value, self.borders, max(self.lengths), view, scale)[None]
+        return self.kernel(query, key, value, self.borders, self.longest, view, scale)[None]
 
 
 def varlen(
@@ -99,30 +106,19 @@ def varlen(
     Raises:
         ValueError: this torch's kernel knows no windows.
     """
-    attend, known = _varlen_attn()
-    if not {"scale", "window_size"} <= known:
+    if not {"scale", "window_size"} <= _KNOWN:
         raise ValueError(f"torch {torch.__version__} has no attention of packed texts with windows; 2.11 has")
     options: dict[str, object] = {"scale": scale}
     if query.shape[1] != key.shape[1]:
-        if "enable_gqa" in known:
+        if "enable_gqa" in _KNOWN:
             options["enable_gqa"] = True
         else:
             key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
     behind = -1 if view.window is None or view.window >= longest else view.window - 1
     options["window_size"] = (behind, 0 if view.causal else behind)
-    output = attend(query, key, value, borders, borders, longest, longest, **options)
+    output = varlen_attn(query, key, value, borders, borders, longest, longest, **options)
     assert isinstance(output, Tensor)
     return output
-
-
-@cache
-def _varlen_attn() -> tuple[Any, frozenset[str]]:
-    """torch's function, and the names of its arguments, which grow from version to version."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None, frozenset()
-    return varlen_attn, frozenset(inspect.signature(varlen_attn).parameters)
 
 
 def reference(
