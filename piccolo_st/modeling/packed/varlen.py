@@ -108,7 +108,7 @@ def varlen(
     """
     if not {"scale", "window_size"} <= _KNOWN:
         raise ValueError(f"torch {torch.__version__} has no attention of packed texts with windows; 2.11 has")
-    options: dict[str, object] = {"scale": scale}
+    options: dict[str, Any] = {"scale": scale}
     if query.shape[1] != key.shape[1]:
         if "enable_gqa" in _KNOWN:
             options["enable_gqa"] = True
