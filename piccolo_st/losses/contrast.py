@@ -224,6 +224,8 @@ class _Contrast(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Saved, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if scale.device.type == "cpu" and scale == 1:  # as large as the inputs once more; a GPU would have to be asked
+            return (None, *ctx.saved_tensors)
         return (None, *(gradient * scale for gradient in ctx.saved_tensors))
 
 

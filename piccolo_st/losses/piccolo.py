@@ -197,10 +197,11 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
                 "again; leave mini_batch_size and mini_batch_num_tokens unset inside them"
             )
         refuse_early_reduction(self.model)
-        rows = sort_rows(columns, model_reads_task(self.model), packs_now(self.model))
+        packed = packs_now(self.model)
+        rows = sort_rows(columns, model_reads_task(self.model), packed)
         # The mixin hands what it calls the labels to calculate_loss as they are. Ours are the step.
         step = cast(Tensor, _Step(batch, rows))
-        return self.forward_cached([group.features for group in rows.groups], step)
+        return self.forward_cached([part for group in rows.groups for part in group.parts(packed)], step)
 
     def calculate_loss(self, reps: list[list[Tensor]], labels: object = None, *, with_backward: bool = False) -> Tensor:
         """Called by the gradient cache with the embeddings of all mini-batches; ``labels`` is the :class:`_Step`."""

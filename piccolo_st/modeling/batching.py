@@ -13,7 +13,8 @@ computes that padding: half of all tokens on short Chinese questions. Here:
 (5) The embeddings are put back in order and split into columns.
 
 Loss and gradients are those of the padded batch up to rounding; only dropout draws other masks. The same groups serve
-gradient caching: there ST's ``CachedLossMixin`` cuts the sorted rows into its mini-batches, in place of (3) and (4).
+gradient caching: there ST's ``CachedLossMixin`` cuts its mini-batches from a few parts of the sorted rows, in place of
+(3) and (4).
 
 The caller's feature dicts are never changed: the model always gets new ones.
 """
@@ -32,7 +33,7 @@ from sentence_transformers.base.modules import Router
 from torch import Tensor, nn
 
 from piccolo_st.distributed import last_forward_syncs
-from piccolo_st.modeling.cutting import chunk_ranges
+from piccolo_st.modeling.cutting import chunk_ranges, few_chunks
 from piccolo_st.modeling.packed.packing import ROW_LENGTHS, packs_now
 from piccolo_st.modeling.packed.varlen import Features as Features
 
@@ -95,15 +96,24 @@ class RowGroup:
         """Features of each chunk, trimmed to its longest row. See :func:`cutting.chunk_ranges`."""
         if self.lengths is None:
             return [dict(self.features)]
-        total, width = len(self.lengths), max(1, self.lengths[0])
         device = _device(self.features).type
+        return self._cut(self.lengths, chunk_ranges(self.lengths, chunk_tokens, device, packed, self.padded))
+
+    def parts(self, packed: bool = False) -> list[Features]:
+        """Features of few parts that mini-batches are cut from: with padding, no more of it than the columns had."""
+        if self.lengths is None or packed:
+            return [dict(self.features)]
+        return self._cut(self.lengths, few_chunks(self.lengths, self.padded))
+
+    def _cut(self, lengths: Sequence[int], ranges: Iterable[tuple[int, int]]) -> list[Features]:
+        total, width = len(lengths), max(1, lengths[0])
         chunks = []
-        for begin, end in chunk_ranges(self.lengths, chunk_tokens, device, packed, self.padded):
+        for begin, end in ranges:
             chunk = {}
             for key, value in self.features.items():
                 if _is_per_row(value, key, total):
                     by_token = value.ndim >= 2 and value.shape[1] == width
-                    value = value[begin:end, : max(1, self.lengths[begin])] if by_token else value[begin:end]
+                    value = value[begin:end, : max(1, lengths[begin])] if by_token else value[begin:end]
                 chunk[key] = value
             chunks.append(chunk)
         return chunks

@@ -42,8 +42,8 @@ def ours(queries: Tensor, positives: Tensor, negatives: Tensor) -> None:
     """contrastive_loss from raw embeddings, looking for duplicates among texts that all differ."""
     rows, hard = len(queries), len(negatives)
     exclusions = Exclusions(rows, torch.arange(hard) % rows, torch.randperm(rows), torch.randperm(rows + hard))
-    vectors = [unit(x) for x in (queries, positives, negatives)]
-    contrastive_loss(*vectors, exclusions, temperature=TEMPERATURE).loss.backward()
+    loss = contrastive_loss(*map(unit, (queries, positives, negatives)), exclusions, temperature=TEMPERATURE).loss
+    loss.backward()  # of unit vectors that nobody else holds, as in training
 
 
 def st(queries: Tensor, positives: Tensor, negatives: Tensor) -> None:
@@ -64,8 +64,9 @@ def st_cached(queries: Tensor, positives: Tensor, negatives: Tensor) -> None:
 def ours_one_rank_of_many(queries: Tensor, positives: Tensor, negatives: Tensor) -> None:
     """1,024 rows against all: what one rank computes when it holds 1,024 of the N rows."""
     exclusions = Exclusions(len(queries), torch.arange(len(negatives)))
-    vectors = [unit(x) for x in (queries, positives, negatives)]
-    contrastive_loss(*vectors, exclusions, temperature=TEMPERATURE, rows=(0, 1024)).loss.backward()
+    vectors = map(unit, (queries, positives, negatives))
+    loss = contrastive_loss(*vectors, exclusions, temperature=TEMPERATURE, rows=(0, 1024)).loss
+    loss.backward()
 
 
 class Measurement(NamedTuple):

@@ -471,6 +471,7 @@ def test_every_part_runs_on_a_cpu(tmp_path: Path) -> None:
         assert own["ours, packed"]["computed_over_real"] == pytest.approx(1.0, abs=0.001)
         stock = next(row for name, row in own.items() if name in ("ST", "ST, cached"))
         assert stock["computed_over_real"] > 1.2
+        assert own["ours, padded"]["computed_over_real"] <= stock["computed_over_real"]
         assert own["ours, padded"]["first_loss"] == pytest.approx(stock["first_loss"], rel=0.2)  # dropout draws anew
 
 

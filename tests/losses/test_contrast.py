@@ -256,7 +256,11 @@ def test_the_backward_scales_and_runs_twice_but_not_through() -> None:
     q, p, h = vectors(4, 4, 3, dim=6)
     q.requires_grad_()
     loss = ours(q, p, h, [0, 1, 2], temperature=0.05).loss
+    loss.backward(retain_graph=True)
+    q.grad.zero_()  # what a leaf was given is its own
+    loss.backward(retain_graph=True)
     (once,) = torch.autograd.grad(loss, q, retain_graph=True)
+    assert torch.equal(q.grad, once)
     (tripled,) = torch.autograd.grad(3 * loss, q)
     assert torch.allclose(tripled, 3 * once)
     assert once.norm() > 0

@@ -113,6 +113,23 @@ def test_equals_the_padded_columns(make_model: Callable[..., Any], pooling: str,
     assert all(one["attention_mask"][:, -1].any() for one in seen)  # no chunk is wider than its longest row
 
 
+def test_parts_for_mini_batches_have_no_more_padding_than_the_columns(make_model: Callable[..., Any]) -> None:
+    model = make_model()
+    columns = features(model)
+    [group] = sort_rows(columns).groups
+    parts = group.parts()
+    tokens = [one["input_ids"].numel() for one in parts]
+    assert len(parts) > 1 and sum(tokens) <= sum(one["input_ids"].numel() for one in columns)
+    assert sum(tokens) < group.features["input_ids"].numel(), "one part would have more"
+    rows = [row[: int(mask.sum())].tolist() for one in parts for row, mask in zip(*rows_of(one), strict=True)]
+    assert rows == [row[: int(mask.sum())].tolist() for row, mask in zip(*rows_of(group.features), strict=True)]
+    assert [one["input_ids"].shape for one in group.parts(packed=True)] == [group.features["input_ids"].shape]
+
+
+def rows_of(features: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    return features["input_ids"], features["attention_mask"]
+
+
 def test_the_losses_own_keys_never_reach_the_model(make_model: Callable[..., Any]) -> None:
     model = make_model().double().train()
     columns = features(model)
