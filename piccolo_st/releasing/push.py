@@ -109,6 +109,7 @@ class PortablePushes(_Base):
     hub_model_id: Any  # None until the trainer has made its repository
     push_in_progress: Any
     model: Any
+    _pushes: HfApi | None = None
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make the repository, as the stock trainer does at its start."""
@@ -132,12 +133,14 @@ class PortablePushes(_Base):
         staging = Path(tempfile.mkdtemp(prefix="._push-", dir=args.output_dir))
         shutil.copytree(checkpoint_folder, staging, copy_function=_link, dirs_exist_ok=True)
 
+        message = f"Training in progress, step {self.state.global_step}"  # which goes on while a push waits
+
         def push() -> CommitInfo:
             try:
                 return push_checkpoint(
                     staging,
                     self.hub_model_id,
-                    message=f"Training in progress, step {self.state.global_step}",
+                    message=message,
                     revision=args.hub_revision,
                     state_path=state_path,
                     portable=not problems(self.model),
@@ -146,7 +149,8 @@ class PortablePushes(_Base):
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
 
-        job: Future[CommitInfo] = HfApi().run_as_future(push)
+        self._pushes = self._pushes or HfApi()  # one has one thread, so that no push overtakes another
+        job: Future[CommitInfo] = self._pushes.run_as_future(push)
         job.add_done_callback(_log_failure)
         running: Any = [] if self.push_in_progress is None else [j for j in self.push_in_progress.jobs if not j.done()]
         self.push_in_progress = PushInProgress([*running, job])  # type: ignore[arg-type]

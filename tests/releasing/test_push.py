@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -53,6 +56,35 @@ def test_what_is_not_portable_or_holds_a_secret_is_not_pushed(
         push_checkpoint(tmp_path / "leaky", REPO, message="x")
     assert TOKEN not in str(error.value)
     assert [call.route for call in hub.calls].count("commit") == 0
+
+
+def test_a_push_waits_for_the_one_before_it_and_keeps_its_step(
+    make_model: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one is slow: meanwhile the run goes on to the second save."""
+    saved, begun, done = threading.Event(), [], []
+
+    def pushed(folder: Path, repo_id: str, *, message: str, **options: object) -> None:
+        begun.append(folder)
+        if len(begun) == 1:
+            assert saved.wait(60)
+            time.sleep(0.2)
+        done.append((message, (folder / "step").read_text()))
+
+    monkeypatch.setattr("piccolo_st.releasing.push.push_checkpoint", pushed)
+    trainer: Any = PortablePushes.__new__(PortablePushes)
+    hub = {"hub_strategy": "all_checkpoints", "hub_always_push": True, "hub_revision": None, "hub_token": None}
+    trainer.args = SimpleNamespace(output_dir=str(tmp_path), **hub)
+    trainer.model, trainer.hub_model_id, trainer.push_in_progress = make_model(), REPO, None
+    trainer.is_world_process_zero = lambda: True
+    for step in ("1", "2"):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "step").write_text(step)
+        trainer.state = SimpleNamespace(global_step=int(step))
+        trainer._push_from_checkpoint(str(tmp_path / f"checkpoint-{step}"))
+    saved.set()
+    trainer.push_in_progress.wait_until_done()
+    assert done == [(f"Training in progress, step {step}", step) for step in ("1", "2")]
 
 
 @pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint", "all_checkpoints"])
