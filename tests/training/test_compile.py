@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from piccolo_st.modeling import compile_layers
 from tests.helpers.resume_cases import Case, make_trainer
 
 
@@ -45,3 +46,32 @@ def test_a_compiled_run_trains_the_same(caching: dict[str, Any], encoder_dir_no_
     moved = max((new - old).abs().max().item() for new, old in zip(weights[False], before, strict=True))
     apart = max((one - other).abs().max().item() for one, other in zip(*weights.values(), strict=True))
     assert apart < 0.01 * moved
+
+
+@pytest.mark.parametrize("caching", [{}, {"mini_batch_num_tokens": 40}], ids=["plain", "cached"])
+def test_a_run_of_compiled_layers_trains_saves_and_goes_on_the_same(
+    caching: dict[str, Any], encoder_dir_no_dropout: Path, tmp_path: Path
+) -> None:
+    """As on a GPU, by a compiler that only traces: with activation checkpointing, and on from a checkpoint."""
+    weights = {}
+    for name in ("plain", "compiled"):
+        torch._dynamo.reset()
+        counters.clear()
+        for steps in (3, 6):
+            trainer = make_trainer(
+                encoder_dir_no_dropout,
+                tmp_path / name,
+                Case(loss=caching),
+                max_steps=steps,
+                save_steps=3,
+                activation_checkpointing=True,
+                packing=False,
+                accept_changes=True,  # more steps
+            )
+            if name == "compiled":
+                assert compile_layers(trainer.model, backend="eager") == 2
+            trainer.train()
+            assert trainer.state.global_step == steps
+        assert (counters["stats"]["unique_graphs"] > 0) == (name == "compiled")
+        weights[name] = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    assert all(torch.equal(*pair) for pair in zip(*weights.values(), strict=True))
