@@ -118,9 +118,7 @@ class PiccoloTrainer(ResumableTrainer):
         if getattr(self.args, "packing", False):
             use_packing(model, torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None)
         if compiled:
-            compile_layers(
-                model, backend=self.args.torch_compile_backend or "inductor", mode=self.args.torch_compile_mode
-            )
+            compile_layers(model, backend=self.args.torch_compile_backend, mode=self.args.torch_compile_mode)
             self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO  # else all of it is compiled once more
 
     def preprocess_dataset(

@@ -8,12 +8,12 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 
 
-def compile_layers(model: SentenceTransformer, *, backend: str = "inductor", mode: str | None = None) -> int:
+def compile_layers(model: SentenceTransformer, *, backend: str | None = None, mode: str | None = None) -> int:
     """Compile the layers of a model, all alike once, for any number of rows and tokens.
 
     Args:
         model: what stands in lists of like blocks in it is compiled; the rest, which is small, runs as before.
-        backend: of torch.compile.
+        backend: of torch.compile; None: inductor.
         mode: of torch.compile.
 
     Returns:
@@ -21,7 +21,7 @@ def compile_layers(model: SentenceTransformer, *, backend: str = "inductor", mod
     """
     layers = list(_blocks(model))
     for layer in layers:
-        layer.compile(dynamic=True, backend=backend, mode=mode)
+        layer.compile(dynamic=True, backend=backend or "inductor", mode=mode)
     return len(layers)
 
 
