@@ -123,7 +123,8 @@ def describe(
     facts: Mapping[str, object],
     guided: bool = False,
 ) -> Batch:
-    """Steps (1) to (3). Waits for the device once or, with several ranks, a few times.
+    """Steps (1) to (3). Waits for the device once or, with several ranks, a few times: at the start of a step,
+    when it has little to do.
 
     Args:
         columns: features of the query, the positive, and any hard negatives.
@@ -153,7 +154,7 @@ def describe(
     if across_ranks:
         gathered = gather_rows(*parts)
         parts, owned = [one.rows for one in gathered], gathered[0].counts
-    owner, *ids = [part.cpu() for part in parts]
+    owner, *ids = torch.cat(parts).cpu().split([len(part) for part in parts])  # one wait for all
     return Batch(
         total=sum(rows),
         owner=_global_owners(owner, rows, owned),

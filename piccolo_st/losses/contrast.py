@@ -298,12 +298,17 @@ def _mask_exclusions(task: _Task, tile: Tensor, layout: Layout, start: int, stop
     masked = 0
     for direction, (anchor, column) in layout.first.items():
         for row, candidate in task.exclusions.pairs(direction, start, stop):
-            tile[row.to(tile.device), anchor, (candidate + column).to(tile.device)] = -math.inf
+            tile[_sent(row, tile), anchor, _sent(candidate + column, tile)] = -math.inf
             masked += len(row)
         masked -= task.exclusions.unavoidable(direction, start, stop)
     for _, which, columns in layout.unused:
         tile[:, which, columns] = -math.inf
     return masked
+
+
+def _sent(places: Tensor, tile: Tensor) -> Tensor:
+    """Places on the tile's device. The host does not wait: the device is still at the embeddings, far behind."""
+    return places.to(tile.device, non_blocking=True)
 
 
 def _mask(tile: Tensor, close: Tensor, own: list[tuple[Tensor, int, Tensor]]) -> Tensor:
@@ -319,5 +324,5 @@ def _harden(task: _Task, tile: Tensor, layout: Layout, start: int, stop: int) ->
     """Step (2) for hardness, which never weighs the own pair."""
     anchor, column = layout.first["query_to_doc"]
     rows = torch.arange(stop - start, device=tile.device)
-    row, negative = (place.to(tile.device) for place in task.exclusions.own_negatives(start, stop))
+    row, negative = (_sent(place, tile) for place in task.exclusions.own_negatives(start, stop))
     task.weights.harden(tile[:, anchor, column:], (rows, rows + start), (row, negative), task.temperature)

@@ -106,7 +106,7 @@ class SINCERELoss(PiccoloLoss):
             gathered = gather_rows(*columns)
             columns, own = [one.rows for one in gathered], gathered[0].own
         assert batch.queries is not None  # forward has put them there
-        labels = batch.queries.to(columns[0].device)
+        labels = batch.queries.to(columns[0].device, non_blocking=True)
         anchors = [slice(first + own.start, first + own.stop) for first in (0, batch.total)]
         return sincere_loss(
             torch.cat(columns), labels.repeat(2), anchors, self.temperature, divisor=2 * batch.total / world

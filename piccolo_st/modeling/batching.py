@@ -181,7 +181,7 @@ def sort_rows(columns: Sequence[Features], reads_task: bool = False, packed: boo
 
     position = torch.empty(len(order), dtype=torch.int64)
     position[torch.tensor(order, dtype=torch.int64)] = torch.arange(len(order))
-    return SortedRows(tuple(groups), position.to(_device(plain[0])), sizes)
+    return SortedRows(tuple(groups), position.to(_device(plain[0]), non_blocking=True), sizes)
 
 
 def model_reads_task(model: nn.Module) -> bool:
@@ -320,7 +320,7 @@ def _signature(features: Features, rows: int, reads_task: bool) -> object:
 def _merge(columns: Sequence[Features], sizes: Sequence[int], order: Sequence[int]) -> Features:
     """The columns' rows in ``order``, padded to the widest column. A value that is not per row is the first's."""
     widest = max(features["attention_mask"].shape[1] for features in columns)
-    index = torch.tensor(order, dtype=torch.int64).to(_device(columns[0]))
+    index = torch.tensor(order, dtype=torch.int64).to(_device(columns[0]), non_blocking=True)
     merged = {}
     for key, first in columns[0].items():
         if not _is_per_row(first, key, sizes[0]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,9 @@ from sentence_transformers.sentence_transformer.losses import (
     MatryoshkaLoss,
     MultipleNegativesRankingLoss,
 )
+from torch.overrides import TorchFunctionMode
 
-from piccolo_st.losses import PiccoloLoss
+from piccolo_st.losses import PiccoloLoss, SINCERELoss
 from piccolo_st.losses.choices import DIRECTIONS
 from piccolo_st.modeling import without_bookkeeping
 from tests.losses.reference import naive_loss
@@ -258,6 +260,37 @@ def test_features_are_left_as_they_were(make_model: Callable[..., Any]) -> None:
         for column, copy in zip(columns, copies, strict=True):
             assert column.keys() == copy.keys()
             assert all(torch.equal(column[k], v) for k, v in copy.items() if isinstance(v, torch.Tensor))
+
+
+class Transfers(TorchFunctionMode):
+    """Counts what would go to another device and what would be fetched from there, were the model on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent, self.waited_for, self.fetched = 0, 0, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        ours = sys._getframe(1).f_globals["__name__"].startswith("piccolo_st.")
+        if ours and func is torch.Tensor.to and any(isinstance(one, torch.device) for one in args):
+            self.sent += 1
+            self.waited_for += not kwargs.get("non_blocking")
+        self.fetched += func is torch.Tensor.cpu
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("loss", [PiccoloLoss, SINCERELoss])
+def test_the_host_waits_for_nothing_that_it_sends(make_model: Callable[..., Any], loss: type[PiccoloLoss]) -> None:
+    labelled = loss is SINCERELoss
+    model = make_model()
+    columns = preprocess(model, QUERIES, POSITIVES, *([] if labelled else NEGATIVES))
+    computed = loss(model) if labelled else loss(model, hardness_strength=5.0)
+    with Transfers() as transfers:
+        computed(columns, torch.tensor([1, 1, 2, 2])).backward()
+    # The order of the rows and the way back, then the labels, or the places of false and of hard negatives.
+    assert transfers.sent >= (3 if labelled else 2 + 2 * len(DIRECTIONS) + 2)
+    assert transfers.waited_for == 0
+    assert transfers.fetched == (1 if labelled else 4)  # owners and ids together, and thrice what is there already
 
 
 def test_model_card_entries(make_model: Callable[..., Any]) -> None:
