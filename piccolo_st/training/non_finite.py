@@ -49,13 +49,14 @@ class MicroStep:
 
     Attributes:
         dataset: its name, or None where the run has only one.
-        rows: numbers of the rows in that dataset, or None where the sampler does not say.
+        rows: numbers of the rows in that dataset, (rows,) int64, or None where the sampler does not say; perhaps on
+            the device, where they stay unless something is not finite.
         inputs: the batch as the collator made it.
         loss: scalar, on the device.
     """
 
     dataset: str | None
-    rows: list[int] | None
+    rows: Tensor | None
     inputs: Batch
     loss: Tensor
 
@@ -176,7 +177,7 @@ class NonFiniteGuard:
 def _describe(step: MicroStep, suspects: Callable[[MicroStep], list[int]]) -> _Report:
     loss = float(step.loss)
     positions = suspects(step)
-    rows = step.rows
+    rows = None if step.rows is None else step.rows.tolist()
     return {
         "rank": get_rank(),
         "dataset": step.dataset,

@@ -229,7 +229,7 @@ class PiccoloTrainer(ResumableTrainer):
         self._stopping = self._stopping or any(stop for stop, _ in asked)
         self.out_of_time = self.out_of_time or any(late for _, late in asked)
         loss = super().training_step(model, dict(inputs), num_items_in_batch)
-        self.guard.add(MicroStep(name, None if rows is None else rows.tolist(), inputs, loss))
+        self.guard.add(MicroStep(name, rows, inputs, loss))
         self.meter.add_batch(inputs)
         self._last_features = self.collect_features(inputs)[0]
         return loss

@@ -133,7 +133,7 @@ def test_a_loss_that_is_not_finite_makes_its_gradient_so(value: float) -> None:
 
 
 def judge(guard: NonFiniteGuard, step: int, norm: float, loss: float = 1.0, scale: float | None = None) -> bool:
-    guard.add(MicroStep("pairs", [3, 5], {}, torch.tensor(loss)))
+    guard.add(MicroStep("pairs", torch.tensor([3, 5]), {}, torch.tensor(loss)))
     return guard.judge(step, norm, scale, lambda one: [1], lambda dataset, row: {"query": f"{dataset} {row}"})
 
 
