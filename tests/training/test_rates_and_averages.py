@@ -1,4 +1,4 @@
-"""The trained weights averaged with those that the run started from."""
+"""A rate for each layer, and the trained weights averaged with those that the run started from."""
 
 from __future__ import annotations
 
@@ -39,6 +39,17 @@ def finetune(tmp_path: Path, encoder_dir: Path, command: Callable[..., tuple[int
         return tmp_path / name
 
     return run
+
+
+def test_each_part_of_the_model_is_trained_at_its_own_rate(finetune: Callable[..., Path], encoder_dir: Path) -> None:
+    rates = {"[.]embeddings[.]": 0.0, "[.]layer[.]0[.]": 1e-4}
+    run = finetune("layers", learning_rate_mapping=rates, optim="sgd", lr_scheduler_type="constant", max_grad_norm=0.0)
+    start = SentenceTransformer(str(encoder_dir), device="cpu")[0].auto_model.state_dict()
+    trained = SentenceTransformer(str(run / "model"), device="cpu")[0].auto_model.state_dict()
+    moved = {name: float((weight - start[name]).norm()) for name, weight in trained.items() if "pooler" not in name}
+    assert all(far == 0 for name, far in moved.items() if name.startswith("embeddings."))
+    [low, high] = (sum(far for name, far in moved.items() if f".layer.{layer}." in name) for layer in (0, 1))
+    assert 0 < 20 * low < high
 
 
 def test_the_model_is_between_start_and_end_and_was_searched_with(
