@@ -7,6 +7,7 @@ guide.py            what a guide model finds too close to be a negative
 masked.py           how many candidates were left out
 weights.py          what hard negatives and hard rows count more
 choices.py          what may be chosen: directions, where hardness goes, a guide's margin, what a teacher teaches
+at_once.py          a scalar and its gradients in one pass
 contrast.py         tensors in, loss and gradients out: the exact contrastive loss, tile by tile
 similarity.py       tensors in, one term out: how far similarities are from a teacher's
 ranking.py          tensors in, loss and gradient out: whether pairs of texts stand in a teacher's order

@@ -33,14 +33,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from numbers import Real
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
 
+from piccolo_st.losses.at_once import at_once
 from piccolo_st.losses.choices import DIRECTIONS
 from piccolo_st.losses.false_negatives import Exclusions
 from piccolo_st.losses.guide import Guide
@@ -143,8 +144,8 @@ def contrastive_loss(
     for name, value in (("divisor", divisor), ("tile_rows", tile_rows)):
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive, got {value}")
-    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (queries, positives, negatives))
     task = _Task(
+        device=queries.device,
         exclusions=exclusions,
         temperature=check_temperature(temperature),
         directions=check_directions(directions),
@@ -155,10 +156,10 @@ def contrastive_loss(
         guide=guide,
         weights=weights or Weights(),
         tile_rows=tile_rows,
-        differentiable=differentiable,
     )
-    loss, *masked = _Contrast.apply(task, queries, positives, negatives)  # type: ignore[no-untyped-call]
-    return Contrast(loss, task.masked_duplicates, *masked)
+    vectors = (queries, positives, negatives)
+    loss = at_once(partial(_loss_and_gradients, task, vectors), *vectors)
+    return Contrast(loss, task.masked_duplicates, task.masked_by_margin, task.masked_by_guide)
 
 
 def _check_shapes(
@@ -189,8 +190,9 @@ def _check_shapes(
 
 @dataclass
 class _Task:
-    """The settings of one call; ``masked_duplicates`` is counted on the way."""
+    """The settings of one call; what is masked is counted on the way."""
 
+    device: torch.device
     exclusions: Exclusions
     temperature: float
     directions: tuple[str, ...]
@@ -201,45 +203,27 @@ class _Task:
     guide: Guide | None
     weights: Weights
     tile_rows: int | None
-    differentiable: bool
     masked_duplicates: int = 0
+    masked_by_margin: Tensor = field(init=False)
+    masked_by_guide: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        none = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.masked_by_margin, self.masked_by_guide = none, none
 
 
-class Saved(FunctionCtx):
-    """What autograd carries from forward to backward."""
-
-    saved_tensors: tuple[Tensor, ...]
-
-
-class _Contrast(torch.autograd.Function):
-    """Loss and gradients in one pass, as the module docstring says."""
-
-    @staticmethod
-    def forward(ctx: Saved, task: _Task, *vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        loss, masked, gradients = _loss_and_gradients(task, vectors)
-        ctx.save_for_backward(*gradients)
-        ctx.mark_non_differentiable(*masked)
-        return (loss, *masked)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Saved, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        if scale.device.type == "cpu" and scale == 1:  # as large as the inputs once more; a GPU would have to be asked
-            return (None, *ctx.saved_tensors)
-        return (None, *(gradient * scale for gradient in ctx.saved_tensors))
-
-
-def _loss_and_gradients(task: _Task, vectors: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]:
-    """The loss, how many candidates margin and guide masked, and the gradients, (N, D), (N, D) and (M, D)."""
+def _loss_and_gradients(
+    task: _Task, vectors: Sequence[Tensor], differentiable: bool
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """The loss and, where they are wanted, its gradients, (N, D), (N, D) and (M, D)."""
     queries = vectors[0]
     layout = layout_of(task.directions, len(queries), len(vectors[2]))
     row_size = layout.anchors * layout.width
     row_bytes = row_size * queries.element_size() * (1 if task.guide is None else 2)
     tiles = tile_ranges(task.start, task.stop, row_bytes, queries.device, task.tile_rows)
     buffer = queries.new_empty(max(stop - start for start, stop in tiles) * row_size)
-    gradients = [torch.zeros_like(x) for x in vectors] if task.differentiable else []
+    gradients = [torch.zeros_like(x) for x in vectors] if differentiable else []
     loss = queries.new_zeros(())
-    by_margin, by_guide = (torch.zeros((), dtype=torch.int64, device=queries.device) for _ in range(2))
 
     for start, stop in tiles:
         rows = torch.arange(stop - start, device=queries.device)
@@ -252,9 +236,11 @@ def _loss_and_gradients(task: _Task, vectors: Sequence[Tensor]) -> tuple[Tensor,
         positive = tile[own[0]]
         task.masked_duplicates += _mask_exclusions(task, tile, layout, start, stop)  # (2)
         if task.margin is not None:
-            by_margin += _mask(tile, tile > (positive + task.margin / task.temperature).view(-1, 1, 1), own)
+            task.masked_by_margin = task.masked_by_margin + _mask(
+                tile, tile > (positive + task.margin / task.temperature).view(-1, 1, 1), own
+            )
         if task.guide is not None:
-            by_guide += _mask(tile, task.guide.too_close(layout, start, stop), own)
+            task.masked_by_guide = task.masked_by_guide + _mask(tile, task.guide.too_close(layout, start, stop), own)
         if task.weights.hardness_strength:
             _harden(task, tile, layout, start, stop)
 
@@ -271,7 +257,7 @@ def _loss_and_gradients(task: _Task, vectors: Sequence[Tensor]) -> tuple[Tensor,
         if task.weights.focal_gamma:
             losses, focus = task.weights.focus(losses)
         loss += losses.sum() / task.divisor
-        if not task.differentiable:
+        if not differentiable:
             continue
 
         tile[own[0]] = -others  # (4)
@@ -284,7 +270,7 @@ def _loss_and_gradients(task: _Task, vectors: Sequence[Tensor]) -> tuple[Tensor,
         anchor_gradient.mul_(weight / task.temperature)
         for anchor in range(layout.anchors):
             gradients[anchor][start:stop] += anchor_gradient[:, anchor]
-    return loss, (by_margin, by_guide), gradients
+    return loss, gradients
 
 
 def _own_pairs(layout: Layout, rows: Tensor, start: int) -> list[tuple[Tensor, int, Tensor]]:

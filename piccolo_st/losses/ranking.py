@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from piccolo_st.losses.contrast import Saved
+from piccolo_st.losses.at_once import at_once
 
 _EQUAL = 1e-9  # similarities of a teacher that differ by less are of equal texts, summed in another order
 
@@ -34,13 +33,8 @@ def ranking_loss(student: Tensor, teacher: Tensor, margin: float) -> Tensor:
     """
     if len(student) < 3:
         return student.sum() * 0
-    loss: Tensor = _Ranking.apply(student, teacher.detach(), margin)  # type: ignore[no-untyped-call]
-    return loss
 
-
-class _Ranking(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Saved, student: Tensor, teacher: Tensor, margin: float) -> Tensor:
+    def compute(differentiable: bool) -> tuple[Tensor, list[Tensor]]:
         first, second = torch.triu_indices(len(student), len(student), 1, device=student.device)  # (P,) each
         similar = (student @ student.T)[first, second].double()
         taught = teacher.double()
@@ -49,14 +43,9 @@ class _Ranking(torch.autograd.Function):
         divisor = len(similar) * (len(similar) - 1) / 2
         by_pair = student.new_zeros(len(student), len(student))
         by_pair[first, second] = (slopes / divisor).to(student.dtype)
-        ctx.save_for_backward((by_pair + by_pair.T) @ student)
-        return (loss / divisor).to(student.dtype)
+        return (loss / divisor).to(student.dtype), [(by_pair + by_pair.T) @ student]
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Saved, scale: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * scale, None, None
+    return at_once(compute, student)
 
 
 def _misplaced(similar: Tensor, numbers: Tensor, margin: float) -> tuple[Tensor, Tensor]:

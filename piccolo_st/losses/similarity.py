@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from piccolo_st.losses.contrast import Saved
+from piccolo_st.losses.at_once import at_once
 from piccolo_st.losses.tiles import tile_ranges
 
 
@@ -50,25 +49,16 @@ def similarity_loss(
     start, stop = rows if rows is not None else (0, len(student))
     tiles = tile_ranges(start, stop, 2 * len(student) * student.element_size(), student.device, tile_rows)
     by = float((stop - start) * len(student)) if divisor is None else divisor
-    loss: Tensor = _Similarity.apply(student, teacher.detach(), tiles, by)  # type: ignore[no-untyped-call]
-    return loss
 
-
-class _Similarity(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Saved, student: Tensor, teacher: Tensor, tiles: list[tuple[int, int]], divisor: float) -> Tensor:
+    def compute(differentiable: bool) -> tuple[Tensor, list[Tensor]]:
         loss, gradient = student.new_zeros(()), torch.zeros_like(student)
         for start, stop in tiles:
             apart = student[start:stop] @ student.T  # (R, N)
             apart.addmm_(teacher[start:stop], teacher.T, alpha=-1)
-            loss += apart.square().sum() / divisor
-            gradient[start:stop].addmm_(apart, student, alpha=2 / divisor)
-            gradient.addmm_(apart.T, student[start:stop], alpha=2 / divisor)
-        ctx.save_for_backward(gradient)
-        return loss
+            loss += apart.square().sum() / by
+            if differentiable:
+                gradient[start:stop].addmm_(apart, student, alpha=2 / by)
+                gradient.addmm_(apart.T, student[start:stop], alpha=2 / by)
+        return loss, [gradient]
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Saved, scale: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * scale, None, None, None
+    return at_once(compute, student)

@@ -19,16 +19,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from piccolo_st.distributed import gather_rows, get_world_size
+from piccolo_st.losses.at_once import at_once
 from piccolo_st.losses.batch import Batch, agree_on_columns
 from piccolo_st.losses.citations import SINCERE
-from piccolo_st.losses.contrast import Saved, check_temperature, unit
+from piccolo_st.losses.contrast import check_temperature, unit
 from piccolo_st.losses.piccolo import PiccoloLoss
 from piccolo_st.losses.tiles import EXP_FLOOR, tile_ranges
 from piccolo_st.modeling import Features, row_count
@@ -161,42 +162,33 @@ def sincere_loss(
         for part in anchors
         for tile in tile_ranges(part.start, part.stop, row_bytes, texts.device, tile_rows)
     ]
-    loss: Tensor = _Sincere.apply(  # type: ignore[no-untyped-call]
-        texts, labels, tiles, check_temperature(temperature), divisor or count
-    )
-    return loss
+    own = partial(_loss_and_gradient, texts, labels, tiles, check_temperature(temperature), divisor or count)
+    return at_once(own, texts)
 
 
-class _Sincere(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Saved, texts: Tensor, labels: Tensor, tiles: Sequence[slice], temperature: float, divisor: float
-    ) -> Tensor:
-        loss, gradient = texts.new_zeros(()), torch.zeros_like(texts)
-        for tile in tiles:
-            rows = torch.arange(tile.stop - tile.start, device=texts.device)
-            anchors = texts[tile] / temperature
-            scores = anchors @ texts.T  # (R, N)
-            same = labels[tile, None] == labels
-            # L, (R, 1); -inf where all texts are of one class, of which softplus and sigmoid are 0.
-            against = scores.masked_fill(same, -math.inf).logsumexp(1, keepdim=True)
-            share = (scores - against).clamp_(EXP_FLOOR[texts.dtype], 0).exp_().masked_fill_(same, 0)
-            same[rows, rows + tile.start] = False
-            weight = same.to(texts.dtype) / (same.sum(1, keepdim=True).clamp_min(1) * divisor)
-            gap = scores.neg_().add_(against)  # L - s
-            loss += (torch.nn.functional.softplus(gap, threshold=50) * weight).sum()
-            pull = gap.sigmoid_().mul_(weight)
-            push = share.mul_(pull.sum(1, keepdim=True)).sub_(pull)  # the gradient of the scores
-            gradient[tile] += (push @ texts).div_(temperature)
-            gradient.addmm_(push.T, anchors)
-        ctx.save_for_backward(gradient)
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Saved, scale: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * scale, None, None, None, None
+def _loss_and_gradient(
+    texts: Tensor, labels: Tensor, tiles: Sequence[slice], temperature: float, divisor: float, differentiable: bool
+) -> tuple[Tensor, list[Tensor]]:
+    loss, gradient = texts.new_zeros(()), torch.zeros_like(texts)
+    for tile in tiles:
+        rows = torch.arange(tile.stop - tile.start, device=texts.device)
+        anchors = texts[tile] / temperature
+        scores = anchors @ texts.T  # (R, N)
+        same = labels[tile, None] == labels
+        # L, (R, 1); -inf where all texts are of one class, of which softplus and sigmoid are 0.
+        against = scores.masked_fill(same, -math.inf).logsumexp(1, keepdim=True)
+        share = (scores - against).clamp_(EXP_FLOOR[texts.dtype], 0).exp_().masked_fill_(same, 0)
+        same[rows, rows + tile.start] = False
+        weight = same.to(texts.dtype) / (same.sum(1, keepdim=True).clamp_min(1) * divisor)
+        gap = scores.neg_().add_(against)  # L - s
+        loss += (torch.nn.functional.softplus(gap, threshold=50) * weight).sum()
+        if not differentiable:
+            continue
+        pull = gap.sigmoid_().mul_(weight)
+        push = share.mul_(pull.sum(1, keepdim=True)).sub_(pull)  # the gradient of the scores
+        gradient[tile] += (push @ texts).div_(temperature)
+        gradient.addmm_(push.T, anchors)
+    return loss, [gradient]
 
 
 OtherClassesLoss = SINCERELoss  # its name before, in scripts
