@@ -11,8 +11,8 @@ P parameters of an encoder with L layers of width h and feed-forward width f, on
                     under DeepSpeed with fp16 or bf16; the rest is P as above, in 4 bits 0.52 bytes for a number of a
                     linear layer. What DoRA keeps beside it is not counted
     activations     of the texts that one backward pass covers, T tokens (a step's, or with caching a mini-batch's):
-                    what one layer keeps of a token (``shape.py``) times L. With checkpointing, all layers keep their h
-                    input numbers and one layer at a time the rest
+                    what one layer keeps of a token (``shape.py``) times L; under autocast a half copy of the weights
+                    besides. With checkpointing, all layers keep their h input numbers and one layer at a time the rest
     embeddings      of all ranks and their gradients, float32: the loss sees every row, tile by tile
 
     gradients, sent by a rank      2 (W-1)/W b P    ring all-reduce; ZeRO-1: reduce-scatter, then all-gather of weights
@@ -153,7 +153,6 @@ def estimate(config: FinetuneSections, shape: EncoderShape) -> Estimate:
         covered = min(covered, max(loss.mini_batch_num_tokens, longest))
     elif loss.mini_batch_size is not None:
         covered = min(covered, loss.mini_batch_size * longest)
-    # Under autocast most saved numbers are half as well, LayerNorm's inputs are not.
     kept_width = 2 if train.fp16 or train.bf16 or model.dtype in ("bfloat16", "float16") else _FLOAT
     checkpointing = bool(train.activation_checkpointing)
     dimension = shape.dimension or shape.hidden_size
@@ -181,7 +180,7 @@ def estimate(config: FinetuneSections, shape: EncoderShape) -> Estimate:
         weights=weights,
         gradients=trained_width * trained,
         optimizer=(2 * moment * trained + masters) // shard,
-        activations=shape.kept(covered, kept_width, checkpointing, lora),
+        activations=shape.kept(covered, kept_width, checkpointing, lora, autocast=kept_width < width),
         embeddings=2 * own * world,
         gradients_sent=round(2 * (world - 1) / world * trained_width * trained),
         embeddings_sent=2 * (world - 1) * own * train.gradient_accumulation_steps,

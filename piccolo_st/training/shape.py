@@ -8,7 +8,9 @@ With h, f, q and k the widths of a layer, its feed-forward, all its queries and 
     ModernBERT      10 h + 4 f: rotated queries and keys beside it, a feed-forward with a gate
     a decoder       2 q + 2 k + 4 f; 3 h for each of the two RMSNorms before a product, of which one is always float32;
                     2 h for each one behind (Gemma); 2 q + 2 k where queries and keys are normed (Qwen3, Gemma3). Norms
-                    that are not trained keep a number less
+                    that are not trained keep a number less; Gemma's keep float32 alone
+    autocast        of float32 weights: what comes between products, and a norm reads, stays float32; each product makes
+                    a half copy of its own of what it reads, and of its weights
     an adapter      its rank, in each layer that has one, and with dropout the input once more
 
 Measured on encoders of all three kinds: tests/training/test_estimate.py.
@@ -123,30 +125,37 @@ class EncoderShape:
         named = [target.rpartition(".")[2] for target in lora.targets]
         return [one for one in self.linears if one[0] in named]
 
-    def kept(self, tokens: int, width: int, checkpointing: bool, lora: LoraSettings | None = None) -> int:
-        """Bytes that autograd keeps for ``tokens`` tokens in numbers of ``width`` bytes."""
-        h, layer = self.hidden_size, self._kept_by_layer(width, lora is not None)
+    def kept(
+        self, tokens: int, width: int, checkpointing: bool, lora: LoraSettings | None = None, autocast: bool = False
+    ) -> int:
+        """Bytes that autograd keeps for ``tokens`` tokens where products are of numbers of ``width`` bytes."""
+        h, layer = self.hidden_size, self._kept_by_layer(width, lora is not None, autocast)
         if lora is not None:
             targets = self._targets(lora)
             layer += len(targets) * (lora.rank or 0) * width
             layer += sum(wide for _, wide, _ in targets) * (width + 1) if lora.dropout else 0
         # What is pooled; where they are trained, the embeddings before and after their LayerNorm.
         ends = (3 if lora is None else 1) * h * width
+        copied = width * sum(wide * high for _, wide, high in self.linears) if autocast else 0
         if checkpointing:
-            return tokens * (ends + self.layers * h * width + layer)
-        return tokens * (ends + self.layers * layer)
+            return copied + tokens * (ends + self.layers * h * (_FLOAT if autocast else width) + layer)
+        return self.layers * copied + tokens * (ends + self.layers * layer)
 
-    def _kept_by_layer(self, width: int, frozen: bool) -> int:
+    def _kept_by_layer(self, width: int, frozen: bool, autocast: bool) -> int:
         """Bytes that a layer keeps of a token, without an adapter's."""
         h, f, (q, k) = self.hidden_size, self.intermediate_size, self._attention
         if not self.rms:
-            return (10 * h + 4 * f if self.gated else 8 * h + 2 * f) * width + (3 * h if self.dropout else 0)
-        trained = 0 if frozen else width  # what a norm's own weight needs
-        norms = 2 * h * (_FLOAT + width + trained)
+            norms = 2 * h * (_FLOAT - width) if autocast else 0
+            copies = 2 * h * width if autocast and not self.gated else 0  # queries, keys and values are three products
+            numbers = 10 * h + 4 * f if self.gated else 8 * h + 2 * f
+            return numbers * width + norms + copies + (3 * h if self.dropout else 0)
+        keys = 0 if frozen else _FLOAT if self.post_norms else width  # what a norm's own weight needs
+        trained = 0 if frozen else _FLOAT if autocast else keys
+        norms = 2 * h * (_FLOAT + trained) + (5 if autocast else 2) * h * width
         if self.post_norms:
             norms += 2 * h * (_FLOAT + trained)
         if self.normed_keys:
-            norms += (q + k) * (_FLOAT + trained)
+            norms += (q + k) * (_FLOAT + keys)
         return norms + (2 * q + 2 * k + 4 * f) * width
 
     def flops(self, tokens: int, length: float, forwards: int) -> float:

@@ -153,9 +153,9 @@ def test_a_measured_step_is_what_was_planned(
         assert 2 * (2 - 1) / 2 * measured["gradients"] == plan.gradients_sent
 
 
-@pytest.mark.parametrize("adapter", ["", "an adapter", "checkpointed"])
+@pytest.mark.parametrize("way", ["", "autocast", "half", "an adapter", "checkpointed"])
 @pytest.mark.parametrize("name", ["qwen3", "llama", "gemma3_text", "modernbert", "bert"])
-def test_decoders_and_adapters_are_planned_within_a_fifth(tmp_path: Path, name: str, adapter: str) -> None:
+def test_a_step_of_each_kind_is_planned_within_a_fifth(tmp_path: Path, name: str, way: str) -> None:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
@@ -166,11 +166,18 @@ def test_decoders_and_adapters_are_planned_within_a_fifth(tmp_path: Path, name: 
     sizes = {"head_dim": 24} if name in DECODERS else {}  # not hidden_size / heads, as Qwen3's
     encoder = small_encoder(name, hidden_size=HIDDEN, intermediate_size=160, num_hidden_layers=4, **sizes)
     folder = saved_encoder(tmp_path / "model", model=encoder)
+    adapter, autocast = way in ("an adapter", "checkpointed"), way == "autocast"
     options = ["--lora.rank", "8"] if adapter else []
-    if adapter == "checkpointed":
+    if way == "checkpointed":
         options += ["--train.activation_checkpointing", "true"]
+    if autocast:
+        options += ["--train.bf16", "true"]
+    if way == "half":
+        options += ["--model.dtype", "bfloat16"]
     plan = planned(tmp_path, Path(folder), "--plan.processes", "1", *options)
     model = SentenceTransformer(modules=[Transformer(folder), Pooling(HIDDEN, "mean")], device="cpu").train()
+    if way == "half":
+        model = model.bfloat16()
     assert plan.parameters == sum(weight.numel() for weight in model.parameters())
     if adapter:
         pytest.importorskip("peft")
@@ -178,24 +185,27 @@ def test_decoders_and_adapters_are_planned_within_a_fifth(tmp_path: Path, name: 
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     assert plan.trained == sum(weight.numel() for weight in trained)
     assert plan.weights == sum(weight.nbytes for weight in model.parameters())
-    if adapter == "checkpointed":
+    if way == "checkpointed":
         model.gradient_checkpointing_enable({"use_reentrant": False})
     generator, mask = torch.Generator().manual_seed(0), torch.ones(ROWS, LENGTH, dtype=torch.long)
     columns = [
         {"input_ids": torch.randint(5, 250, mask.shape, generator=generator), "attention_mask": mask} for _ in range(2)
     ]
     saved, optimizer = SavedBytes(model), torch.optim.AdamW(trained)
-    with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda holder: holder.tensor):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda holder: holder.tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+    ):
         PiccoloLoss(model, chunk_tokens=None)(columns).backward()
     used = {id(weight): weight for weight in trained if weight.grad is not None}
     optimizer.step()
     moments = sum(v.nbytes for state in optimizer.state.values() for k, v in state.items() if k != "step")
     unused = sum(weight.nbytes for weight in trained if id(weight) not in used)  # the pooler that BERT carries along
     kept = plan.activations + plan.embeddings
-    if adapter == "checkpointed":  # the hooks do not see the one layer that is computed again inside the backward pass
+    if way == "checkpointed":  # the hooks do not see the one layer that is computed again inside the backward pass
         kept = plan.embeddings + ROWS * 2 * LENGTH * (1 + 4) * HIDDEN * 4
     needed, measured = kept + plan.optimizer + plan.gradients, saved.highest + moments + moments // 2 + 3 * unused
-    print(f"{name}, {adapter or 'whole'}: planned {needed:,} bytes, measured {measured:,}")
+    print(f"{name}, {way or 'whole'}: planned {needed:,} bytes, measured {measured:,}")
     assert moments + 2 * unused == plan.optimizer
     assert needed / 1.2 < measured < 1.2 * needed
 
