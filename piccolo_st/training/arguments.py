@@ -154,7 +154,11 @@ class LossArguments:
     )
     spread_mean_weight: NotNegative = setting(0.0, "The same for the square of their mean similarity.")
     mini_batch_size: Count | None = setting(None, "Switches on gradient caching with this many rows at a time.")
-    mini_batch_num_tokens: Count | None = setting(None, "Switches on gradient caching with this many tokens at a time.")
+    mini_batch_num_tokens: Count | Literal["auto"] | None = setting(
+        None,
+        "Switches on gradient caching with this many tokens at a time; auto: as many as fit into what is free of a "
+        "GPU, less plan.reserve, and no caching where the longest batch fits whole, or without a GPU.",
+    )
     chunk_tokens: Count | Literal["auto"] = setting(
         "auto",
         "Without caching, the largest forward pass in tokens, padding included, rows sorted by length; "

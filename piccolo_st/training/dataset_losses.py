@@ -11,6 +11,7 @@ from torch import nn
 from piccolo_st.data import LABELLED_TASKS, DatasetSpec
 from piccolo_st.errors import InputError
 from piccolo_st.losses import DistillationSettings, build_losses
+from piccolo_st.training.fitting import mini_batch_tokens
 from piccolo_st.training.training_arguments import FinetuneConfig
 
 _NAME_SCORES = "name their columns, as `columns: {positive_score: pos_scores, negative_score: neg_scores}`"
@@ -46,7 +47,8 @@ def dataset_losses(
         raise InputError(
             f"loss.distillation needs a retrieval dataset with a teacher's scores, got none; {_NAME_SCORES}"
         )
-    return build_losses(model, tasks, **vars(config.loss))
+    given: dict[str, Any] = {**vars(config.loss), "mini_batch_num_tokens": mini_batch_tokens(config, model)}
+    return build_losses(model, tasks, **given)
 
 
 def _unscored(spec: DatasetSpec, common: Mapping[str, object] | None) -> Mapping[str, object] | None:

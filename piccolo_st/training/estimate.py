@@ -125,38 +125,18 @@ def estimate(config: FinetuneSections, shape: EncoderShape) -> Estimate:
         InputError: neither ``train.max_steps`` nor ``plan.rows`` says how long the run is, or the mixture cannot be
             used.
     """
-    model, data, loss, train, plan = config.model, config.data, config.loss, config.train, config.plan
-    world = plan.processes
-    half = plan.zero_stage > 0 and (train.fp16 or train.bf16)
-    width = 2 if half or model.dtype in ("bfloat16", "float16") else _FLOAT
-    moment = _FLOAT if half else width
-    parameters = trained = shape.parameters
-    weights = width * parameters
-    trained_width = width
-    if (lora := config.lora if config.lora.rank is not None else None) is not None:
-        trained, trained_width = shape.adapter(lora), width if half else _FLOAT
-        moment = _FLOAT
-        if lora.load_in_4bit:
-            linear = sum(wide * high for _, wide, high in shape.linears) * shape.layers
-            weights = round(width * (parameters - linear) + _FOUR_BITS * linear)
-        weights += trained_width * trained
-    masters = _FLOAT * trained if half else 0
-    shard = world if plan.zero_stage >= 1 else 1
-
-    query, document = _longest(model, data)
-    tokens = _tokens(plan.query_tokens or query, plan.document_tokens or document, plan)
-    rows, texts = data.batch_size, 2 + plan.negatives
-    covered = rows * tokens
-    caching = loss.mini_batch_size is not None or loss.mini_batch_num_tokens is not None
-    longest = max(query, document)
-    if loss.mini_batch_num_tokens is not None:
-        covered = min(covered, max(loss.mini_batch_num_tokens, longest))
+    data, loss, train, plan = config.data, config.loss, config.train, config.plan
+    world, held, batch = plan.processes, _held(config, shape), _batch(config)
+    rows, tokens, texts = data.batch_size, batch.tokens, 2 + plan.negatives
+    covered, caching = batch.whole, loss.mini_batch_size is not None
+    if loss.mini_batch_num_tokens == "auto":
+        fit = None if plan.gpu_memory_gib is None else tokens_that_fit(config, shape, plan.gpu_memory_gib * GIB)
+        covered, caching = min(covered, fit or covered), fit is not None and fit < covered
+    elif loss.mini_batch_num_tokens is not None:
+        covered, caching = min(covered, max(loss.mini_batch_num_tokens, batch.longest)), True
     elif loss.mini_batch_size is not None:
-        covered = min(covered, loss.mini_batch_size * longest)
-    kept_width = 2 if train.fp16 or train.bf16 or model.dtype in ("bfloat16", "float16") else _FLOAT
+        covered = min(covered, loss.mini_batch_size * batch.longest)
     checkpointing = bool(train.activation_checkpointing)
-    dimension = shape.dimension or shape.hidden_size
-    own = rows * texts * dimension * _FLOAT
 
     samples_per_step = rows * world * train.gradient_accumulation_steps
     if train.max_steps > 0:
@@ -175,21 +155,116 @@ def estimate(config: FinetuneSections, shape: EncoderShape) -> Estimate:
         seconds = shape.flops(per_step, tokens / texts, forwards) / (plan.peak_tflops * 1e12 * plan.mfu)
         assumption = f"{plan.mfu:.0%} of {plan.peak_tflops:g} TFLOP/s, recomputation counted"
     return Estimate(
-        parameters=parameters,
-        trained=trained,
-        weights=weights,
-        gradients=trained_width * trained,
-        optimizer=(2 * moment * trained + masters) // shard,
-        activations=shape.kept(covered, kept_width, checkpointing, lora, autocast=kept_width < width),
-        embeddings=2 * own * world,
-        gradients_sent=round(2 * (world - 1) / world * trained_width * trained),
-        embeddings_sent=2 * (world - 1) * own * train.gradient_accumulation_steps,
+        parameters=shape.parameters,
+        trained=held.trained,
+        weights=held.weights,
+        gradients=held.gradients,
+        optimizer=held.optimizer,
+        activations=_kept(config, shape, covered),
+        embeddings=held.embeddings,
+        gradients_sent=round(2 * (world - 1) / world * held.gradients),
+        embeddings_sent=(world - 1) * held.embeddings // world * train.gradient_accumulation_steps,
         steps=steps,
         samples=steps * samples_per_step,
         tokens_per_step=per_step,
         hours=None if seconds is None else seconds * steps / 3600,
         assumption=assumption,
     )
+
+
+def tokens_that_fit(config: FinetuneSections, shape: EncoderShape, free: float) -> int:
+    """How many tokens one pass can have beside all else that a process keeps, in its longest batch.
+
+    Args:
+        config, shape: as of :func:`estimate`.
+        free: bytes of the GPU that nobody has yet, the weights not there yet; ``plan.reserve`` of them stay free.
+
+    Raises:
+        InputError: not even one text fits.
+    """
+    held, longest = _held(config, shape), _batch(config).longest
+    left = free * (1 - config.plan.reserve) - held.weights - held.gradients - held.optimizer - held.embeddings
+    none, some = _kept(config, shape, 0), _kept(config, shape, 1000)
+    fit = int(1000 * (left - none) / (some - none))
+    if fit < longest:
+        raise InputError(
+            f"loss.mini_batch_num_tokens auto needs room for one text of {longest} tokens beside weights, gradients "
+            f"and optimizer, got {free / GIB:.1f} GiB, into which {max(0, fit):,} tokens would fit; take a larger GPU, "
+            "or one that nobody else uses, or set train.activation_checkpointing"
+        )
+    return fit
+
+
+def tokens_of_a_batch(config: FinetuneSections) -> int:
+    """Tokens of a batch, each text as long as ``plan`` says, or as it may be."""
+    return _batch(config).whole
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What a process keeps however many tokens a pass has: trained weights, and bytes."""
+
+    trained: int
+    weights: int
+    gradients: int
+    optimizer: int
+    embeddings: int
+
+
+def _held(config: FinetuneSections, shape: EncoderShape) -> _Held:
+    plan, world = config.plan, config.plan.processes
+    half = _half_weights(config)
+    width, trained = _width(config), shape.parameters
+    moment, trained_width, weights = _FLOAT if half else width, width, width * shape.parameters
+    if config.lora.rank is not None:
+        trained, trained_width = shape.adapter(config.lora), width if half else _FLOAT
+        moment = _FLOAT
+        if config.lora.load_in_4bit:
+            linear = sum(wide * high for _, wide, high in shape.linears) * shape.layers
+            weights = round(width * (shape.parameters - linear) + _FOUR_BITS * linear)
+        weights += trained_width * trained
+    masters = _FLOAT * trained if half else 0
+    dimension = shape.dimension or shape.hidden_size
+    return _Held(
+        trained=trained,
+        weights=weights,
+        gradients=trained_width * trained,
+        optimizer=(2 * moment * trained + masters) // (world if plan.zero_stage >= 1 else 1),
+        embeddings=2 * world * config.data.batch_size * (2 + plan.negatives) * dimension * _FLOAT,
+    )
+
+
+def _half_weights(config: FinetuneSections) -> bool:
+    return bool(config.plan.zero_stage > 0 and (config.train.fp16 or config.train.bf16))
+
+
+def _width(config: FinetuneSections) -> int:
+    """Bytes of a number of the weights."""
+    return 2 if _half_weights(config) or config.model.dtype in ("bfloat16", "float16") else _FLOAT
+
+
+def _kept(config: FinetuneSections, shape: EncoderShape, tokens: int) -> int:
+    """Bytes that one backward pass over so many tokens needs."""
+    train, width = config.train, _width(config)
+    products = 2 if train.fp16 or train.bf16 else width
+    lora = config.lora if config.lora.rank is not None else None
+    return shape.kept(tokens, products, bool(train.activation_checkpointing), lora, autocast=products < width)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Tokens of a row with all its texts, of the whole batch, and of its longest text."""
+
+    tokens: int
+    whole: int
+    longest: int
+
+
+def _batch(config: FinetuneSections) -> _Batch:
+    query, document = _longest(config.model, config.data)
+    plan = config.plan
+    tokens = _tokens(plan.query_tokens or query, plan.document_tokens or document, plan)
+    return _Batch(tokens, config.data.batch_size * tokens, max(query, document))
 
 
 def _longest(model: ModelArguments, data: DataArguments) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from datasets import DatasetDict
 from piccolo_st.data import Mixture, RetrievalHoldout, StreamedTable
 from piccolo_st.distributed import missing_processes
 from piccolo_st.evaluation import before_and_after
+from piccolo_st.losses import PiccoloLoss
 from piccolo_st.losses.needs import negatives_from
 from piccolo_st.modeling import packs, weights_in_words
 from piccolo_st.training.trainer import PiccoloTrainer
@@ -43,6 +44,7 @@ def describe(config: FinetuneConfig, mixture: Mixture, train_dataset: DatasetDic
         f"{accumulated} accumulated), {steps:,} an epoch",
         f"compute    {arguments.device.type}, {precision}, {engine}, {plan.world_size} process(es)"
         f"{', rows without padding' if packs(trainer.model) else ''}",
+        *_mini_batches(config, trainer),
         f"lengths    query {model.query_length}, passage {model.document_length}",
         f"held out   {'; '.join(held) or 'nothing'}",
         f"output     {Path(str(arguments.output_dir))}",
@@ -57,6 +59,16 @@ def describe(config: FinetuneConfig, mixture: Mixture, train_dataset: DatasetDic
         lines.append(f"streamed   {groups}: read where they lie, nothing copied")
     lines += [f"not read   {line}" for line in unread(config, mixture.specs.values())]
     return "\n".join([*lines, "", mixture.report.text(further)])
+
+
+def _mini_batches(config: FinetuneConfig, trainer: PiccoloTrainer) -> list[str]:
+    """What gradient caching was left to the machine."""
+    if config.loss.mini_batch_num_tokens != "auto":
+        return []
+    modules = (module for loss in trainer.loss.values() for module in loss.modules())
+    tokens = max((one.mini_batch_num_tokens or 0 for one in modules if isinstance(one, PiccoloLoss)), default=0)
+    said = f"{tokens:,} tokens at a time, which fit the GPU" if tokens else "none: a batch fits, or there is no GPU"
+    return [f"caching    {said} (loss.mini_batch_num_tokens: auto)"]
 
 
 def _adapter(config: FinetuneConfig, trainer: PiccoloTrainer) -> list[str]:

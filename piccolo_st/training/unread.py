@@ -59,7 +59,7 @@ RUN: tuple[Rule, ...] = (
     (
         ("loss.chunk_tokens",),
         lambda c: "gradient caching cuts the rows"
-        if c.loss.mini_batch_size is not None or c.loss.mini_batch_num_tokens is not None
+        if c.loss.mini_batch_size is not None or c.loss.mini_batch_num_tokens not in (None, "auto")
         else "",
     ),
     (

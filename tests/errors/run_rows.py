@@ -85,6 +85,10 @@ ROWS: dict[str, list[Row]] = {
     "training.estimate": [
         Row("a GPU too small", finetune("--plan", "--plan.encoder", LARGE, "--plan.gpu_memory_gib", "1"),
             "the run must fit into 0.9 GiB of each GPU, 1…got 5.4 GiB; most of it is optimizer, 2.4 GiB…"),
+        Row("no room for a text", finetune("--plan", "--plan.encoder", LARGE, "--plan.gpu_memory_gib", "1",
+                                           "--loss.mini_batch_num_tokens", "auto"),
+            "loss.mini_batch_num_tokens auto needs room for one text of 32 tokens…got 1.0 GiB, into which 0 tokens "
+            "would fit; take a larger GPU, or one that nobody else uses, or set train.activation_checkpointing"),
     ],
     "stored": [
         Row("a manifest of the future", checkpoint({**SEALED, "format": 7}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ from transformers import BertConfig, BertModel
 
 from piccolo_st import distributed
 from piccolo_st.config import parse_run
+from piccolo_st.data.specs import DatasetSpec
 from piccolo_st.errors import InputError
 from piccolo_st.modeling.adapters import LoraSettings
 from piccolo_st.training import FinetuneConfig
-from piccolo_st.training.estimate import Estimate, estimate
+from piccolo_st.training.dataset_losses import dataset_losses
+from piccolo_st.training.estimate import Estimate, estimate, tokens_that_fit
+from piccolo_st.training.fitting import mini_batch_tokens
 from piccolo_st.training.shape import EncoderShape, encoder_shape
+from piccolo_st.training.training_arguments import PiccoloTrainingArguments
 from tests.conftest import build_encoder
 from tests.helpers.architectures import DECODERS, saved_encoder, small_encoder
 from tests.helpers.ranks import run_ranks
@@ -28,8 +33,8 @@ ROOT = Path(__file__).parent.parent.parent
 HIDDEN, LAYERS, ROWS, LENGTH = 64, 3, 16, 48
 
 
-def planned(tmp_path: Path, encoder: Path, *overrides: str) -> Estimate:
-    """The estimate of a run of 2 processes with texts of exactly LENGTH tokens."""
+def configured(tmp_path: Path, encoder: Path, *overrides: str) -> FinetuneConfig:
+    """A run of 2 processes with texts of exactly LENGTH tokens."""
     content = {
         "model": {"name_or_path": str(encoder), "query_length": LENGTH, "document_length": LENGTH},
         "data": {"batch_size": ROWS},
@@ -38,7 +43,12 @@ def planned(tmp_path: Path, encoder: Path, *overrides: str) -> Estimate:
     }
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(content))
-    config = parse_run([str(path), *overrides], FinetuneConfig, path)
+    return parse_run([str(path), *overrides], FinetuneConfig, path)
+
+
+def planned(tmp_path: Path, encoder: Path, *overrides: str) -> Estimate:
+    """The estimate of it."""
+    config = configured(tmp_path, encoder, *overrides)
     return estimate(config, encoder_shape(config))
 
 
@@ -208,6 +218,49 @@ def test_a_step_of_each_kind_is_planned_within_a_fifth(tmp_path: Path, name: str
     print(f"{name}, {way or 'whole'}: planned {needed:,} bytes, measured {measured:,}")
     assert moments + 2 * unused == plan.optimizer
     assert needed / 1.2 < measured < 1.2 * needed
+
+
+@pytest.mark.parametrize("options", [[], ["--train.bf16", "true"], ["--train.activation_checkpointing", "true"]])
+@pytest.mark.parametrize("mib", [8, 24])
+def test_auto_is_what_fits_a_gpu(tmp_path: Path, encoder: Path, options: list[str], mib: int) -> None:
+    gpu = ["--plan.gpu_memory_gib", str(mib / 1024), *options]
+    whole = planned(tmp_path, encoder, *options)
+    auto = planned(tmp_path, encoder, "--loss.mini_batch_num_tokens", "auto", *gpu)
+    usable = 0.9 * mib * 2**20
+    if mib == 24:
+        assert auto == whole
+        return
+    assert usable - 20_000 < auto.memory <= usable  # a token more takes less than that
+    assert auto.activations < whole.activations
+    assert replace(auto, activations=whole.activations) == whole
+
+
+def test_auto_on_a_gpu_counts_what_is_free_and_the_weights_that_are_there(
+    tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    model = SentenceTransformer(modules=[Transformer(str(encoder)), Pooling(HIDDEN, "mean")], device="cpu")
+    config = configured(tmp_path, encoder, "--loss.mini_batch_num_tokens", "auto", "--data.num_negatives", "1")
+    assert mini_batch_tokens(config, model) is None, "without a GPU"
+    monkeypatch.setattr(PiccoloTrainingArguments, "device", torch.device("cuda", 0))
+    free = {"driver": 40 << 20, "reserved": 3 << 20, "allocated": 1 << 20}
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free["driver"], 80 << 30))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda device: free["reserved"])
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: free["allocated"])
+    assert mini_batch_tokens(config, model) is None, "the batch fits"
+    free["driver"] = 5 << 20
+    plan = replace(config.plan, processes=1, negatives=1)
+    fits = tokens_that_fit(replace(config, plan=plan), encoder_shape(config), 7 << 20)
+    assert LENGTH < fits < ROWS * 3 * LENGTH
+    assert mini_batch_tokens(config, model) == fits
+    spec = DatasetSpec("faq", "faq.jsonl", "retrieval")
+    losses: Any = dataset_losses(config, model, [spec], {"faq": ["query", "positive"]})
+    assert losses["faq"].mini_batch_num_tokens == fits
+    free["driver"] = 0
+    with pytest.raises(InputError, match=rf"room for one text of {LENGTH} tokens.*got 0\.0 GiB, into which"):
+        mini_batch_tokens(config, model)
 
 
 def test_zero_and_half_precision(tmp_path: Path, encoder: Path) -> None:
