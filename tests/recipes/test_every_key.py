@@ -246,6 +246,15 @@ def test_every_key_has_an_effect(group: str, key: str, files: Path, monkeypatch:
         COUNTS["told that it is not read" if row.changes == "unread" else "took effect"] += 1
 
 
+def test_caching_that_is_left_to_the_machine_is_told(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(files)
+    plain = built(files, {}, monkeypatch)
+    auto = built(files, {"loss.mini_batch_num_tokens": "auto"}, monkeypatch)
+    assert auto["losses"] == plain["losses"], "without a GPU nothing is cached"
+    assert re.search(r"caching +none: a batch fits, or there is no GPU", auto["report"][1])
+    assert "caching" not in plain["report"][1]
+
+
 def test_a_checkpoint_that_brings_its_code_is_run_where_it_is_trusted(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
