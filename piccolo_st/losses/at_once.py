@@ -23,8 +23,13 @@ def at_once(compute: Compute, *vectors: Tensor) -> Tensor:
     if torch.is_grad_enabled() and any(x.requires_grad for x in vectors):
         scalar: Tensor = _AtOnce.apply(compute, *vectors)  # type: ignore[no-untyped-call]
         return scalar
-    with torch.no_grad():
+    with torch.no_grad(), _exact(vectors):
         return compute(False)[0]
+
+
+def _exact(vectors: Sequence[Tensor]) -> torch.autocast:
+    """Products in the vectors' own precision, whatever is around the loss."""
+    return torch.autocast(vectors[0].device.type, enabled=False)
 
 
 class _Saved(FunctionCtx):
@@ -34,7 +39,8 @@ class _Saved(FunctionCtx):
 class _AtOnce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: _Saved, compute: Compute, *vectors: Tensor) -> Tensor:
-        scalar, gradients = compute(True)
+        with _exact(vectors):
+            scalar, gradients = compute(True)
         ctx.save_for_backward(*gradients)
         return scalar
 

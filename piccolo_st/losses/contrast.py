@@ -248,7 +248,7 @@ def _loss_and_gradients(
         tile.sub_(maximum).clamp_min_(EXP_FLOOR[tile.dtype]).exp_()
         own_share = torch.stack([tile[index] for index in own]).sum(dim=0)
         for index in own:
-            tile[index] = 0
+            tile[index] = tile.new_zeros(())
         others = tile.sum(dim=(1, 2))
         total = own_share + others
         # log1p: where the positive is the maximum and meets itself once, a small loss keeps all its digits.
@@ -281,10 +281,10 @@ def _own_pairs(layout: Layout, rows: Tensor, start: int) -> list[tuple[Tensor, i
 
 def _mask_exclusions(task: _Task, tile: Tensor, layout: Layout, start: int, stop: int) -> int:
     """Step (2). Returns how many duplicates were left out, beyond the query itself and the own documents."""
-    masked = 0
+    masked, nothing = 0, tile.new_full((), -math.inf)  # a number would be sent to a GPU, which waits
     for direction, (anchor, column) in layout.first.items():
         for row, candidate in task.exclusions.pairs(direction, start, stop):
-            tile[_sent(row, tile), anchor, _sent(candidate + column, tile)] = -math.inf
+            tile[_sent(row, tile), anchor, _sent(candidate + column, tile)] = nothing
             masked += len(row)
         masked -= task.exclusions.unavoidable(direction, start, stop)
     for _, which, columns in layout.unused:
@@ -300,7 +300,7 @@ def _sent(places: Tensor, tile: Tensor) -> Tensor:
 def _mask(tile: Tensor, close: Tensor, own: list[tuple[Tensor, int, Tensor]]) -> Tensor:
     """Step (2) for the margin and the guide, which never mask the own pair. Returns how many were left out."""
     for index in own:
-        close[index] = False
+        close[index] = close.new_zeros(())
     close &= tile > -math.inf  # those that were left out before count once
     tile.masked_fill_(close, -math.inf)
     return close.sum()

@@ -107,16 +107,24 @@ def _shortage(loss: nn.Module, dataset: Dataset, rows: int, world_size: int) -> 
     )
 
 
-def _counted(dataset: Dataset) -> str | None:
-    """How many negatives a row has, in words, read off at most 1,000 rows; None without a column of them."""
+def negatives_of_rows(dataset: Dataset) -> tuple[int, int]:
+    """The fewest and the most negatives that a row has, read off at most 1,000 rows."""
     columns = [name for name in dataset.column_names if name not in _NO_TEXTS][2:]
-    if not columns:
-        return None
+    if not columns or not len(dataset):
+        return 0, 0
     sample = dataset[: min(len(dataset), 1000)][columns[0]]
     if isinstance(sample[0], str):
-        return str(len(columns))
+        return len(columns), len(columns)
     counts = [len(texts) for texts in sample]
-    return str(counts[0]) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    return min(counts), max(counts)
+
+
+def _counted(dataset: Dataset) -> str | None:
+    """How many that is, in words; None without a column of them."""
+    fewest, most = negatives_of_rows(dataset)
+    if not [name for name in dataset.column_names if name not in _NO_TEXTS][2:]:
+        return None
+    return str(fewest) if fewest == most else f"{fewest} to {most}"
 
 
 def _has_negatives(dataset: Dataset) -> bool:

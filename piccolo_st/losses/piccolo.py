@@ -201,7 +201,8 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
         rows = sort_rows(columns, model_reads_task(self.model), packed)
         # The mixin hands what it calls the labels to calculate_loss as they are. Ours are the step.
         step = cast(Tensor, _Step(batch, rows))
-        return self.forward_cached([part for group in rows.groups for part in group.parts(packed)], step)
+        tokens = self.mini_batch_num_tokens
+        return self.forward_cached([part for group in rows.groups for part in group.parts(packed, tokens)], step)
 
     def calculate_loss(self, reps: list[list[Tensor]], labels: object = None, *, with_backward: bool = False) -> Tensor:
         """Called by the gradient cache with the embeddings of all mini-batches; ``labels`` is the :class:`_Step`."""
@@ -220,6 +221,7 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
 
     def _loss(self, embeddings: Sequence[Tensor], batch: Batch) -> Tensor:
         """Steps (3) and (4). ``embeddings`` are (rows, D) for each column."""
+        exclusions = batch.exclusions  # now: gathering waits for the embeddings
         queries, positives, *negatives = [unit(rows) for rows in embeddings]
         everyone: Sequence[Tensor] = [queries, positives, torch.cat([queries[:0], *negatives])]
         world = get_world_size() if self.gather_across_devices else 1
@@ -233,7 +235,7 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
             every_query,
             every_positive,
             every_negative,
-            batch.exclusions,
+            exclusions,
             temperature=self.temperature,
             directions=self.directions,
             rows=own,

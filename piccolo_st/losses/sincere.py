@@ -178,7 +178,7 @@ def _loss_and_gradient(
         # L, (R, 1); -inf where all texts are of one class, of which softplus and sigmoid are 0.
         against = scores.masked_fill(same, -math.inf).logsumexp(1, keepdim=True)
         share = (scores - against).clamp_(EXP_FLOOR[texts.dtype], 0).exp_().masked_fill_(same, 0)
-        same[rows, rows + tile.start] = False
+        same[rows, rows + tile.start] = same.new_zeros(())  # a number would be sent to a GPU, which waits
         weight = same.to(texts.dtype) / (same.sum(1, keepdim=True).clamp_min(1) * divisor)
         gap = scores.neg_().add_(against)  # L - s
         loss += (torch.nn.functional.softplus(gap, threshold=50) * weight).sum()

@@ -33,7 +33,7 @@ from sentence_transformers.base.modules import Router
 from torch import Tensor, nn
 
 from piccolo_st.distributed import last_forward_syncs
-from piccolo_st.modeling.cutting import chunk_ranges, few_chunks
+from piccolo_st.modeling.cutting import chunk_ranges, few_chunks, token_chunks
 from piccolo_st.modeling.packed.packing import ROW_LENGTHS, packs_now
 from piccolo_st.modeling.packed.varlen import Features as Features
 
@@ -99,11 +99,16 @@ class RowGroup:
         device = _device(self.features).type
         return self._cut(self.lengths, chunk_ranges(self.lengths, chunk_tokens, device, packed, self.padded))
 
-    def parts(self, packed: bool = False) -> list[Features]:
-        """Features of few parts that mini-batches are cut from: with padding, no more of it than the columns had."""
+    def parts(self, packed: bool = False, tokens: int | None = None) -> list[Features]:
+        """Features of few parts that mini-batches are cut from: with padding, no more of it than the columns had.
+
+        With padding, a part has no more than ``tokens`` tokens: ST counts those of a mini-batch without its padding.
+        """
         if self.lengths is None or packed:
             return [dict(self.features)]
-        return self._cut(self.lengths, few_chunks(self.lengths, self.padded))
+        parts = few_chunks(self.lengths, self.padded)
+        cuts = [(first, cut) for first, end in parts for cut in token_chunks(self.lengths[first:end], tokens)]
+        return self._cut(self.lengths, [(first + begin, first + end) for first, (begin, end) in cuts])
 
     def _cut(self, lengths: Sequence[int], ranges: Iterable[tuple[int, int]]) -> list[Features]:
         total, width = len(lengths), max(1, lengths[0])

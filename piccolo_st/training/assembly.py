@@ -45,6 +45,7 @@ from piccolo_st.modeling import (
     tokenizer_state,
 )
 from piccolo_st.training.dataset_losses import dataset_losses
+from piccolo_st.training.fitting import mini_batch_tokens
 from piccolo_st.training.mixing import batch_sampler
 from piccolo_st.training.onlookers import Seen, look
 from piccolo_st.training.settings import check_searches
@@ -246,7 +247,8 @@ def make_trainer(
     )
     check_searches(arguments, evaluators)
     with _blamed("loss"):
-        losses = dataset_losses(config, model, specs, columns)
+        tokens = mini_batch_tokens(config, model, train_dataset)
+        losses = dataset_losses(config, model, specs, columns, tokens)
     trainer = PiccoloTrainer(
         model=model,
         args=arguments,

@@ -11,7 +11,6 @@ from torch import nn
 from piccolo_st.data import LABELLED_TASKS, DatasetSpec
 from piccolo_st.errors import InputError
 from piccolo_st.losses import DistillationSettings, build_losses
-from piccolo_st.training.fitting import mini_batch_tokens
 from piccolo_st.training.training_arguments import FinetuneConfig
 
 _NAME_SCORES = "name their columns, as `columns: {positive_score: pos_scores, negative_score: neg_scores}`"
@@ -22,6 +21,7 @@ def dataset_losses(
     model: SentenceTransformer,
     specs: Sequence[DatasetSpec],
     columns: dict[str, list[str]],
+    mini_batch_num_tokens: int | None,
 ) -> dict[str, nn.Module]:
     """The loss of each dataset; one of classes is told whether its rows have labels, one for retrieval whether scores.
 
@@ -47,7 +47,7 @@ def dataset_losses(
         raise InputError(
             f"loss.distillation needs a retrieval dataset with a teacher's scores, got none; {_NAME_SCORES}"
         )
-    given: dict[str, Any] = {**vars(config.loss), "mini_batch_num_tokens": mini_batch_tokens(config, model)}
+    given: dict[str, Any] = {**vars(config.loss), "mini_batch_num_tokens": mini_batch_num_tokens}
     return build_losses(model, tasks, **given)
 
 

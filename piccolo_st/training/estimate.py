@@ -4,7 +4,7 @@ P parameters of an encoder with L layers of width h and feed-forward width f, on
 
     weights         b P          half under DeepSpeed with fp16 or bf16, else of model.dtype (autocast keeps them so;
                                  what is "stored" is not looked at, and counted as float32)
-    gradients       b P
+    gradients       b P, twice under DDP, which copies them into buckets
     optimizer       8 P          AdamW's two moments, under DeepSpeed with half weights 4 P more for float32 masters,
                                  2 b P where model.dtype is half; ZeRO-1: over W
     an adapter      (lora.rank) has gradients, moments and bytes on the wire of its own weights alone, in float32 but
@@ -130,8 +130,10 @@ def estimate(config: FinetuneSections, shape: EncoderShape) -> Estimate:
     rows, tokens, texts = data.batch_size, batch.tokens, 2 + plan.negatives
     covered, caching = batch.whole, loss.mini_batch_size is not None
     if loss.mini_batch_num_tokens == "auto":
-        fit = None if plan.gpu_memory_gib is None else tokens_that_fit(config, shape, plan.gpu_memory_gib * GIB)
-        covered, caching = min(covered, fit or covered), fit is not None and fit < covered
+        if plan.gpu_memory_gib is not None:
+            fit = tokens_that_fit(config, shape, plan.gpu_memory_gib * GIB)
+            check_room_for_a_text(config, fit, plan.gpu_memory_gib * GIB)
+            covered, caching = min(covered, fit), fit < covered
     elif loss.mini_batch_num_tokens is not None:
         covered, caching = min(covered, max(loss.mini_batch_num_tokens, batch.longest)), True
     elif loss.mini_batch_size is not None:
@@ -158,7 +160,7 @@ def estimate(config: FinetuneSections, shape: EncoderShape) -> Estimate:
         parameters=shape.parameters,
         trained=held.trained,
         weights=held.weights,
-        gradients=held.gradients,
+        gradients=held.gradients + held.buckets,
         optimizer=held.optimizer,
         activations=_kept(config, shape, covered),
         embeddings=held.embeddings,
@@ -178,21 +180,24 @@ def tokens_that_fit(config: FinetuneSections, shape: EncoderShape, free: float) 
     Args:
         config, shape: as of :func:`estimate`.
         free: bytes of the GPU that nobody has yet, the weights not there yet; ``plan.reserve`` of them stay free.
-
-    Raises:
-        InputError: not even one text fits.
     """
-    held, longest = _held(config, shape), _batch(config).longest
-    left = free * (1 - config.plan.reserve) - held.weights - held.gradients - held.optimizer - held.embeddings
+    held = _held(config, shape)
+    left = free * (1 - config.plan.reserve) - sum(
+        (held.weights, held.gradients, held.buckets, held.optimizer, held.embeddings)
+    )
     none, some = _kept(config, shape, 0), _kept(config, shape, 1000)
-    fit = int(1000 * (left - none) / (some - none))
+    return max(0, int(1000 * (left - none) / (some - none)))
+
+
+def check_room_for_a_text(config: FinetuneSections, fit: int, free: float) -> None:
+    """Raise InputError if the longest text has more tokens than fit into so many bytes."""
+    longest = _batch(config).longest
     if fit < longest:
         raise InputError(
             f"loss.mini_batch_num_tokens auto needs room for one text of {longest} tokens beside weights, gradients "
-            f"and optimizer, got {free / GIB:.1f} GiB, into which {max(0, fit):,} tokens would fit; take a larger GPU, "
+            f"and optimizer, got {free / GIB:.1f} GiB, into which {fit:,} tokens would fit; take a larger GPU, "
             "or one that nobody else uses, or set train.activation_checkpointing"
         )
-    return fit
 
 
 def tokens_of_a_batch(config: FinetuneSections) -> int:
@@ -202,11 +207,12 @@ def tokens_of_a_batch(config: FinetuneSections) -> int:
 
 @dataclass(frozen=True)
 class _Held:
-    """What a process keeps however many tokens a pass has: trained weights, and bytes."""
+    """What a process keeps however many tokens a pass has, in bytes, and how many weights are trained."""
 
     trained: int
     weights: int
     gradients: int
+    buckets: int
     optimizer: int
     embeddings: int
 
@@ -229,6 +235,7 @@ def _held(config: FinetuneSections, shape: EncoderShape) -> _Held:
         trained=trained,
         weights=weights,
         gradients=trained_width * trained,
+        buckets=trained_width * trained if world > 1 and plan.zero_stage == 0 else 0,
         optimizer=(2 * moment * trained + masters) // (world if plan.zero_stage >= 1 else 1),
         embeddings=2 * world * config.data.batch_size * (2 + plan.negatives) * dimension * _FLOAT,
     )

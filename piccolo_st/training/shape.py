@@ -20,11 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from piccolo_st.errors import InputError
 from piccolo_st.modeling import EncoderSettings, LoraSettings
 from piccolo_st.training.sections import FinetuneSections
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _FLOAT = 4
 _NORMED_KEYS = ("qwen3", "gemma3_text")
@@ -188,7 +191,17 @@ def _given_shape(config: FinetuneSections) -> EncoderShape:
     remedy = "give the encoder's shape as plan.encoder: {layers: ..., hidden_size: ...}"
     found = load_pretrained(
         AutoConfig.from_pretrained, model.name_or_path, place, remedy=remedy, revision=model.revision
-    ).get_text_config()
+    )
+    return shape_of(found, model.dimension)
+
+
+def shape_of(config: PretrainedConfig, dimension: int | None) -> EncoderShape:
+    """The shape that an encoder's own configuration says.
+
+    Raises:
+        InputError: it does not say all of it.
+    """
+    found = config.get_text_config()
     names = {
         "layers": "num_hidden_layers", "hidden_size": "hidden_size", "heads": "num_attention_heads",
         "intermediate_size": "intermediate_size", "vocab_size": "vocab_size", "positions": "max_position_embeddings",
@@ -201,4 +214,4 @@ def _given_shape(config: FinetuneSections) -> EncoderShape:
     values["gated"] = values["rms"] or found.model_type == "modernbert"
     values["normed_keys"], values["post_norms"] = found.model_type in _NORMED_KEYS, found.model_type in _POST_NORMS
     values["dropout"] = bool(values.get("dropout", False))
-    return EncoderShape.of(values, model.dimension)
+    return EncoderShape.of(values, dimension)

@@ -270,7 +270,7 @@ class PiccoloTrainer(ResumableTrainer):
     def _loss_scale(self) -> float | None:
         if self.is_deepspeed_enabled:
             engine: Any = self.model_wrapped
-            return float(engine.optimizer.cur_scale) if self.args.fp16 else None
+            return float(engine.optimizer.loss_scale) if self.args.fp16 else None
         scaler = getattr(self.accelerator, "scaler", None)
         return None if scaler is None else float(scaler.get_scale())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from piccolo_st.schema import Count, Natural, NotNegative, Positive, ShareBelowO
 from piccolo_st.training import builds
 from piccolo_st.training.arguments import TIME_LIMIT
 from piccolo_st.training.sections import FinetuneSections, PretrainSections, TrainSection
+
+logger = logging.getLogger(__name__)
 
 
 def _check_deepspeed(arguments: TrainingArguments) -> None:
@@ -131,6 +134,7 @@ class PiccoloTrainingArguments(TrainSection, SentenceTransformerTrainingArgument
             builds.clear_left_locks()
         with self._meeting_the_others():
             super().__post_init__()  # type: ignore[no-untyped-call]
+        self._use_one_gpu()
         self.max_seconds = _time_limit(self.max_seconds)
         if _OLD_NAME:  # either name sets both, as the parent has it since
             self.activation_checkpointing = self.activation_checkpointing or self.gradient_checkpointing
@@ -146,6 +150,16 @@ class PiccoloTrainingArguments(TrainSection, SentenceTransformerTrainingArgument
         if self.device.type == "cpu":
             self._share_cores()
             self.dataloader_pin_memory = False  # there is no device to pin for, and torch would warn at every epoch
+
+    def _use_one_gpu(self) -> None:
+        """Keep a process from torch's DataParallel, in which neither autocast nor packing nor caching is right."""
+        if self.n_gpu > 1:
+            logger.warning(
+                "one process trains on one GPU, and this one sees %d: the others stay idle; start it with `python -m "
+                "piccolo_st launch`, or accelerate launch, to use them all",
+                self.n_gpu,
+            )
+            self._n_gpu = 1
 
     def to_dict(self) -> dict[str, object]:
         """Every setting, as trackers and the model's card get it: without secrets, wherever they stand."""

@@ -262,6 +262,19 @@ def test_features_are_left_as_they_were(make_model: Callable[..., Any]) -> None:
             assert all(torch.equal(column[k], v) for k, v in copy.items() if isinstance(v, torch.Tensor))
 
 
+@pytest.mark.parametrize("kind", [PiccoloLoss, SINCERELoss])
+def test_autocast_around_the_loss_changes_no_product(make_model: Callable[..., Any], kind: type[PiccoloLoss]) -> None:
+    model = make_model()
+    columns, labels = preprocess(model, QUERIES, POSITIVES), torch.tensor([1, 1, 2, 2])
+    plain = kind(model)
+    forward = model.forward
+    model.forward = torch.autocast("cpu", enabled=False)(forward)  # so that the embeddings are the same
+    expected = plain(columns, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = plain(columns, labels)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
 class Transfers(TorchFunctionMode):
     """Counts what would go to another device and what would be fetched from there, were the model on a GPU."""
 

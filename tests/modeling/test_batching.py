@@ -123,6 +123,11 @@ def test_parts_for_mini_batches_have_no_more_padding_than_the_columns(make_model
     assert sum(tokens) < group.features["input_ids"].numel(), "one part would have more"
     rows = [row[: int(mask.sum())].tolist() for one in parts for row, mask in zip(*rows_of(one), strict=True)]
     assert rows == [row[: int(mask.sum())].tolist() for row, mask in zip(*rows_of(group.features), strict=True)]
+    for limit in (8, 40, 100):  # with its padding, as ST counts a mini-batch without
+        limited = [one["input_ids"].shape for one in group.parts(tokens=limit)]
+        assert all(rows == 1 or rows * width <= limit for rows, width in limited)
+        assert sum(rows for rows, _ in limited) == len(group.features["input_ids"])
+        assert sum(rows * width for rows, width in limited) <= sum(tokens)
     assert [one["input_ids"].shape for one in group.parts(packed=True)] == [group.features["input_ids"].shape]
 
 

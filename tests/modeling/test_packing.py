@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import BertModel, PreTrainedModel
 
+from piccolo_st.modeling.batching import embed_columns
 from piccolo_st.modeling.loading import load_encoder
 from piccolo_st.modeling.packed.attention import _SCORES, ATTENTION, SHORT, Blocks, attention, similar_lengths
 from piccolo_st.modeling.packed.packing import pack, packs, packs_now, use_packing
@@ -339,6 +342,28 @@ def test_a_kernel_of_half_precision_packs_there_alone(name: str, encoder_dir: Pa
     assert torch.allclose(found.float(), expected.float(), atol=0.05)
     pair = [torch.cat([one.flatten() for one in many]) for many in (ours, theirs)]
     assert float(torch.cosine_similarity(*pair, dim=0)) > 0.99
+
+
+def test_a_loss_is_told_what_the_forward_pass_that_accelerate_wraps_will_do(
+    make_model: Callable[..., SentenceTransformer],
+) -> None:
+    model = make_model()
+    assert use_packing(model, torch.bfloat16, kernel=reference)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    try:
+        assert not packs_now(model)
+        prepared = accelerator.prepare(model)
+        seen: list[torch.Size] = []
+        model[0].model.get_input_embeddings().register_forward_hook(lambda *args: seen.append(args[2].shape[:2]))
+        features = model.preprocess(TEXTS)
+        told = packs_now(prepared)
+        [embeddings] = embed_columns(prepared, [features], chunk_tokens="auto")
+        tokens = int(features["attention_mask"].sum())
+        assert told and seen == [(1, tokens)] and len(embeddings) == len(TEXTS)
+    finally:
+        accelerator.free_memory()
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_lengths_that_are_known_are_not_asked_of_the_mask(make_model: Callable[..., SentenceTransformer]) -> None:

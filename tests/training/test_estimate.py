@@ -12,15 +12,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
+from datasets import Dataset, DatasetDict
 from transformers import BertConfig, BertModel
 
 from piccolo_st import distributed
 from piccolo_st.config import parse_run
-from piccolo_st.data.specs import DatasetSpec
 from piccolo_st.errors import InputError
 from piccolo_st.modeling.adapters import LoraSettings
 from piccolo_st.training import FinetuneConfig
-from piccolo_st.training.dataset_losses import dataset_losses
 from piccolo_st.training.estimate import Estimate, estimate, tokens_that_fit
 from piccolo_st.training.fitting import mini_batch_tokens
 from piccolo_st.training.shape import EncoderShape, encoder_shape
@@ -243,24 +242,27 @@ def test_auto_on_a_gpu_counts_what_is_free_and_the_weights_that_are_there(
 
     model = SentenceTransformer(modules=[Transformer(str(encoder)), Pooling(HIDDEN, "mean")], device="cpu")
     config = configured(tmp_path, encoder, "--loss.mini_batch_num_tokens", "auto", "--data.num_negatives", "1")
-    assert mini_batch_tokens(config, model) is None, "without a GPU"
+    negative = Dataset.from_dict({"query": ["问"], "positive": ["答"], "negatives": [["一", "二", "三"]]})
+    data = DatasetDict({"few": Dataset.from_dict({"query": ["问"], "positive": ["答"]}), "many": negative})
+    assert mini_batch_tokens(config, model, data) is None, "without a GPU"
     monkeypatch.setattr(PiccoloTrainingArguments, "device", torch.device("cuda", 0))
     free = {"driver": 40 << 20, "reserved": 3 << 20, "allocated": 1 << 20}
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free["driver"], 80 << 30))
     monkeypatch.setattr("torch.cuda.memory_reserved", lambda device: free["reserved"])
     monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: free["allocated"])
-    assert mini_batch_tokens(config, model) is None, "the batch fits"
+    assert mini_batch_tokens(config, model, data) is None, "the batch fits"
     free["driver"] = 5 << 20
     plan = replace(config.plan, processes=1, negatives=1)
     fits = tokens_that_fit(replace(config, plan=plan), encoder_shape(config), 7 << 20)
     assert LENGTH < fits < ROWS * 3 * LENGTH
-    assert mini_batch_tokens(config, model) == fits
-    spec = DatasetSpec("faq", "faq.jsonl", "retrieval")
-    losses: Any = dataset_losses(config, model, [spec], {"faq": ["query", "positive"]})
-    assert losses["faq"].mini_batch_num_tokens == fits
+    assert mini_batch_tokens(config, model, data) == fits
+    unlimited = replace(config, data=replace(config.data, num_negatives=None))
+    free["driver"] = 25 << 20
+    assert mini_batch_tokens(config, model, data) is None
+    assert mini_batch_tokens(unlimited, model, data), "the rows bring three negatives"
     free["driver"] = 0
-    with pytest.raises(InputError, match=rf"room for one text of {LENGTH} tokens.*got 0\.0 GiB, into which"):
-        mini_batch_tokens(config, model)
+    with pytest.raises(InputError, match=rf"room for one text of {LENGTH} tokens.*got 0\.0 GiB, into which 0 tokens"):
+        mini_batch_tokens(config, model, data)
 
 
 def test_zero_and_half_precision(tmp_path: Path, encoder: Path) -> None:
@@ -270,7 +272,7 @@ def test_zero_and_half_precision(tmp_path: Path, encoder: Path) -> None:
     assert half.optimizer == 12 * full.parameters // 2 and half.weights == half.gradients == 2 * full.parameters
     assert half.gradients_sent == full.gradients_sent / 2 and half.embeddings_sent == full.embeddings_sent
     kept = planned(tmp_path, encoder, "--model.dtype", "bfloat16")
-    assert kept.optimizer == 4 * full.parameters and kept.weights == kept.gradients == 2 * full.parameters
+    assert kept.optimizer == 4 * full.parameters and 2 * kept.weights == kept.gradients == 4 * full.parameters  # DDP's
 
 
 def test_steps_and_hours(tmp_path: Path, encoder: Path) -> None:

@@ -87,6 +87,14 @@ def test_what_works_is_not_refused(caplog: pytest.LogCaptureFixture) -> None:
     assert "the weights that are trained are bfloat16" in caplog.text
 
 
+def test_a_process_that_sees_several_gpus_trains_on_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    args = PiccoloTrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=8)
+    args._n_gpu = 4  # as transformers finds them, for torch's DataParallel
+    args._use_one_gpu()
+    assert args.n_gpu == 1 and args.train_batch_size == 8
+    assert "this one sees 4" in caplog.text and "python -m piccolo_st launch" in caplog.text
+
+
 def test_checkpointing_is_not_reentrant_unless_asked_for(encoder_dir: Path, tmp_path: Path) -> None:
     trainer = make_trainer(encoder_dir, tmp_path, ALONE, activation_checkpointing=True, max_steps=1)
     assert trainer.args.activation_checkpointing_kwargs == {"use_reentrant": False}

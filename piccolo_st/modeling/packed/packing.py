@@ -131,11 +131,13 @@ class Packer:
     Attributes:
         first_position: as of :func:`pack`.
         kernel: as of :func:`pack`.
+        dtype: what training computes in, by autocast; None: what the weights are.
         tried: whether it packs in any precision, for the time of the trial.
     """
 
     first_position: int
     kernel: Kernel | None
+    dtype: torch.dtype | None = None
     tried: bool = False
 
     def __call__(self, module: Transformer, args: tuple[Features, ...]) -> tuple[Features, ...] | None:
@@ -147,10 +149,12 @@ class Packer:
         given.pop(ROW_LENGTHS, None)
         return (given, *args[1:])
 
-    def ready(self, encoder: PreTrainedModel) -> bool:
-        """Whether the kernel computes in the precision of the moment."""
+    def ready(self, encoder: PreTrainedModel, in_training: bool = False) -> bool:
+        """Whether the kernel computes in the precision of the moment, or of the forward pass that accelerate wraps."""
         if self.kernel is None or self.tried:
             return True
+        if in_training and self.dtype is not None:
+            return self.dtype in HALF
         device = encoder.device.type
         computes = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else encoder.dtype
         return computes in HALF
@@ -166,8 +170,12 @@ def packs(model: nn.Module) -> bool:
 
 
 def packs_now(model: nn.Module) -> bool:
-    """Whether a forward pass begun now would pack: on CUDA only in half precision."""
-    return any(packer.ready(transformer.model) for packer, transformer in _packers(model))
+    """Whether a forward pass begun now would pack: on CUDA only in half precision.
+
+    accelerate puts autocast inside the forward method of a model that it has prepared: a loss asks from outside of it.
+    """
+    prepared = any("_original_forward" in vars(module) for module in model.modules())
+    return any(packer.ready(transformer.model, prepared) for packer, transformer in _packers(model))
 
 
 def _packers(model: nn.Module) -> Iterator[tuple[Packer, Transformer]]:
@@ -242,7 +250,7 @@ def _install(
 ) -> str:
     """Install the hooks and try them; why they are gone again, or nothing."""
     trial = None if kernel is None else Tried(kernel, dtype or torch.bfloat16)
-    packer, handles = Packer(_first_position(encoder), trial, tried=True), []
+    packer, handles = Packer(_first_position(encoder), trial, dtype, tried=True), []
     try:
         with _exact(model.device):
             before = _trial(model, encoder)
