@@ -46,7 +46,7 @@ class MiningSettings(Overlaid):
         seed: of random sampling, of the pool and of the lexical encoder's vectors.
         existing: what becomes of negatives the rows have already: mined ones come after them (``keep``) or in their
             place (``replace``).
-        pool: search among so many random positives and the shard's own instead of all, which bounds memory and time
+        pool: search among so many texts drawn at random instead of all, which bounds memory and time
             on large sets; None: all.
         shard_rows: rows searched at a time, as whole queries.
         batch_size: texts encoded at a time.

@@ -187,7 +187,7 @@ class EvaluationArguments:
 
 @dataclass
 class PlanArguments:
-    """What --plan needs to know beside the other sections; training reads nothing of it."""
+    """What --plan needs to know beside the other sections; a run reads `reserve` of it, for auto."""
 
     processes: Count = setting(1, "GPUs in all.")
     zero_stage: Literal[0, 1] = setting(1, "DeepSpeed ZeRO stage, 0 (DDP) or 1.")
