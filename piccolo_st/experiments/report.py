@@ -113,13 +113,15 @@ def _by_group(
 def _difference(
     own: Mapping[int, Result], other: Mapping[int, Result], names: Sequence[str], tasks: Sequence[ScoredTask]
 ) -> str:
-    """Of the means of some tasks, and its interval over examples where those of all tasks are kept."""
-    gain = statistics.fmean(_means(own, names).values()) - statistics.fmean(_means(other, names).values())
+    """Of the means of some tasks, and its interval over examples where those of all tasks are kept.
+
+    Each seed is compared with the same one of the other variant, or with its first where it has not that.
+    """
+    matched = [(now, other.get(seed) or next(iter(other.values()))) for seed, now in own.items()]
+    gain = statistics.fmean(now.scores[name] - one.scores[name] for now, one in matched for name in names)
     known = {task.name: (str(task.entry["type"]), str(task.entry.get("split", "test"))) for task in tasks}
     pairs = [
-        (one.examples, now.examples)
-        for seed, now in own.items()
-        if (one := other.get(seed) or next(iter(other.values()))).examples is not None and now.examples is not None
+        (one.examples, now.examples) for now, one in matched if one.examples is not None and now.examples is not None
     ]
     if len(pairs) < len(own) or not all(name in known for name in names):
         return f"{gain:+.2f}"

@@ -18,6 +18,7 @@ from piccolo_st.commands.ablation import main
 from piccolo_st.config import parse_run
 from piccolo_st.data import load_mixture
 from piccolo_st.errors import InputError
+from piccolo_st.experiments import report
 from piccolo_st.experiments.ablation import Ablation
 from piccolo_st.experiments.flag_embedding import FlagEmbeddingOptions, train_flag_embedding
 from piccolo_st.experiments.stock import StockOptions, train_stock
@@ -120,6 +121,15 @@ def test_every_variant_runs_once_and_a_killed_one_again(
 
     content["train"]["learning_rate"] = 2e-3  # another configuration: nothing counts any more
     assert Ablation(write(content, tmp_path)).results() == {}
+
+
+def test_a_seed_is_compared_with_the_same_seed() -> None:
+    first, three = (
+        {seed: report.Result({"rows": score}, 1.0) for seed, score in scores.items()}
+        for scores in ({1: 82.0}, {1: 81.0, 2: 71.0, 3: 70.0})
+    )
+    assert report._difference(first, three, ["rows"], []) == "+1.00"
+    assert report._difference(three, first, ["rows"], []) == "-8.00", "a seed that is not there: with the first"
 
 
 @pytest.mark.slow
