@@ -337,3 +337,17 @@ def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:
     arguments = {"q": q, "p": p, "h": h, "owner": [0, 1, 2], "temperature": 0.05, **change}
     with pytest.raises(ValueError, match=message):
         ours(**arguments)
+
+
+def test_unit_rows_and_their_gradient() -> None:
+    rows = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(unit, (rows,))
+    sizes = torch.tensor([1e-25, 1.0, 1e15, 0.0])
+    rows = (torch.randn(4, 7) * sizes[:, None]).requires_grad_()
+    unit(rows).sum().backward()
+    assert torch.allclose(unit(rows).norm(dim=1), torch.tensor([1.0, 1.0, 1.0, 0.0]))
+    assert rows.grad is not None and not rows.grad[3].any()
+    exact = rows.detach()[:3].double().requires_grad_()
+    (exact / exact.norm(dim=1, keepdim=True)).sum().backward()
+    assert exact.grad is not None
+    assert torch.allclose(rows.grad[:3].double() * sizes[:3, None], exact.grad * sizes[:3, None], atol=1e-6)
