@@ -67,7 +67,7 @@ class Contrast(NamedTuple):
 
 
 def unit(embeddings: Tensor) -> Tensor:
-    """Rows scaled to length 1, float32 (float64 stays), differentiable once. A zero row stays so and gets no gradient."""
+    """Rows scaled to length 1, in float32 (float64 stays); differentiable once. A zero row stays, without gradient."""
     rows = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
     scaled: Tensor = _Unit.apply(rows)  # type: ignore[no-untyped-call]
     return scaled
