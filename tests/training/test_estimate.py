@@ -164,7 +164,7 @@ def test_a_measured_step_is_what_was_planned(
 
 @pytest.mark.parametrize("way", ["", "autocast", "half", "an adapter", "checkpointed"])
 @pytest.mark.parametrize("name", ["qwen3", "llama", "gemma3_text", "modernbert", "bert"])
-def test_a_step_of_each_kind_is_planned_within_a_fifth(tmp_path: Path, name: str, way: str) -> None:
+def test_a_step_of_each_kind_is_planned(tmp_path: Path, name: str, way: str) -> None:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
@@ -216,7 +216,8 @@ def test_a_step_of_each_kind_is_planned_within_a_fifth(tmp_path: Path, name: str
     needed, measured = kept + plan.optimizer + plan.gradients, saved.highest + moments + moments // 2 + 3 * unused
     print(f"{name}, {way or 'whole'}: planned {needed:,} bytes, measured {measured:,}")
     assert moments + 2 * unused == plan.optimizer
-    assert needed / 1.2 < measured < 1.2 * needed
+    apart = 1.2 if way == "checkpointed" else 1.05
+    assert needed / apart < measured < apart * needed
 
 
 @pytest.mark.parametrize("options", [[], ["--train.bf16", "true"], ["--train.activation_checkpointing", "true"]])
