@@ -32,13 +32,15 @@ def _exact(vectors: Sequence[Tensor]) -> torch.autocast:
     return torch.autocast(vectors[0].device.type, enabled=False)
 
 
-class _Saved(FunctionCtx):
+class Saved(FunctionCtx):
+    """What autograd carries from forward to backward."""
+
     saved_tensors: tuple[Tensor, ...]
 
 
 class _AtOnce(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: _Saved, compute: Compute, *vectors: Tensor) -> Tensor:
+    def forward(ctx: Saved, compute: Compute, *vectors: Tensor) -> Tensor:
         with _exact(vectors):
             scalar, gradients = compute(True)
         ctx.save_for_backward(*gradients)
@@ -46,7 +48,7 @@ class _AtOnce(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: _Saved, scale: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Saved, scale: Tensor) -> tuple[Tensor | None, ...]:
         if scale.device.type == "cpu" and scale == 1:  # as large as the inputs once more; a GPU would have to be asked
             return (None, *ctx.saved_tensors)
         return (None, *(gradient * scale for gradient in ctx.saved_tensors))

@@ -40,9 +40,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
-from piccolo_st.losses.at_once import at_once
+from piccolo_st.losses.at_once import Saved, at_once
 from piccolo_st.losses.choices import DIRECTIONS
 from piccolo_st.losses.false_negatives import Exclusions
 from piccolo_st.losses.guide import Guide
@@ -73,15 +73,11 @@ def unit(embeddings: Tensor) -> Tensor:
     return scaled
 
 
-class _Saved(FunctionCtx):
-    saved_tensors: tuple[Tensor, ...]
-
-
 class _Unit(torch.autograd.Function):
     """x / |x|, whose backward pass makes one tensor as large as x, where autograd's makes four."""
 
     @staticmethod
-    def forward(ctx: _Saved, rows: Tensor) -> Tensor:
+    def forward(ctx: Saved, rows: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
         norm.masked_fill_(norm == 0, math.inf)
         ctx.save_for_backward(rows, norm)
@@ -89,7 +85,7 @@ class _Unit(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: _Saved, gradient: Tensor) -> Tensor:
+    def backward(ctx: Saved, gradient: Tensor) -> Tensor:
         rows, norm = ctx.saved_tensors
         along = torch.linalg.vecdot(gradient, rows).unsqueeze(-1)
         return torch.addcmul(gradient, rows, along / norm / norm, value=-1).div_(norm)

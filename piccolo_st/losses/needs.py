@@ -109,7 +109,7 @@ def _shortage(loss: nn.Module, dataset: Dataset, rows: int, world_size: int) -> 
 
 def negatives_of_rows(dataset: Dataset) -> tuple[int, int]:
     """The fewest and the most negatives that a row has, read off at most 1,000 rows."""
-    columns = [name for name in dataset.column_names if name not in _NO_TEXTS][2:]
+    columns = _negative_columns(dataset)
     if not columns or not len(dataset):
         return 0, 0
     sample = dataset[: min(len(dataset), 1000)][columns[0]]
@@ -121,14 +121,18 @@ def negatives_of_rows(dataset: Dataset) -> tuple[int, int]:
 
 def _counted(dataset: Dataset) -> str | None:
     """How many that is, in words; None without a column of them."""
-    fewest, most = negatives_of_rows(dataset)
-    if not [name for name in dataset.column_names if name not in _NO_TEXTS][2:]:
+    if not _negative_columns(dataset):
         return None
+    fewest, most = negatives_of_rows(dataset)
     return str(fewest) if fewest == most else f"{fewest} to {most}"
 
 
+def _negative_columns(dataset: Dataset) -> list[str]:
+    return [name for name in dataset.column_names if name not in _NO_TEXTS][2:]
+
+
 def _has_negatives(dataset: Dataset) -> bool:
-    columns = [name for name in dataset.column_names if name not in _NO_TEXTS][2:]
+    columns = _negative_columns(dataset)
     return any(map(_has_texts, _parts(dataset, columns)))
 
 
