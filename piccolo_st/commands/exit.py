@@ -9,8 +9,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
+
+from filelock import FileLock
 
 from piccolo_st.errors import InputError
 
@@ -20,7 +23,7 @@ def run_command(main: Callable[[Sequence[str]], None], arguments: Sequence[str])
 
     A second Ctrl-C or SIGTERM ends it at once; while a run trains, both are its own affair (``StopSignals``).
     Where the reader of stdout has gone (``| head -3``), it ends quietly with 141, as a program that SIGPIPE ends.
-    Every rank ends with the code; only the first one speaks.
+    Every rank ends with the code; one of those on a machine speaks.
     """
     code: int | str | None = 141
     codes: list[int | str | None] = []
@@ -52,24 +55,39 @@ def _end_at_once(codes: Sequence[int | str | None]) -> None:
 
 
 def _exit_code(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int | str | None:
-    speaks = os.environ.get("RANK", "0") == "0"
     try:
         with _stoppable():
             main(arguments)
         _leave_the_others()
     except InputError as error:
-        if speaks:
-            print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return 2
     except KeyboardInterrupt as stopped:
         number = stopped.number if isinstance(stopped, _Stopped) else signal.SIGINT
-        if speaks:
-            how = "stopped by SIGTERM" if number == signal.SIGTERM else "interrupted"
-            print(f"{how}; what is finished is kept, and the same command goes on from there", file=sys.stderr)
+        how = "stopped by SIGTERM" if number == signal.SIGTERM else "interrupted"
+        _say(f"{how}; what is finished is kept, and the same command goes on from there")
         return 128 + number
     except SystemExit as end:
         return end.code
     return 0
+
+
+def _say(sentence: str) -> None:
+    """Say it on stderr: of the ranks of a machine the one that ends first, for torchrun then ends the others.
+
+    They may still be on their way to the same sentence, or never come there. Other launchers give the ranks no folder
+    of their start to agree in; there the first rank speaks.
+    """
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # START/RANK/error.json
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or error_file is None:
+        if os.environ.get("RANK", "0") == "0":
+            print(sentence, file=sys.stderr)
+        return
+    said = Path(error_file).parent.parent / "said"
+    with FileLock(f"{said}.lock", timeout=10):  # whoever finds it said goes, and is seen to go, only once it is
+        if not said.exists():
+            print(sentence, file=sys.stderr, flush=True)
+            said.touch()
 
 
 class _Stopped(KeyboardInterrupt):

@@ -39,6 +39,23 @@ def test_what_accelerate_refuses_is_a_sentence(command: Callable[..., tuple[int,
     assert "launch finetune CONFIG" in command("launch", "--help")[1]
 
 
+def test_the_rank_that_ends_first_speaks_and_alone(tmp_path: Path) -> None:
+    """torchrun ends the first rank while it is still on its way; where all come there, the sentence stands once."""
+    (tmp_path / "rank.py").write_text(
+        "import os, sys, time\nfrom piccolo_st.commands.exit import run_command\n"
+        "from piccolo_st.errors import InputError\n"
+        "def main(arguments):\n    time.sleep(float(arguments[int(os.environ['RANK'])]))\n"
+        "    raise InputError('no such pear')\nrun_command(main, sys.argv[1:])\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "rank.py"]
+    for seconds in ("60", "0"), ("0", "0"):
+        done = subprocess.run(
+            [*torchrun, *seconds],
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=50,
+        )  # fmt: skip
+        assert done.stderr.splitlines().count("error: no such pear") == 1, done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
 def test_bad_input_is_the_sentence_and_the_code_of_the_process(world: int, tmp_path: Path) -> None:
