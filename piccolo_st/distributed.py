@@ -10,9 +10,6 @@ Each collective does nothing when there is one process:
 ``agree``        every rank states what it is about to do; if the statements differ, every rank raises the same error.
 ``gather_rows``  the rows of every rank, in rank order, with gradient: one gather forward, one reduce-scatter backward.
 ``last_forward_syncs``  several forwards of a DistributedDataParallel model before one backward.
-``on_first_rank``  what only the first rank does; its result or its error reaches every rank.
-``first_rank_first``  what every rank does, the others once the first has left its results on disk.
-``fail_together``  an error of one rank becomes an error of every rank.
 
 The gradient convention. Let L_r be the loss that rank r returns and x_s the rows that rank s put in. The backward of
 ``gather_rows`` gives rank s the sum over r of dL_r / dx_s. DistributedDataParallel and DeepSpeed then average the
@@ -25,10 +22,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -39,23 +35,16 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
-from piccolo_st.errors import InputError
-
 __all__ = [
     "Gathered",
     "agree",
-    "fail_together",
-    "first_rank_first",
     "gather_rows",
     "get_rank",
     "get_world_size",
     "last_forward_syncs",
     "on_cpu",
-    "on_first_rank",
     "process_state",
 ]
-
-Result = TypeVar("Result")
 
 # torch 2.13 renamed these two and warns at the old names.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -280,65 +269,3 @@ def last_forward_syncs(model: nn.Module, last: bool) -> Iterator[None]:
             yield
     else:
         yield
-
-
-def on_first_rank(action: Callable[[], Result]) -> Result:
-    """Let the first rank alone do something; its result, or its error, reaches every rank.
-
-    Args:
-        action: what it does; its result must be picklable.
-
-    Raises:
-        InputError: on every rank, if ``action`` raised one.
-        RuntimeError: on the other ranks, if it raised anything else; the first rank raises the error itself.
-    """
-    if get_world_size() == 1:
-        return action()
-    outcome: list[Any] = [None, None]
-    error: Exception | None = None
-    if get_rank() == 0:
-        try:
-            outcome[0] = action()
-        except Exception as raised:
-            error = raised
-            outcome[1] = (isinstance(raised, InputError), f"{raised}" or type(raised).__name__)
-    dist.broadcast_object_list(outcome, src=0)
-    if error is not None:
-        raise error
-    if outcome[1] is not None:
-        is_input, text = outcome[1]
-        raise InputError(text) if is_input else RuntimeError(f"the first rank failed: {text}")
-    return outcome[0]
-
-
-def first_rank_first(action: Callable[[], Result]) -> Result:
-    """Let every rank do something, the first one before the others, which find on disk what it has written.
-
-    The rank is torch's, by which transformers decides as well who writes. An error of the first rank reaches the others
-    as that of ``on_first_rank`` does, and they do nothing.
-
-    Args:
-        action: what each does; its result stays with the rank.
-    """
-    done: list[Result] = []
-    on_first_rank(lambda: done.append(action()))
-    return done[0] if done else action()
-
-
-def fail_together(error: Exception | None) -> None:
-    """Raise on every rank if one of them brings an error.
-
-    Args:
-        error: of this rank, or None.
-
-    Raises:
-        Exception: the rank's own error; on the ranks without one, a RuntimeError with the text of the others'.
-    """
-    texts: list[str | None] = [None] * get_world_size()
-    if get_world_size() > 1:
-        dist.all_gather_object(texts, None if error is None else f"{type(error).__name__}: {error}")
-    if error is not None:
-        raise error
-    failed = [f"rank {rank} failed with {text}" for rank, text in enumerate(texts) if text is not None]
-    if failed:
-        raise RuntimeError("; ".join(failed))

@@ -6,7 +6,8 @@
 (3) a file system without flock gets a lease: a file with process and host that a thread renews every 10 s. It is
     free as soon as its process is gone, or, left by another host, after ``LEASE`` seconds without a renewal;
 (4) a process may own a path several times, and gives it up with the last of them, leaving nothing behind;
-(5) what all may use once one has made it is made in ``alone``: the others wait as long as something is written there.
+(5) what all may use once one has made it is made in ``alone``: the others wait, however long it takes, as long as a
+    thread of its owner touches ``PATH.process``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +33,9 @@ from piccolo_st.stored import read_json
 PATIENCE = 2.0
 #: Seconds after which a lease that nobody renews is free, where its host cannot be asked.
 LEASE = 30.0
-#: Seconds without a change in what another process makes, after which it is not waited for any longer.
+#: Seconds between two signs of life of a process that others wait for.
+BEAT = 10.0
+#: Seconds without a sign of life, after which a process is not waited for any longer.
 STANDSTILL = 1800.0
 
 _NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
@@ -97,7 +100,7 @@ def own(path: Path, what: str | Path, setting: str) -> Ownership:
             lock = _locked(path)
         except Timeout:
             raise InputError(
-                f"{what} is being written to by {_owner(path)}; wait for it, stop it, or choose another {setting}"
+                f"{what} is being written to by {owner_of(path)}; wait for it, stop it, or choose another {setting}"
             ) from None
         except OSError as error:
             raise InputError(
@@ -113,10 +116,10 @@ def alone(path: Path, made: Path) -> Iterator[None]:
 
     Args:
         path: as that of ``own``.
-        made: the folder that is made, whose changes show that somebody is at it.
+        made: the folder that is made, for messages.
 
     Raises:
-        InputError: nothing changed there for ``STANDSTILL`` seconds though somebody has the lock.
+        InputError: somebody has the lock and has shown no sign of life for ``STANDSTILL`` seconds.
         OSError: the folder cannot be written to.
     """
     since, seen, lock = time.monotonic(), 0.0, None
@@ -125,26 +128,46 @@ def alone(path: Path, made: Path) -> Iterator[None]:
             lock = _locked(path)
         except Timeout:
             if not seen:
-                logger.warning("waiting for %s, which makes %s", _owner(path), made)
-            if (change := _last_change(made)) != seen:
-                since, seen = time.monotonic(), change
+                logger.warning("waiting for %s, which makes %s", owner_of(path), made)
+            if (sign := _last_sign(path)) != seen:
+                since, seen = time.monotonic(), sign
             elif time.monotonic() - since > STANDSTILL:
                 raise InputError(
-                    f"{made} is being made by {_owner(path)}, which wrote nothing for {STANDSTILL:,.0f} s; stop it"
+                    f"{made} is being made by {owner_of(path)}, which showed no sign of life for {STANDSTILL:,.0f} s; "
+                    "stop it"
                 ) from None
     try:
-        yield
+        with signs_of_life(lambda: os.utime(_beside(path, ".process"))):
+            yield
     finally:
         _leave(path, lock)
 
 
-def _last_change(folder: Path) -> float:
-    """When something in the folder was written last, in seconds of the file system's clock; at least 1."""
-    latest = 1.0
-    for path in [folder, *folder.rglob("*")]:
-        with contextlib.suppress(OSError):  # gone meanwhile
-            latest = max(latest, path.stat().st_mtime)
-    return latest
+@contextlib.contextmanager
+def signs_of_life(give: Callable[[], object]) -> Iterator[None]:
+    """Around work that others wait for: a thread gives a sign every ``BEAT`` seconds, or none where it cannot."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(BEAT):
+            with contextlib.suppress(Exception):
+                give()
+
+    thread = threading.Thread(target=beat, name="signs of life", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _last_sign(path: Path) -> float:
+    """When the owner gave its last one, in seconds of the file system's clock; 1 where it is not known."""
+    try:
+        return _beside(path, ".process").stat().st_mtime
+    except OSError:  # gone meanwhile
+        return 1.0
 
 
 def _beside(path: Path, ending: str) -> Path:
@@ -177,7 +200,8 @@ def _locked(path: Path) -> _Lock:
     return lock
 
 
-def _owner(path: Path) -> str:
+def owner_of(path: Path) -> str:
+    """Who has what is written under a lock at ``path``, in words."""
     try:
         owner = read_json(_beside(path, ".process"), dict[str, str | int], "")
         return f"process {owner['process']} on host {owner['host']} since {owner['since']}"

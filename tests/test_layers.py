@@ -23,6 +23,7 @@ FLOORS = [
     {"schema"},
     {"describe", "stored"},
     {"ownership"},
+    {"turns"},
     {"_lazy", "cache", "config", "distributed", "environment", "hashing", "hub", "redaction", "shipped", "tables"},
     {"modeling"},
     {"data", "batches"},

@@ -21,10 +21,10 @@ from sentence_transformers import SentenceTransformer
 
 from piccolo_st import evaluation  # what needs mteb is loaded where it is used
 from piccolo_st.data import Mixture
-from piccolo_st.distributed import on_first_rank
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation import Benchmark, Comparison, compare_examples, search_held_out
 from piccolo_st.training.training_arguments import FinetuneConfig
+from piccolo_st.turns import on_first_rank
 
 logger = logging.getLogger(__name__)
 

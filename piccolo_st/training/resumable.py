@@ -25,7 +25,7 @@ from transformers import TrainerState, set_seed
 from transformers.trainer_utils import TrainOutput
 
 from piccolo_st._version import __version__
-from piccolo_st.distributed import agree, get_rank, on_first_rank
+from piccolo_st.distributed import agree, get_rank
 from piccolo_st.errors import InputError
 from piccolo_st.hashing import mix
 from piccolo_st.modeling import bare_encoders, check_savable, load_trained
@@ -34,6 +34,7 @@ from piccolo_st.training.manifest import Checkpoint, CheckpointError
 from piccolo_st.training.metrics import Batch
 from piccolo_st.training.ownership import own
 from piccolo_st.training.saving import SavingTrainer
+from piccolo_st.turns import on_first_rank
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,6 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from piccolo_st import tables
-from piccolo_st.distributed import first_rank_first, on_first_rank
 from piccolo_st.evaluation import plot_curves
 from piccolo_st.modeling import content_hash, save_native, wrapped
 from piccolo_st.releasing import DatasetRecord, RunRecord, add_training
@@ -30,6 +29,7 @@ from piccolo_st.training.ownership import own
 from piccolo_st.training.settings import check_here, check_room
 from piccolo_st.training.summary import describe, summarize
 from piccolo_st.training.training_arguments import FinetuneConfig
+from piccolo_st.turns import first_rank_first, on_first_rank
 
 
 class TrainingRun:

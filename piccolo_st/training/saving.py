@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from piccolo_st.batches import BatchPlan, HomogeneousBatchSampler, check_dataloader
-from piccolo_st.distributed import fail_together, on_first_rank
 from piccolo_st.mining import NegativesInUse
 from piccolo_st.modeling import problems, save_native, save_portable, wrapped
 from piccolo_st.releasing import PortablePushes
@@ -32,6 +31,7 @@ from piccolo_st.training import checkpoint, disk, manifest, resume, zero
 from piccolo_st.training.manifest import RunFacts
 from piccolo_st.training.metrics import Batch
 from piccolo_st.training.remining import ReminingCallback
+from piccolo_st.turns import fail_together, on_first_rank
 
 logger = logging.getLogger(__name__)
 

@@ -22,10 +22,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from piccolo_st.distributed import fail_together, get_rank, on_first_rank
+from piccolo_st.distributed import get_rank
 from piccolo_st.redaction import redact
 from piccolo_st.training import checkpoint
 from piccolo_st.training.manifest import Checkpoint, CheckpointError
+from piccolo_st.turns import fail_together, on_first_rank
 
 if TYPE_CHECKING:
     from accelerate.utils import DeepSpeedPlugin

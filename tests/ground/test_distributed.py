@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +11,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from piccolo_st.distributed import (
     agree,
-    first_rank_first,
     gather_rows,
     get_rank,
     get_world_size,
@@ -22,7 +19,6 @@ from piccolo_st.distributed import (
     on_cpu,
     process_state,
 )
-from piccolo_st.errors import InputError
 from tests.helpers.ranks import run_ranks
 
 
@@ -194,30 +190,6 @@ def test_with_an_accelerator(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device(found))
     assert on_cpu() is cpu
-
-
-def write_or_read(rank: int, world: int, folder: str, fault: bool) -> str:
-    def act() -> str:
-        path = Path(folder) / "written"
-        if not path.exists():
-            time.sleep(0.5 * (rank == 0))
-            if fault:
-                raise InputError("the first one's fault")
-            path.write_text(str(rank))
-        return f"{rank} read {path.read_text()}"
-
-    return first_rank_first(act)
-
-
-def test_the_first_rank_goes_first_and_each_keeps_its_own_result(tmp_path: Path) -> None:
-    assert run_ranks(write_or_read, 3, str(tmp_path), False) == ["0 read 0", "1 read 0", "2 read 0"]
-
-
-def test_an_error_of_the_first_rank_ends_the_others(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError) as error:
-        run_ranks(write_or_read, 2, str(tmp_path), True, timeout=20)
-    for rank in (0, 1):
-        assert f"rank {rank} of 2 raised InputError: the first one's fault" in str(error.value)
 
 
 def test_a_launcher_that_starts_one_process_of_several(monkeypatch: pytest.MonkeyPatch) -> None:

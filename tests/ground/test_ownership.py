@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,6 @@ def build(cache: Path, text: str, seconds: float = 0.0) -> str:
 
 def start(cache: Path, seconds: float) -> Any:
     """Begin a build in a thread of this process; returns once it is under way."""
-    import threading
-
     thread = threading.Thread(target=build, args=(cache, "first", seconds), daemon=True)
     thread.start()
     while not (cache / "key.partial" / "text").exists():
@@ -66,6 +65,22 @@ def test_one_that_stands_still_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(ownership, "PATIENCE", 0.5)
     with (
         forked(lambda: ownership.own(tmp_path / ".key.owner", tmp_path, "output")) as pid,
-        pytest.raises(InputError, match=rf"key\.partial is being made by process {pid} on .* nothing for 1 s"),
+        pytest.raises(InputError, match=rf"key\.partial is being made by process {pid} on .* no sign of life for 1 s"),
     ):
         build(tmp_path, "second")
+
+
+def test_one_that_writes_nothing_but_lives_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As mining does, which encodes elsewhere and leaves its rows at the end."""
+    monkeypatch.setattr(ownership, "STANDSTILL", 1.0)
+    monkeypatch.setattr(ownership, "PATIENCE", 0.2)
+    monkeypatch.setattr(ownership, "BEAT", 0.2)
+
+    def encode(folder: Path) -> None:
+        time.sleep(3)
+        (folder / "text").write_text("first")
+
+    with forked(lambda: threading.Thread(target=entry, args=(tmp_path, "key", encode), daemon=True).start()):
+        while not (tmp_path / "key.partial").exists():
+            time.sleep(0.01)
+        assert build(tmp_path, "second") == "first"

@@ -16,6 +16,7 @@ from filelock import UnixFileLock
 
 from piccolo_st import ownership
 from piccolo_st.errors import InputError
+from piccolo_st.training import ownership as run_ownership
 from piccolo_st.training.ownership import own
 from tests.helpers.forked import forked, kill
 from tests.helpers.ranks import run_ranks
@@ -173,3 +174,21 @@ def test_a_refusal_reaches_every_rank(encoder_dir: Path, tmp_path: Path) -> None
     with forked(lambda: own(tmp_path)) as pid:
         texts = run_ranks(_refused_rank, 2, str(encoder_dir), str(tmp_path), timeout=60)
     assert len(set(texts)) == 1 and f"is being written to by process {pid}" in texts[0]
+
+
+def _own_elsewhere(rank: int, world: int, folder: str) -> str:
+    run_ownership.SEEN_WITHIN = 0.5
+    try:
+        own(Path(folder) / str(rank))
+    except InputError as error:
+        return str(error)
+    return "owned"
+
+
+def test_a_directory_of_each_machine_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+    """Each rank wrote its part of a checkpoint into its machine's own; the first one missed them at the first save."""
+    said = run_ranks(_own_elsewhere, 2, str(tmp_path))
+    for sentence in said:
+        assert f"train.output_dir must be one directory for all machines, got {tmp_path}/1, where host " in sentence
+        assert "does not find what process " in sentence and "on a file system that all share" in sentence
+    assert said[0].startswith("rank 1 failed: ") and not list((tmp_path / "0").iterdir())
