@@ -100,6 +100,28 @@ def draw(spec: DatasetSpec, dataset: Dataset) -> RetrievalHoldout:
     )
 
 
+def drawn(spec: DatasetSpec, dataset: Dataset, key: str, cache: Path) -> RetrievalHoldout:
+    """What ``draw`` gives, kept in the cache: it reads every row twice, and each process of a run wants it.
+
+    Args:
+        spec: as that of ``draw``, which raises the same errors.
+        dataset: likewise.
+        key: the fingerprint of its rows.
+        cache: folder of the entries.
+    """
+    assert spec.holdout is not None
+
+    def write(folder: Path) -> None:
+        found = draw(spec, dataset)
+        content = {**vars(found), "relevant": {query: sorted(ids) for query, ids in found.relevant.items()}}
+        (folder / "drawn.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+    folder = entry(cache, digest(["drawn", LAYOUT, key, asdict(spec.holdout)]), write)
+    content = json.loads((folder / "drawn.json").read_text(encoding="utf-8"))
+    relevant = {query: set(ids) for query, ids in content["relevant"].items()}
+    return RetrievalHoldout(content["queries"], content["corpus"], relevant)
+
+
 def _chunks(dataset: Dataset) -> Iterator[pa.Table]:
     return dataset.select_columns(["query", "positive"]).with_format("arrow").iter(100_000)
 
@@ -158,7 +180,7 @@ def hold_out(
     """
     if not holdouts:
         return dict(training), {}
-    drawn = [[name, keys[name], asdict(one)] for name in holdouts if (one := specs[name].holdout) is not None]
+    held_out = [[name, keys[name], asdict(one)] for name in holdouts if (one := specs[name].holdout) is not None]
     rest: dict[str, Dataset] = {}
     lost: dict[str, HeldOutCounts] = {}
     for name, dataset in training.items():
@@ -173,7 +195,7 @@ def hold_out(
             _write_counts(folder, counts)
 
         own = name if name in holdouts else ""
-        key = digest(["without held-out texts", LAYOUT, own, keys[name], drawn])
+        key = digest(["without held-out texts", LAYOUT, own, keys[name], held_out])
         folder = entry(cache, key, write)
         if isinstance(dataset.data, StreamedTable):
             kept = json.loads((folder / _KEPT).read_text(encoding="utf-8"))

@@ -40,7 +40,7 @@ from datasets import Dataset, DatasetDict
 from piccolo_st.cache import default_cache, digest
 from piccolo_st.config import line_in, read_yaml
 from piccolo_st.data.build import Prepared, prepare
-from piccolo_st.data.holdout import RetrievalHoldout, as_holdout, draw, hold_out
+from piccolo_st.data.holdout import RetrievalHoldout, as_holdout, drawn, hold_out
 from piccolo_st.data.report import DatasetReport, HeldOutCounts, MixtureReport, enforce
 from piccolo_st.data.sources import locate, read_search
 from piccolo_st.data.specs import DatasetSpec, HoldoutSpec, MixtureSpec, PresetSpec
@@ -254,9 +254,9 @@ def load_mixture(config: Mapping[str, object] | str | Path, *, cache_dir: str | 
             holdouts[name] = as_holdout(read_search(location))
         else:
             evaluation[name] = one.rows()
-    drawn = {name: draw(specs[name], rows) for name, rows in training.items() if specs[name].holdout is not None}
     keys = {name: one.key for name, one in prepared.items()}
-    training, lost = hold_out(training, drawn, specs, keys, cache)
+    own = {n: drawn(specs[n], rows, keys[n], cache) for n, rows in training.items() if specs[n].holdout is not None}
+    training, lost = hold_out(training, own, specs, keys, cache)
     reports = {
         name: DatasetReport.of(specs[name], one.counts, one.folder, lost.get(name, HeldOutCounts()))
         for name, one in prepared.items()
@@ -268,7 +268,7 @@ def load_mixture(config: Mapping[str, object] | str | Path, *, cache_dir: str | 
     return Mixture(
         train=DatasetDict(training),
         evaluation=DatasetDict(evaluation),
-        holdouts=holdouts | drawn,
+        holdouts=holdouts | own,
         specs=specs,
         report=MixtureReport(reports),
         fingerprint=digest([keys, settings]),

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from piccolo_st.data import holdout
 from piccolo_st.data.mixture import Mixture, load_mixture
 from piccolo_st.errors import MixtureError
 from piccolo_st.hashing import text_key
@@ -43,13 +44,13 @@ ROWS = [{"query": f"词{i}", "positive": f"解释{i}"} for i in range(40)]
 
 def test_queries_are_held_out_with_their_answers_and_searched_among_all(tmp_path: Path) -> None:
     mixture = _load(tmp_path, ROWS, {"queries": 5, "seed": 1, "min_corpus": 40})
-    holdout = mixture.holdouts["words"]
-    assert len(holdout.queries) == 5
-    assert sorted(holdout.corpus.values()) == sorted(row["positive"] for row in ROWS)
-    for query, text in holdout.queries.items():
-        (document,) = holdout.relevant[query]
-        assert holdout.corpus[document] == text.replace("词", "解释")
-    held = set(holdout.queries.values())
+    found = mixture.holdouts["words"]
+    assert len(found.queries) == 5
+    assert sorted(found.corpus.values()) == sorted(row["positive"] for row in ROWS)
+    for query, text in found.queries.items():
+        (document,) = found.relevant[query]
+        assert found.corpus[document] == text.replace("词", "解释")
+    held = set(found.queries.values())
     assert list(mixture.train["words"]) == [row for row in ROWS if row["query"] not in held]
     assert mixture.report.datasets["words"].held_out == {"of a held-out query": 5}
 
@@ -60,6 +61,17 @@ def test_each_training_text_is_given_once_and_no_held_out_one(tmp_path: Path) ->
     texts = list(mixture.texts())
     assert len(texts) == len(set(texts))
     assert _keys(texts) == _trained(mixture)
+
+
+def test_what_is_drawn_once_is_not_read_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every process of a run asks for it, and it takes the hashes of all rows to draw."""
+    first = _load(tmp_path, ROWS, {"queries": 5, "seed": 1, "min_corpus": 40})
+    monkeypatch.setattr(holdout, "draw", None)
+    again = _load(tmp_path, ROWS, {"queries": 5, "seed": 1, "min_corpus": 40})
+    assert again.holdouts["words"] == first.holdouts["words"]
+    assert list(again.holdouts["words"].queries.items()) == list(first.holdouts["words"].queries.items())
+    with pytest.raises(TypeError):
+        _load(tmp_path, ROWS, {"queries": 5, "seed": 2, "min_corpus": 40})
 
 
 def test_the_draw_depends_on_the_seed_and_not_on_the_order(tmp_path: Path) -> None:
