@@ -7,8 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from piccolo_st.hashing import text_hashes
 from piccolo_st.ownership import alone
 
 _BLOCK = 1 << 14
+_OPEN = 256  # files at once: 1,024 is what many systems allow a process
 
 Encode = Callable[[list[str]], NDArray[np.float32]]
 
@@ -31,28 +32,62 @@ def stored_embeddings(folder: Path, texts: Sequence[str], encode: Encode) -> NDA
         texts: any texts, some perhaps twice.
         encode: texts -> (texts, dimensions).
     """
+    store_embeddings(folder, lambda: [texts], encode)
+    return StoredEmbeddings(folder)(texts)
+
+
+def store_embeddings(folder: Path, parts: Callable[[], Iterable[Sequence[str]]], encode: Encode) -> None:
+    """Encode what the folder has not got yet.
+
+    Args:
+        folder: as that of ``stored_embeddings``.
+        parts: gives texts, as many at a time as may stand in memory; read twice where something is missing.
+        encode: texts -> (texts, dimensions).
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    hashes = text_hashes(texts)
+    known = _Known(folder)
+    if not any(len(known.missing(texts)) for texts in parts()):  # every rank asks, at once
+        return
     with alone(folder / ".owner", folder):  # of two processes the second finds what the first has encoded
+        known = _Known(folder)
+        for texts in parts():
+            missing = known.missing(texts)
+            missing = missing[np.argsort([-len(texts[place]) for place in missing], kind="stable")]
+            for start in range(0, len(missing), _BLOCK):
+                block = [texts[place] for place in missing[start : start + _BLOCK]]
+                known.add(block, encode(block))
+
+
+class _Known:
+    """Which texts a folder has embeddings of, and the next file's number."""
+
+    def __init__(self, folder: Path) -> None:
         files = sorted(folder.glob("*.hashes.npy"))
-        known = np.concatenate([np.load(file) for file in files]) if files else np.empty(0, np.uint64)
-        _, first = np.unique(hashes, return_index=True)
-        missing = first[~np.isin(hashes[first], known)]
-        missing = missing[np.argsort([-len(texts[place]) for place in missing], kind="stable")]
-        for start in range(0, len(missing), _BLOCK):
-            block = missing[start : start + _BLOCK]
-            vectors = encode([texts[place] for place in block])
-            name = f"{len(files):06d}"
-            _save(folder / f"{name}.vectors.npy", vectors)
-            _save(folder / f"{name}.hashes.npy", hashes[block])
-            files.append(folder / f"{name}.hashes.npy")
-    return StoredEmbeddings(folder).of_hashes(hashes)
+        self._folder, self._count = folder, len(files)
+        self._hashes = np.sort(np.concatenate([np.empty(0, np.uint64), *map(np.load, files)]))
+
+    def missing(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Where those texts stand that it has none of, each once."""
+        hashes, first = np.unique(text_hashes(texts), return_index=True)
+        if len(self._hashes):
+            found = np.searchsorted(self._hashes, hashes).clip(max=len(self._hashes) - 1)
+            first = first[self._hashes[found] != hashes]
+        return first
+
+    def add(self, texts: Sequence[str], vectors: NDArray[np.float32]) -> None:
+        hashes, name = text_hashes(texts), f"{self._count:06d}"
+        _save(self._folder / f"{name}.vectors.npy", vectors)
+        _save(self._folder / f"{name}.hashes.npy", hashes)
+        self._count += 1
+        new = np.sort(hashes)
+        self._hashes = np.insert(self._hashes, np.searchsorted(self._hashes, new), new)  # a union would sort all
 
 
 class StoredEmbeddings:
     """The embeddings of a folder as ``stored_embeddings`` left it, read from its files when they are asked for.
 
-    It pickles as the folder's name, so workers read for themselves.
+    Which texts there are, 16 bytes each, is read at once: a worker that is forked shares it. It pickles as the folder's
+    name, so other workers read for themselves.
 
     Args:
         folder: of one model and one way of reading.
@@ -60,26 +95,24 @@ class StoredEmbeddings:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._files = sorted(folder.glob("*.hashes.npy"))
+        self._index = self._read_index()
+        self._vectors = lru_cache(_OPEN)(self._open)
 
     def __reduce__(self) -> tuple[type[StoredEmbeddings], tuple[Path]]:
         return type(self), (self.folder,)
 
-    @cached_property
-    def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("*.hashes.npy"))
-
-    @cached_property
-    def _index(self) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
+    def _read_index(self) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
         """All hashes, sorted; where each stands, files one after the other; and where each file begins."""
         parts = [np.load(file) for file in self._files]
         known = np.concatenate([np.empty(0, np.uint64), *parts])
         order = np.argsort(known)
         return known[order], order, np.cumsum([0, *map(len, parts)])
 
-    @cached_property
-    def _vectors(self) -> list[NDArray[np.float32]]:
-        names = [file.with_name(file.name.replace("hashes", "vectors")) for file in self._files]
-        return [np.load(name, mmap_mode="r") for name in names]
+    def _open(self, number: int) -> NDArray[np.float32]:
+        file = self._files[number]
+        vectors: NDArray[np.float32] = np.load(file.with_name(file.name.replace("hashes", "vectors")), mmap_mode="r")
+        return vectors
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """The embeddings of the texts, (texts, dimensions).
@@ -87,22 +120,18 @@ class StoredEmbeddings:
         Raises:
             KeyError: one of them was never encoded.
         """
-        return self.of_hashes(text_hashes(texts))
-
-    def of_hashes(self, hashes: NDArray[np.uint64]) -> NDArray[np.float32]:
-        """The same of texts of these hashes."""
+        hashes = text_hashes(texts)
         known, order, begins = self._index
-        if not len(hashes):
-            return np.empty((0, self._vectors[0].shape[1] if self._vectors else 0), np.float32)
+        dimensions = self._vectors(0).shape[1] if self._files else 0
         found = np.searchsorted(known, hashes).clip(max=max(0, len(known) - 1))
-        if not len(known) or (known[found] != hashes).any():
+        if len(hashes) and (not len(known) or (known[found] != hashes).any()):
             raise KeyError(f"a text that was never encoded into {self.folder}")
         places = order[found]
         file = np.searchsorted(begins, places, side="right") - 1
-        vectors = np.empty((len(hashes), self._vectors[0].shape[1]), np.float32)
+        vectors = np.empty((len(hashes), dimensions), np.float32)
         for number in np.unique(file):
             here = file == number
-            vectors[here] = self._vectors[number][places[here] - begins[number]]
+            vectors[here] = self._vectors(int(number))[places[here] - begins[number]]
         return vectors
 
 

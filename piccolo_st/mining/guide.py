@@ -14,7 +14,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from piccolo_st.mining.candidates import MiningSettings
-from piccolo_st.mining.embeddings import StoredEmbeddings, stored_embeddings
+from piccolo_st.mining.embeddings import StoredEmbeddings, store_embeddings
 from piccolo_st.mining.search import EmbeddingSearch
 from piccolo_st.modeling import Task, dataset_tasks
 
@@ -75,8 +75,7 @@ def store_guide(model: SentenceTransformer, datasets: Mapping[str, Dataset], fol
     for name, tasks in dataset_tasks({name: dataset.column_names for name, dataset in datasets.items()}).items():
         for column, task in tasks.items():
             folders.setdefault(task, folder / encoder.reading(task))
-            for texts in _texts(datasets[name], column):
-                stored_embeddings(folders[task], texts, partial(encoder.encode, side=task))
+            store_embeddings(folders[task], partial(_texts, datasets[name], column), partial(encoder.encode, side=task))
     return StoredGuide(datasets, folders)
 
 

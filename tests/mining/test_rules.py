@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from sentence_transformers.util import mine_hard_negatives
 from piccolo_st.data.mixture import load_mixture
 from piccolo_st.errors import MixtureError
 from piccolo_st.mining.candidates import MiningSettings
-from piccolo_st.mining.embeddings import stored_embeddings
+from piccolo_st.mining.embeddings import StoredEmbeddings, store_embeddings, stored_embeddings
 from piccolo_st.mining.lexical import lexical_encoder
 from piccolo_st.mining.miner import Miner, mine_negatives
 from piccolo_st.mining.mixture import mine_mixture
@@ -190,6 +191,25 @@ def test_a_text_is_encoded_once_even_when_a_run_is_killed(tmp_path: Path, monkey
         assert stored_embeddings(tmp_path, asked, encode).tolist() == [[len(text), ord(text[0])] for text in asked]
     assert sorted(encoded) == sorted(set(texts))
     assert stored_embeddings(tmp_path, [], encode).shape == (0, 2)
+
+
+def test_what_is_there_takes_no_lock_and_few_files_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every rank asks for a guide's embeddings, and blocks of 13 million texts are 800 files."""
+    monkeypatch.setattr("piccolo_st.mining.embeddings._BLOCK", 4)
+    monkeypatch.setattr("piccolo_st.mining.embeddings._OPEN", 3)
+    parts = [[f"{part} {number}" for number in range(10)] for part in range(5)]
+
+    def encode(texts: list[str]) -> NDArray[np.float32]:
+        return np.array([[float(number) for number in text.split()] for text in texts], dtype=np.float32)
+
+    store_embeddings(tmp_path, lambda: parts, encode)
+    assert len(list(tmp_path.glob("*.vectors.npy"))) == 15
+    monkeypatch.setattr("piccolo_st.mining.embeddings.alone", None)
+    store_embeddings(tmp_path, lambda: parts[::-1], encode)
+    stored = StoredEmbeddings(tmp_path)
+    assert stored([text for part in parts for text in part]).tolist() == [[a, b] for a in range(5) for b in range(10)]
+    opened = [Path(f"/proc/self/fd/{one}").resolve() for one in os.listdir("/proc/self/fd")]
+    assert 0 < sum(tmp_path in one.parents for one in opened) <= 3
 
 
 def test_shards_and_rounds_read_what_was_encoded(make_model: Callable[..., Any], tmp_path: Path) -> None:
