@@ -72,6 +72,10 @@ ROWS: dict[str, list[Row]] = {
     "training.training_arguments": [
         Row("deepspeed missing", finetune("--train.deepspeed", "x.json", without=["deepspeed"]),
             'train.deepspeed needs deepspeed; run: pip install "piccolo_st[deepspeed]"'),
+        Row("a ratio that would not be read",
+            call("training.training_arguments:PiccoloTrainingArguments", output_dir="TMP", warmup_ratio=0.2),
+            "warmup_ratio must be left out where warmup_steps is not 0, got 0.2 beside 0.1; set warmup_steps, which "
+            "below 1 is a share of all steps", code=None),
     ],
     "evaluation.benchmarks": [
         Row("a score of no task",
