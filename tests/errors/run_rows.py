@@ -10,6 +10,7 @@ from tests.errors.acts import (
     benchmark,
     call,
     checkpoint,
+    collator,
     decide,
     faq,
     finetune,
@@ -232,6 +233,10 @@ ROWS: dict[str, list[Row]] = {
         Row("a tracker that is not installed", finetune("--train.report_to", "comet_ml"),
             "train.report_to must name trackers that are installed, got 'comet_ml', whose package is missing; "
             "pip install it, or set train.report_to to none"),
+        Row("a collator without prompts",
+            call("training.guards:check_collator", lambda w: training_arguments(w, prompts="查询："), collator()),
+            "a data_collator of your own must have the prompts of the arguments, which nothing else reads, got none "
+            "beside '查询：'; give PiccoloDataCollator prompts=args.prompts"),
         Row("no tracker", finetune("--train.report_to", "wand"),
             "train.report_to must be none, all, or trackers among azure_ml, …, got 'wand'; did you mean wandb?"),
     ],
