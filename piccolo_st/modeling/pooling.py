@@ -215,6 +215,9 @@ def set_instruction_pooling(
 ) -> Pooling:
     """Put an InstructionPooling in the place of the model's Pooling, with the same pooling mode, and return it.
 
+    What ``model.save_pretrained`` then writes, as in a checkpoint of a stock trainer, loads only with
+    ``trust_remote_code=True`` where piccolo_st is installed; what ``save_portable`` writes loads everywhere.
+
     Args:
         model: its Pooling module is replaced.
         instructions: a preset's name, instructions, or every instruction text that rows may begin with (where
