@@ -68,9 +68,11 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
         phrasings: dataset -> column -> instructions, of which each row draws one at every visit, in the place of the
             column's prompt. Default none.
 
-    The other arguments are ST's; ``max_length`` may also be dataset name -> task -> tokens. A column that
-    ``router_mapping`` does not name has the task "query" if its name says so (``instructions.column_task``), else
-    "document".
+    The other arguments are ST's, whose trainer passes ``prompts`` and ``router_mapping`` of its arguments only to a
+    collator that it makes itself: give ``data_collator=PiccoloDataCollator(model.preprocess, prompts=arguments.prompts,
+    router_mapping=arguments.router_mapping)``, or rows train without instructions. ``max_length`` may also be dataset
+    name -> task -> tokens. A column that ``router_mapping`` does not name has the task "query" if its name says so
+    (``instructions.column_task``), else "document".
 
     Example:
         >>> from sentence_transformers import SentenceTransformer

@@ -90,8 +90,8 @@ def evaluate(
     output: str | Path = "results",
     name: str | None = None,
     revision: str | None = None,
-    truncate_dim: Sequence[int] = (),
-    precision: Sequence[Precision] = (),
+    truncate_dim: int | Sequence[int] = (),
+    precision: Precision | Sequence[Precision] = (),
     dtype: str | None = None,
     device: str | None = None,
     instructions: InstructionSpec | None = None,
@@ -110,9 +110,9 @@ def evaluate(
         output: folder of all results.
         name: ``org/name`` to store the results under; made from ``model`` by default.
         revision: branch, tag or commit of a repository.
-        truncate_dim: score these numbers of leading dimensions, each, from one encoding; by default all dimensions.
-        precision: search with vectors of these, each, from the same encoding: "float32", "int8", "binary". Retrieval
-            tasks only; see :mod:`piccolo_st.evaluation.small_vectors`.
+        truncate_dim: score this number of leading dimensions, or these, each, from one encoding; by default all.
+        precision: search with "float32", "int8" or "binary" vectors, or several of these, each, from the same encoding.
+            Retrieval tasks only; see :mod:`piccolo_st.evaluation.small_vectors`.
         dtype: evaluate in "float16" or "bfloat16", whatever the weights are stored in.
         device: where to load a directory or repository to.
         instructions: in place of the model's own prompts: a preset's name or ``{"query": ..., "document": ...}``.
@@ -134,6 +134,8 @@ def evaluate(
         >>> list(evaluate("runs/quickstart/model", "mine.yaml")[0].scores)
         ['Pairs']
     """
+    truncate_dim = [truncate_dim] if isinstance(truncate_dim, int) else truncate_dim
+    precision = [precision] if isinstance(precision, str) else precision
     groups = select(benchmark)
     tasks = [task for group in groups for task in group.tasks]
     for local in (task for task in tasks if isinstance(task, LocalTask)):

@@ -4,7 +4,8 @@
         (along the arc between two models) or ``task_arithmetic`` (the base and weighted differences from it);
     (2) where tasks are given, each weight in turn takes the values 0, 1/steps, ... 1, the best stays, and a second
         round goes on from there; a mixture is scored once, and found again by a search that goes on after a kill;
-    (3) the result is saved so that it loads everywhere; its card and ``merge.json`` say what it is made of.
+    (3) the result is saved so that it loads everywhere, with the lengths and the instruction pooling of the first; its
+        card and ``merge.json`` say what it is made of.
 
 Weights that were searched have seen the tasks: what the result is worth is measured on others.
 """
@@ -23,7 +24,7 @@ from sentence_transformers import SentenceTransformer
 from piccolo_st.cache import write_whole
 from piccolo_st.errors import InputError, MissingPackage, reason
 from piccolo_st.evaluation import evaluate
-from piccolo_st.modeling import content_hash, load_pretrained, save_portable
+from piccolo_st.modeling import content_hash, load_pretrained, put_back_state, save_portable
 from piccolo_st.releasing import markdown_table, replace_block
 
 Method = Literal["linear", "slerp", "task_arithmetic"]
@@ -178,6 +179,7 @@ def merge_checkpoints(
     else:
         chosen = merge.usual(weights if weights is not None else [1 / len(models)] * len(models))
     merged = merge.apply(models, base, chosen)
+    put_back_state(merged, merge.names[0])  # only now, since models whose lengths differ would not be merged
     save_portable(merged, output)
     made_of = {
         "method": merge.method,

@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from piccolo_st.modeling.portable.report import ConsumerReport as ConsumerReport
     from piccolo_st.modeling.portable.saving import keep_lengths as keep_lengths
     from piccolo_st.modeling.portable.saving import load_portable as load_portable
+    from piccolo_st.modeling.portable.saving import put_back_state as put_back_state
     from piccolo_st.modeling.portable.saving import save_native as save_native
     from piccolo_st.modeling.portable.saving import save_portable as save_portable
     from piccolo_st.modeling.portable.saving import saved_lengths as saved_lengths

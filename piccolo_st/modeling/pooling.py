@@ -9,7 +9,8 @@ row. A prefix typed by hand, or queries and documents in one batch, are pooled w
 2. In every row the longest instruction that the row begins with is found, counted from the first token that is no
    padding; a row that begins with none has no instruction.
 3. When instructions are excluded, those tokens leave the attention mask that stock Pooling sees, and stock Pooling
-   does the rest. A row of which nothing would be left keeps all its tokens, so its vector stays finite.
+   does the rest; so do the tokens of a prompt that ``encode`` was given and that is none of the instructions. A row of
+   which nothing would be left keeps all its tokens, so its vector stays finite.
 
 The caller's tensors are never changed: gradient caching runs the same features twice.
 """
@@ -155,7 +156,7 @@ class InstructionPooling(Pooling):
         # int32: onnxruntime has no argmax of int64.
         padding = mask.to(torch.int32).argmax(dim=1)  # (rows,) tokens of padding on the left
         starts = torch.arange(rows, device=mask.device) * length + padding
-        excluded = self._instruction_lengths(input_ids.reshape(-1), starts, starts + mask.sum(dim=1))
+        excluded = self._excluded(features, starts, starts + mask.sum(dim=1))
         place = torch.arange(length, device=mask.device) - padding[:, None]  # (rows, length) place in the row
         kept = mask * (place >= excluded[:, None])
         shortened = {**features, "attention_mask": kept}
@@ -166,7 +167,7 @@ class InstructionPooling(Pooling):
         """Return the features without the instructions, and each left token's weight and row, both (tokens,)."""
         borders = features["cu_seq_lens_q"].long()
         starts, ends = borders[:-1], borders[1:]
-        excluded = self._instruction_lengths(features["input_ids"].reshape(-1), starts, ends)
+        excluded = self._excluded(features, starts, ends)
         row = torch.repeat_interleave(torch.arange(len(starts), device=starts.device), ends - starts)
         place = torch.arange(len(row), device=starts.device) - starts[row]
         kept = place >= excluded[row]
@@ -174,6 +175,14 @@ class InstructionPooling(Pooling):
         shortened["token_embeddings"] = features["token_embeddings"][:, kept]
         shortened["cu_seq_lens_q"] = torch.cat([borders[:1], (ends - starts - excluded).cumsum(0)])
         return shortened, place[kept] + 1, row[kept]
+
+    def _excluded(self, features: Features, starts: Tensor, ends: Tensor) -> Tensor:
+        """Return how many tokens of each row are left out, (rows,): its instruction, or the prompt that was given."""
+        own = self._instruction_lengths(features["input_ids"].reshape(-1), starts, ends)
+        # One number for all rows, in any of the shapes that stock Pooling takes: an int, (1,) or (rows,).
+        prompt = torch.as_tensor(features.get("prompt_length", 0), device=own.device).reshape(-1)[:1]
+        # By one token more, it is the row's own instruction with a blank at its end, which joins the text.
+        return prompt.where((prompt > own + 1) & (prompt < ends - starts), own)
 
     def _instruction_lengths(self, input_ids: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
         """Return how many tokens of each row are its instruction: (rows,).
@@ -205,6 +214,9 @@ def set_instruction_pooling(
     model: SentenceTransformer, instructions: InstructionSpec | Iterable[str], include_instruction: bool = True
 ) -> Pooling:
     """Put an InstructionPooling in the place of the model's Pooling, with the same pooling mode, and return it.
+
+    What ``model.save_pretrained`` then writes, as in a checkpoint of a stock trainer, loads only with
+    ``trust_remote_code=True`` where piccolo_st is installed; what ``save_portable`` writes loads everywhere.
 
     Args:
         model: its Pooling module is replaced.

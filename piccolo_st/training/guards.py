@@ -1,6 +1,6 @@
 """What stops a run before it wastes time: settings that fail, signals, a process that has gone.
 
-(1) ``check_supported``, ``check_trackers``: what is known to fail is refused before the first step;
+(1) ``check_supported``, ``check_trackers``, ``check_collator``: what is known to fail is refused before the first step;
 (2) ``StopSignals``: SIGTERM and SIGINT become a checkpoint at the next step boundary and exit code 75;
 (3) ``lost_rank``: an error that means that another process has gone says so.
 """
@@ -25,7 +25,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from piccolo_st.distributed import get_rank, get_world_size
-from piccolo_st.errors import InputError, nearest, reason
+from piccolo_st.errors import InputError, nearest, reason, shown
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +114,24 @@ def check_trackers(names: Collection[str]) -> None:
             raise InputError(
                 f"train.report_to must name trackers that are installed, got {name!r}, whose package is missing; "
                 "pip install it, or set train.report_to to none"
+            )
+
+
+def check_collator(args: TrainingArguments, collator: object) -> None:
+    """Refuse a collator of one's own without what sentence-transformers hands to the one that it makes.
+
+    Args:
+        args: the training arguments.
+        collator: of the trainer; without such attributes it is taken to know what it does.
+
+    Raises:
+        InputError: the arguments have prompts, or a router_mapping, that nothing would read.
+    """
+    for name in ("prompts", "router_mapping"):
+        if (wanted := getattr(args, name, None)) and not getattr(collator, name, True):
+            raise InputError(
+                f"a data_collator of your own must have the {name} of the arguments, which nothing else reads, got "
+                f"none beside {shown(wanted)}; give {type(collator).__name__} {name}=args.{name}"
             )
 
 

@@ -65,6 +65,7 @@ class TrainSection:
         "length_column_name": "data.mixing",
         "remove_unused_columns": "columns of a dataset",
         "do_eval": "train.eval_strategy",
+        "warmup_ratio": "train.warmup_steps",
     }
     # Fields of the parent that nothing in a run reads, and why.
     UNREAD: ClassVar[dict[str, str]] = {

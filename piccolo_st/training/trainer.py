@@ -39,6 +39,7 @@ from piccolo_st.training.guards import (
     StopSignals,
     TrainingStopped,
     caches_gradients,
+    check_collator,
     check_stream,
     check_supported,
     lost_rank,
@@ -72,6 +73,9 @@ class PiccoloTrainer(ResumableTrainer):
     It takes the arguments of SentenceTransformerTrainer. ``args.multi_dataset_batch_sampler`` should be
     HomogeneousBatchSampler (or a partial of it); any other sampler of ST works and loses reading at once.
 
+    Raises:
+        InputError: a ``data_collator`` is given without the prompts or the router_mapping of ``args``.
+
     Example:
         >>> from datasets import Dataset
         >>> from piccolo_st import PiccoloLoss
@@ -90,6 +94,7 @@ class PiccoloTrainer(ResumableTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        check_collator(self.args, self.data_collator)
         self._speed_up(self.model)
         self.step_dataset: str | None = None
         self.signals = StopSignals()

@@ -35,6 +35,15 @@ def _check_deepspeed(arguments: TrainingArguments) -> None:
         raise MissingPackage("train.deepspeed", "deepspeed", "deepspeed")
 
 
+def _check_warmup(arguments: SentenceTransformerTrainingArguments) -> None:
+    ratio, steps = arguments.warmup_ratio, arguments.warmup_steps
+    if ratio is not None and steps != 0:  # sentence-transformers would read the steps alone, and say nothing
+        raise ConfigError(
+            f"warmup_ratio must be left out where warmup_steps is not 0, got {ratio} beside {steps}; set warmup_steps, "
+            "which below 1 is a share of all steps"
+        )
+
+
 def _steps(value: int) -> int:
     if value == 0 or value < -1:
         raise ValueError("must be at least 1, or -1 for the steps of num_train_epochs")
@@ -129,6 +138,7 @@ class PiccoloTrainingArguments(TrainSection, SentenceTransformerTrainingArgument
 
     def __post_init__(self) -> None:
         _check_deepspeed(self)
+        _check_warmup(self)
         self.use_cpu = self.use_cpu or on_cpu()
         if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") and os.environ.get("LOCAL_RANK", "0") == "0":
             builds.clear_left_locks()

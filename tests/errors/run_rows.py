@@ -10,6 +10,7 @@ from tests.errors.acts import (
     benchmark,
     call,
     checkpoint,
+    collator,
     decide,
     faq,
     finetune,
@@ -72,6 +73,10 @@ ROWS: dict[str, list[Row]] = {
     "training.training_arguments": [
         Row("deepspeed missing", finetune("--train.deepspeed", "x.json", without=["deepspeed"]),
             'train.deepspeed needs deepspeed; run: pip install "piccolo_st[deepspeed]"'),
+        Row("a ratio that would not be read",
+            call("training.training_arguments:PiccoloTrainingArguments", output_dir="TMP", warmup_ratio=0.2),
+            "warmup_ratio must be left out where warmup_steps is not 0, got 0.2 beside 0.1; set warmup_steps, which "
+            "below 1 is a share of all steps", code=None),
     ],
     "evaluation.benchmarks": [
         Row("a score of no task",
@@ -228,6 +233,10 @@ ROWS: dict[str, list[Row]] = {
         Row("a tracker that is not installed", finetune("--train.report_to", "comet_ml"),
             "train.report_to must name trackers that are installed, got 'comet_ml', whose package is missing; "
             "pip install it, or set train.report_to to none"),
+        Row("a collator without prompts",
+            call("training.guards:check_collator", lambda w: training_arguments(w, prompts="查询："), collator()),
+            "a data_collator of your own must have the prompts of the arguments, which nothing else reads, got none "
+            "beside '查询：'; give PiccoloDataCollator prompts=args.prompts"),
         Row("no tracker", finetune("--train.report_to", "wand"),
             "train.report_to must be none, all, or trackers among azure_ml, …, got 'wand'; did you mean wandb?"),
     ],

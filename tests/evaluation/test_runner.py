@@ -263,6 +263,8 @@ def test_truncations_are_scored_from_one_encoding(model: SentenceTransformer, ta
     assert len(encoded.texts) == once
     assert [dict(evaluation.settings) for evaluation in evaluations] == [{"truncate_dim": 8}, {"truncate_dim": 16}, {}]
     assert evaluations[2].scores == whole
+    (alone,) = evaluate(model, str(tasks), output=tmp_path / "all", truncate_dim=8)  # and one may stand for itself
+    assert (alone.settings, alone.scores) == (evaluations[0].settings, evaluations[0].scores)
     model.truncate_dim = 8  # the same truncation as sentence-transformers does it
     truncated, _ = run(model, tasks, tmp_path / "alone")
     assert evaluations[0].scores == pytest.approx(truncated, abs=2e-4)

@@ -124,5 +124,7 @@ def test_sizes_are_scored_from_one_encoding_and_kept(
 def test_what_no_search_can_use_is_refused(make_model: Model, tasks: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"precision must be of float32, int8, binary, got 'int4'"):
         evaluate(make_model(), tasks, output=tmp_path, precision=["int4"])  # type: ignore[list-item]
+    with pytest.raises(InputError, match=r"got 'int4'"):  # one stands for a list of one
+        evaluate(make_model(), tasks, output=tmp_path, precision="int4")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"for Retrieval tasks alone, got AFQMC"):
         evaluate(make_model(), ["AFQMC"], output=tmp_path, precision=PRECISIONS)

@@ -15,6 +15,8 @@ from sentence_transformers import SentenceTransformer
 
 from piccolo_st.__main__ import dispatch
 from piccolo_st.experiments.merging import Merge, merge_checkpoints, search_weights
+from piccolo_st.modeling import InstructionPooling, load_portable, save_portable, set_instruction_pooling
+from piccolo_st.modeling.lengths import set_lengths
 from tests.helpers.evaluation_data import write_local_tasks
 
 
@@ -59,6 +61,23 @@ def test_a_merge_is_what_its_method_says(method: Any, folders: dict[str, Path], 
             rest = 0.75 if angle < 0.032 else float(torch.sin(0.75 * angle) / torch.sin(angle))
             wanted = rest * a + share * b
         assert torch.allclose(weight.double(), wanted, atol=2e-5), name
+
+
+def test_the_merged_model_has_the_lengths_and_the_pooling_of_the_first(
+    make_model: Callable[..., Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("mergekit")
+    for name, lengths in (("one", (64, 128)), ("two", (32, 256))):
+        model = make_model()
+        set_lengths(model, *lengths)
+        pooling = set_instruction_pooling(model, "piccolo")
+        save_portable(model, tmp_path / name)
+    merge_checkpoints(Merge((str(tmp_path / "one"), str(tmp_path / "two"))), tmp_path / "merged")
+    loaded, plain = load_portable(tmp_path / "merged", device="cpu"), SentenceTransformer(str(tmp_path / "merged"))
+    assert (loaded[0].query_length, loaded[0].document_length) == (64, 128)
+    assert isinstance(loaded[1], InstructionPooling) and loaded[1].instruction_ids == pooling.instruction_ids
+    assert (plain[0].query_length, type(plain[1]).__name__) == (None, "Pooling")
+    assert (plain.encode("天气") == loaded.encode("天气")).all()
 
 
 @given(peak=st.tuples(*[st.integers(0, 10)] * 2), steps=st.just(10))

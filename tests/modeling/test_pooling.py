@@ -127,6 +127,31 @@ def test_equals_stock_pooling_where_all_rows_have_one_instruction(mode: Any, bat
         assert differ or mode in ("lasttoken", "max")  # guard: excluding is not a no-op
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_prompt_that_is_no_instruction_is_left_out_as_in_stock_pooling(mode: Any, side: str) -> None:
+    prompts = ([CLS, 7, 8], [CLS, 3, 4, 8, 9], [CLS, 6, 9, 9])  # the last two begin with an instruction
+    for prompt in prompts:
+        rows = [[*prompt, 8, 5, SEP], [*prompt, 9]]
+        for features in (features_of(rows, side, torch.float64), flattened(features_of(rows, side, torch.float64))):
+            for length in (len(prompt), torch.tensor([len(prompt)]), torch.tensor([len(prompt)] * 2)):
+                given = {**features, "prompt_length": length}
+                stock = Pooling(4, mode, include_prompt=False)(dict(given))["sentence_embedding"]
+                ours = InstructionPooling(4, mode, False, INSTRUCTIONS)(given)["sentence_embedding"]
+                torch.testing.assert_close(ours, stock)
+    whole = {**features_of([[CLS, 3, 4, 8], [CLS, 7]], side, torch.float64), "prompt_length": 4}
+    expected = pool_by_hand([[CLS, 3, 4, 8], [CLS, 7]], whole, mode)  # nothing would be left: as if none was given
+    torch.testing.assert_close(InstructionPooling(4, mode, False, INSTRUCTIONS)(whole)["sentence_embedding"], expected)
+
+
+def test_the_blank_that_ends_a_prompt_takes_no_token_off_the_text() -> None:
+    """Alone, "query: " has a last token, the blank, that the text's first token takes in."""
+    features = features_of([[CLS, 3, 4, 8, 9]], "right", torch.float64)
+    pooling = InstructionPooling(4, "cls", False, [[CLS, 3, 4]])
+    pooled = pooling({**features, "prompt_length": 4})["sentence_embedding"]
+    assert torch.equal(pooled, features["token_embeddings"][:, 3])
+
+
 def test_an_instruction_never_reaches_into_the_next_row() -> None:
     """[1, 6, 7] and what follows it look like [1, 6, 7, 8, 9], but only its own [1, 6] is an instruction."""
     rows = [[CLS, 6, 7], [8, 9, 3]]

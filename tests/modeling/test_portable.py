@@ -130,6 +130,17 @@ def test_load_portable_puts_back_lengths_and_instruction_pooling(
     )
 
 
+@pytest.mark.filterwarnings("ignore:this model excludes instructions")
+def test_a_prompt_of_ones_own_is_excluded_before_and_after(make_model: ModelMaker, tmp_path: Path) -> None:
+    model = piccolo(make_model, include_instruction=False)
+    save_portable(model, tmp_path)
+    found = model.encode(TEXTS[:2], prompt="数据：")
+    for loaded in (SentenceTransformer(str(tmp_path), device="cpu"), load_portable(tmp_path, device="cpu")):
+        assert (loaded.encode(TEXTS[:2], prompt="数据：") == found).all()
+    model.set_pooling_include_prompt(True)
+    assert (model.encode(TEXTS[:2], prompt="数据：") != found).any()
+
+
 def test_lengths_are_kept_for_sentence_transformers_6_or_for_all(make_model: ModelMaker, checkpoint: Path) -> None:
     model = piccolo(make_model)
     before = {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()}

@@ -296,6 +296,6 @@ ELSEWHERE = {
     "bf16", "fp16", "tf32", "fsdp", "fsdp_config", "deepspeed", "parallelism_config", "torch_compile",
     "torch_compile_backend", "torch_compile_mode", "use_liger_kernel", "local_rank", "use_cpu", "ddp_backend",
     "dataloader_pin_memory", "dataloader_prefetch_factor", "load_best_model_at_end", "greater_is_better",
-    "full_determinism", "learning_rate_mapping", "warmup_ratio", "eval_on_start", "gradient_checkpointing",
+    "full_determinism", "learning_rate_mapping", "eval_on_start", "gradient_checkpointing",
     "save_on_each_node", "hub_token",
 }  # fmt: skip

@@ -14,6 +14,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from transformers.trainer_utils import HPSearchBackend
 
@@ -123,6 +124,22 @@ def test_missing_negatives_are_evaluated(make_model: Callable[..., Any], tmp_pat
     )
     first = trainer.evaluate()["eval_loss"]
     assert first == pytest.approx(trainer.evaluate(data["faq"])["eval_loss"]) and first > 0
+
+
+@pytest.mark.parametrize("setting", [{"prompts": {"query": "查询："}}, {"router_mapping": {"query": "query"}}])
+def test_a_collator_that_lacks_what_the_arguments_have_is_refused(
+    setting: dict[str, Any], make_model: Callable[..., Any], tmp_path: Path
+) -> None:
+    model, [(name, value)] = make_model(), setting.items()
+    given = {"train_dataset": Dataset.from_dict(FULL), "loss": PiccoloLoss(model)}
+    args = arguments(PiccoloTrainingArguments, tmp_path, **setting)
+    for kind in (PiccoloDataCollator, SentenceTransformerDataCollator):
+        with pytest.raises(
+            InputError, match=rf"the {name} of the arguments.*; give {kind.__name__} {name}=args.{name}"
+        ):
+            PiccoloTrainer(model, args, data_collator=kind(model.preprocess), **given)
+        assert PiccoloTrainer(model, args, data_collator=kind(model.preprocess, **setting), **given)
+    assert getattr(PiccoloTrainer(model, args, **given).data_collator, name) == value
 
 
 def test_list_missing_follows_a_transform_and_leaves_whole_datasets_alone() -> None:

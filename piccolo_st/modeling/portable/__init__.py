@@ -3,7 +3,14 @@
 from piccolo_st.modeling.portable.limits import check_savable, problems
 from piccolo_st.modeling.portable.readers import CONSUMERS, ONNX_READERS, check_portable
 from piccolo_st.modeling.portable.report import ConsumerReport
-from piccolo_st.modeling.portable.saving import keep_lengths, load_portable, save_native, save_portable, saved_lengths
+from piccolo_st.modeling.portable.saving import (
+    keep_lengths,
+    load_portable,
+    put_back_state,
+    save_native,
+    save_portable,
+    saved_lengths,
+)
 
 __all__ = [
     "CONSUMERS",
@@ -14,6 +21,7 @@ __all__ = [
     "keep_lengths",
     "load_portable",
     "problems",
+    "put_back_state",
     "save_native",
     "save_portable",
     "saved_lengths",

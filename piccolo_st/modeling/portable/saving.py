@@ -35,6 +35,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.util import load_file_path
 
 from piccolo_st.errors import InputError
 from piccolo_st.modeling.adapters import exchanged, merged
@@ -179,14 +180,24 @@ def load_portable(path: str | Path, **kwargs: Any) -> SentenceTransformer:
     """
     model = SentenceTransformer(str(path), **kwargs)
     check_adapter(model, str(path))
-    config = Path(path) / "config_sentence_transformers.json"
-    state = json.loads(config.read_text(encoding="utf-8")).get(STATE_KEY, {}) if config.exists() else {}
+    put_back_state(model, str(path))
+    return model
+
+
+def put_back_state(model: SentenceTransformer, name_or_path: str) -> None:
+    """Give a model what ``save_portable`` noted of the checkpoint that it was loaded from, or is a copy of.
+
+    Args:
+        model: as ``SentenceTransformer`` loads it.
+        name_or_path: a directory, or the id of a repository that has been downloaded.
+    """
+    file = load_file_path(name_or_path, "config_sentence_transformers.json", local_files_only=True)
+    state = json.loads(Path(file).read_text(encoding="utf-8")).get(STATE_KEY, {}) if file else {}
     for name in LENGTHS:
         setattr(model[0], name, state.get(name, getattr(model[0], name, None)))
     if "pooling" in state:
         (place,) = (place for place, module in enumerate(model) if isinstance(module, Pooling))
         model[place] = InstructionPooling(**state["pooling"]).to(model.device)
-    return model
 
 
 def keep_lengths(path: str | Path, native: bool) -> None:
