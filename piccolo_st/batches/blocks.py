@@ -105,7 +105,8 @@ def _check(plan: Blocks) -> None:
         if rows < needed and plan.small_datasets == "error":
             raise InputError(
                 f"{plan.called(index)} has {rows} rows, fewer than the {needed} that all ranks read in one optimizer "
-                "step; lower data.batch_size, or set data.small_datasets to repeat or drop"
+                "step; lower data.batch_size, or set data.small_datasets to repeat or drop (in Python "
+                "per_device_train_batch_size, and small_datasets of HomogeneousBatchSampler)"
             )
 
 

@@ -155,7 +155,7 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
                     )
             if texts:
                 text = cast(Sequence[str], texts)
-                wordings = self.phrasings.get(name or "", {}).get(column)
+                wordings = self._of_dataset(self.phrasings, name, "phrasings").get(column)
                 drawn = None if wordings is None else sampler.draw(wordings, position, owners)
                 batch |= self._features(column, text, owners, routes, drawn or prompts, limits)
                 if column in scores:
@@ -204,8 +204,19 @@ class PiccoloDataCollator(SentenceTransformerDataCollator):
         """The limit of the batch's dataset, or of each of its tasks; where there is none, the model's holds."""
         limits = cast("Mapping[str, Any] | int | None", self.max_length)  # ST knows no datasets here
         if isinstance(limits, Mapping) and any(isinstance(value, Mapping) for value in limits.values()):
-            return limits.get(dataset_name or "")
+            return self._of_dataset(limits, dataset_name, "max_length")
         return limits
+
+    @staticmethod
+    def _of_dataset(given: Mapping[str, Any], dataset_name: str | None, what: str) -> Any:
+        """What is given for the dataset of a batch, an empty mapping where nothing is."""
+        if given and dataset_name is None:
+            logger.warning_once(
+                f"{what} of PiccoloDataCollator is given for datasets by name ({', '.join(given)}) and does nothing "
+                "for a batch that does not say which it is of: sentence-transformers names batches where the loss or "
+                "the prompts are a dict by dataset, PiccoloTrainer those of every DatasetDict; use one of them"
+            )
+        return given.get(dataset_name or "", {})
 
 
 Data = TypeVar("Data")

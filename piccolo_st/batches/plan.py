@@ -90,7 +90,8 @@ class BatchPlan(Blocks):
         if not int(self._quotas.sum()):
             raise InputError(
                 f"no dataset is left to draw from: they have {list(self.sizes)} rows, and one optimizer step reads "
-                f"{self.block_rows.tolist()} of them; lower data.batch_size, or set data.small_datasets to repeat"
+                f"{self.block_rows.tolist()} of them; lower data.batch_size, or set data.small_datasets to repeat (in "
+                "Python per_device_train_batch_size, and small_datasets of HomogeneousBatchSampler)"
             )
 
     # Step (1): passes, in blocks.

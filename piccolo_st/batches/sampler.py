@@ -333,7 +333,8 @@ def _common(batch_samplers: Sequence[DefaultBatchSampler], field: Literal["batch
                 "HomogeneousBatchSampler orders the rows itself and would ignore the "
                 f"{type(batch_sampler).__name__} of args.batch_sampler; leave that at its default"
             )
-    values = {getattr(batch_sampler, field) for batch_sampler in batch_samplers}
+    # Of ours, what it was given: its own attributes are for accelerate.
+    values = {getattr(getattr(one, "plan", one), field) for one in batch_samplers}
     if len(values) != 1:
         raise InputError(f"all datasets must have the same {field}, got {sorted(values)}; use batch_multiples")
     return values.pop()

@@ -12,10 +12,11 @@ and exact resume.
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -24,13 +25,14 @@ from accelerate.utils import DynamoBackend
 from datasets import Dataset, DatasetDict, IterableDataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.model import BaseModel
+from sentence_transformers.base.sampler import DefaultBatchSampler
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
-from piccolo_st.batches import PiccoloDataCollator, homogeneous_dataloader, list_missing
+from piccolo_st.batches import HomogeneousBatchSampler, PiccoloDataCollator, homogeneous_dataloader, list_missing
 from piccolo_st.distributed import agree
 from piccolo_st.losses.needs import check_needs
 from piccolo_st.modeling import compile_layers, use_fast_dropout, use_packing
@@ -91,6 +93,7 @@ class PiccoloTrainer(ResumableTrainer):
     training_args_class: Any = PiccoloTrainingArguments
     data_collator_class = PiccoloDataCollator
     model_card_callback_class = TrainingCardCallback
+    _orders_steps = True  # what _build_dataloader is at: the only dataset to train on
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -133,13 +136,34 @@ class PiccoloTrainer(ResumableTrainer):
         if hasattr(dataset, "_sentence_transformers_preprocessed"):
             return dataset
         dataset = list_missing(dataset, self.data_collator.valid_label_columns)
+        if isinstance(dataset, DatasetDict):  # whose parts ST gives their name in place: the caller's stay as they are
+            dataset = DatasetDict({name: copy.copy(part) for name, part in dataset.items()})
         return super().preprocess_dataset(dataset, dataset_name)
 
     def _build_dataloader(
         self, dataset: Dataset | DatasetDict | IterableDataset, batch_size: int, dataset_kind: str
     ) -> DataLoader[Batch]:
+        self._orders_steps = dataset_kind == "train" and not isinstance(dataset, DatasetDict)
         dataloader = super()._build_dataloader(dataset, batch_size, dataset_kind)
         return homogeneous_dataloader(dataloader) if dataset_kind == "train" else dataloader
+
+    def get_batch_sampler(
+        self, dataset: Dataset, batch_size: int, drop_last: bool, *args: Any, **options: Any
+    ) -> BatchSampler | None:
+        """The stock get_batch_sampler; but HomogeneousBatchSampler orders steps of training, over all datasets.
+
+        An evaluation has no optimizer steps that its rows could fill, and of one among several datasets only the size
+        of batches is wanted.
+        """
+        chosen = getattr(self.args.batch_sampler, "func", self.args.batch_sampler)  # of a partial
+        if chosen is HomogeneousBatchSampler and not self._orders_steps:
+            sampler = RandomSampler(cast(Sized, dataset), generator=options.get("generator"))
+            return DefaultBatchSampler(sampler, batch_size=batch_size, drop_last=drop_last)
+        return super().get_batch_sampler(dataset, batch_size, drop_last, *args, **options)
+
+    def should_dataset_name_column_be_added(self, dataset: object, args: object, loss: object) -> bool:
+        """For several always: by the name the collator finds limits and wordings, and the log its losses."""
+        return isinstance(dataset, DatasetDict)
 
     # Step (2).
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -379,3 +380,61 @@ def test_a_run_trains_the_same_with_and_without_evaluations(make_model: Callable
         return found
 
     assert run("without") == run("with", eval_strategy="steps", eval_steps=1)
+
+
+def test_one_loss_over_several_datasets_knows_whose_a_batch_is(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    """ST names the batches of a DatasetDict only for losses or prompts by dataset: limits and log lacked the name."""
+    model, data = make_model(), DatasetDict({"a": Dataset.from_dict(FULL), "b": Dataset.from_dict(FULL)})
+    limits = {"a": {"query": 3, "document": 3}, "b": {"query": 4, "document": 4}}
+    collator = PiccoloDataCollator(model.preprocess, max_length=limits)
+    settings = arguments(
+        PiccoloTrainingArguments, tmp_path, multi_dataset_batch_sampler=HomogeneousBatchSampler, logging_steps=4
+    )
+    trainer = PiccoloTrainer(model, settings, train_dataset=data, loss=PiccoloLoss(model), data_collator=collator)
+    widths = {batch["dataset_name"]: batch["query_input_ids"].shape[1] for batch in trainer.get_train_dataloader()}
+    assert widths == {"a": 3, "b": 4}
+    trainer.train()
+    assert {name for entry in trainer.state.log_history for name in entry if name.startswith("loss_")} == {
+        "loss_a", "loss_b",
+    }  # fmt: skip
+    assert trainer._row("b", 1)["query"] == FULL["query"][1]
+
+
+def test_a_batch_without_a_name_says_that_limits_by_name_do_nothing(
+    make_model: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    collator = PiccoloDataCollator(make_model().preprocess, phrasings={"a": {"query": ["问："]}})
+    row = {"query": TEXTS[0], "positive": TEXTS[1]}
+    with caplog.at_level("WARNING"):
+        collator([{**row, "dataset_name": "a"}])
+        assert not caplog.text
+        collator([row])
+    assert "phrasings of PiccoloDataCollator is given for datasets by name (a) and does nothing for a" in caplog.text
+
+
+def test_an_evaluation_needs_no_rows_for_an_optimizer_step(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    sampler = partial(HomogeneousBatchSampler, accumulation_steps=2)
+    settings = arguments(PiccoloTrainingArguments, tmp_path, batch_sampler=sampler, gradient_accumulation_steps=2)
+    model, few = make_model(), Dataset.from_dict(FULL).select(range(6))
+    trainer = PiccoloTrainer(
+        model, settings, train_dataset=Dataset.from_dict(FULL), eval_dataset=few, loss=PiccoloLoss(model)
+    )
+    assert [len(batch["query_text_id"]) for batch in trainer.get_eval_dataloader()] == [6]
+    assert len(trainer.get_train_dataloader()) == 4
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+@pytest.mark.parametrize("kind", [PiccoloTrainer, SentenceTransformerTrainer])
+def test_both_samplers_keep_the_last_rows(kind: Any, make_model: Callable[..., Any], tmp_path: Path) -> None:
+    """check_dataloader advises to set both; the inner ones' drop_last, which is for accelerate, dropped the tails."""
+    settings = arguments(
+        PiccoloTrainingArguments if kind is PiccoloTrainer else SentenceTransformerTrainingArguments, tmp_path,
+        batch_sampler=HomogeneousBatchSampler, multi_dataset_batch_sampler=HomogeneousBatchSampler,
+    )  # fmt: skip
+    model = make_model()
+    data = DatasetDict({name: Dataset.from_dict(FULL).select(range(6)) for name in ("a", "b")})
+    trainer = kind(
+        model, settings, train_dataset=data, loss=PiccoloLoss(model),
+        data_collator=PiccoloDataCollator(model.preprocess),
+    )  # fmt: skip
+    assert not trainer.get_train_dataloader().batch_sampler.plan.drop_last
