@@ -62,7 +62,7 @@ def train_flag_embedding(
     for name, dataset in mixture.train.items():
         _write_rows(dataset, data / f"{name}.jsonl", config.train.seed)
     instructions = config.model.instructions or PRESETS["piccolo"]
-    prompts = instructions.prompts
+    prompts, warmup = instructions.prompts, config.train.warmup_steps
     arguments = {
         "model_name_or_path": start,
         "train_data": data,
@@ -77,7 +77,7 @@ def train_flag_embedding(
         "max_steps": config.train.max_steps,
         "per_device_train_batch_size": config.data.batch_size,
         "learning_rate": config.train.learning_rate,
-        "warmup_ratio": config.train.warmup_steps,
+        "warmup_ratio": warmup if warmup < 1 else warmup / config.train.max_steps,
         "bf16": config.train.bf16,
         "seed": config.train.seed,
         "use_cpu": config.train.use_cpu,

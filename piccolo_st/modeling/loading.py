@@ -44,6 +44,12 @@ def check_dtype(dtype: str) -> None:
         )
 
 
+_CODE = (
+    "its code runs only where it is trusted: set model.trust_remote_code to train it; for all else write it once in "
+    "Python with save_portable(SentenceTransformer(NAME, trust_remote_code=True), DIRECTORY)"
+)
+
+
 def load_pretrained(
     load: Callable[..., Loaded],
     name_or_path: str,
@@ -87,6 +93,7 @@ def load_pretrained(
         why = reason(error) if plain else f"{type(error).__name__}: {reason(error)}"
         why = f"{silent}, and it is not in the cache" if silent and isinstance(error, OSError) else why
         here = "" if Path(name_or_path).exists() else _models_here(name_or_path)
+        remedy = _CODE if "trust_remote_code=True" in str(error) else remedy
         raise InputError(f"{place} cannot be loaded, got {name_or_path!r}: {why}; {here}{remedy}") from error
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 from piccolo_st.errors import InputError
 from piccolo_st.modeling.instructions import PRESETS
-from piccolo_st.modeling.loading import load_encoder
+from piccolo_st.modeling.loading import load_encoder, load_pretrained
 from piccolo_st.modeling.pooling import InstructionPooling
 from piccolo_st.modeling.tiny_bert import EncoderSettings, build_encoder, cached_encoder
 from piccolo_st.schema import build
@@ -159,3 +160,14 @@ def test_a_broken_model_directory(built: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"cannot be loaded, got"):
         load_encoder(str(tmp_path))
+
+
+def test_a_checkpoint_with_code_of_its_own_says_how_it_is_read(built: Path, tmp_path: Path) -> None:
+    """As a stock trainer saves a model with InstructionPooling."""
+    model = load_encoder(str(built), instructions=PRESETS["piccolo"], query_length=16, document_length=32)
+    assert isinstance(model[1], InstructionPooling)
+    model.save(str(tmp_path))
+    with pytest.raises(InputError) as error:
+        load_pretrained(SentenceTransformer, str(tmp_path), "--model")
+    assert "references the module class 'piccolo_st" in str(error.value)
+    assert "save_portable(SentenceTransformer(NAME, trust_remote_code=True), DIRECTORY)" in str(error.value)
