@@ -32,10 +32,10 @@ from piccolo_st.data import DatasetSpec, Mixture, RetrievalHoldout, excerpt, loa
 from piccolo_st.errors import MixtureError
 from piccolo_st.stored import read_json
 
-# Settings of a dataset that say how to read its source; what a step writes is read by the defaults.
-_READING = ("name", "source", "corpus", "queries", "format", "split", "revision", "subset", "columns", "preset",
-            "positives", "labels", "score_range", "max_rejected", "max_rows", "holdout", "policy")  # fmt: skip
-
+# Settings of a dataset that say what its rows are used for, and so go on to the next step or run; what a step writes is
+# read by the defaults, whatever its source needed.
+USED = ("task", "min_characters", "max_characters", "streaming", "mining", "instruction", "weight", "repeats",
+        "batch_multiple", "query_length", "document_length", "loss", "licence", "note")  # fmt: skip
 
 _SCORES = {"pos_scores": "positive_score", "neg_scores": "negative_score"}
 
@@ -164,7 +164,7 @@ def finish(job: Job, step: str, parts: Iterable[Part]) -> None:
             datasets[name] = evaluation_entry(spec, root)
         elif (job.folder / name).is_dir():
             columns = pq.read_schema(next(iter(sorted((job.folder / name).glob("*.parquet"))))).names
-            datasets[name] = _training_entry(columns, spec)
+            datasets[name] = training_entry(columns, spec, root)
         if name in job.mixture.holdouts and spec.use == "train":
             write_beir(job.folder / f"{name}_holdout", job.mixture.holdouts[name])
             datasets[f"{name}_holdout"] = {
@@ -180,15 +180,17 @@ def finish(job: Job, step: str, parts: Iterable[Part]) -> None:
     shutil.rmtree(job.folder / "work", ignore_errors=True)
 
 
-def settings_of(spec: DatasetSpec, without: Iterable[str]) -> dict[str, object]:
-    """The settings that are not the defaults, as plain values."""
-    plain = dataclasses.asdict(spec)
-    defaults = {f.name: f.default for f in dataclasses.fields(DatasetSpec)}
-    kept = {k: v for k, v in plain.items() if k not in without and v != defaults[k] and v not in ({}, None)}
-    return json.loads(json.dumps(kept))  # tuples become lists
+def training_entry(
+    columns: Iterable[str], spec: DatasetSpec, root: Path, used: Iterable[str] = USED
+) -> dict[str, object]:
+    """What the next mixture says of a training set whose rows a step has written.
 
-
-def _training_entry(columns: Iterable[str], spec: DatasetSpec) -> dict[str, object]:
+    Args:
+        columns: of its files.
+        spec: what the mixture before said of it.
+        root: where that one's relative sources started.
+        used: the settings that go on.
+    """
     roles: dict[str, object] = {
         _SCORES.get(name, name): name for name in columns if name.partition("_")[0] != "negative"
     }
@@ -196,14 +198,29 @@ def _training_entry(columns: Iterable[str], spec: DatasetSpec) -> dict[str, obje
     if negatives:
         roles["negative"] = negatives[0] if len(negatives) == 1 else negatives
     positives = {"positives": "list"} if spec.positives == "list" else {}
-    return {"source": f"{spec.name}/*.parquet", **settings_of(spec, _READING), "columns": roles, **positives}
+    return {"source": f"{spec.name}/*.parquet", **_settings(spec, used, root), "columns": roles, **positives}
 
 
 def evaluation_entry(spec: DatasetSpec, root: Path) -> dict[str, object]:
     """What a mixture elsewhere says of an evaluation set that stays where it is."""
     places = ("source", "corpus", "queries")
     named = {name: source for name in places if (source := getattr(spec, name)) is not None}
-    return {**{name: _absolute(source, root) for name, source in named.items()}, **settings_of(spec, ("name", *places))}
+    others = [one.name for one in dataclasses.fields(spec) if one.name not in ("name", *places)]
+    return {**{name: _absolute(source, root) for name, source in named.items()}, **_settings(spec, others, root)}
+
+
+def _settings(spec: DatasetSpec, names: Iterable[str], root: Path) -> dict[str, object]:
+    """Those of the settings that are not the defaults, as a mixture file elsewhere has them."""
+    plain = dataclasses.asdict(spec)
+    defaults = {f.name: f.default for f in dataclasses.fields(DatasetSpec)}
+    kept = {name: plain[name] for name in names if plain[name] != defaults[name] and plain[name] not in ({}, None)}
+    if spec.instruction is not None and "instruction" in kept:
+        kept["instruction"] = {
+            task: texts if texts[1:] else texts[0] for task, texts in spec.instruction.phrasings.items()
+        }
+    if spec.mining and isinstance(corpus := spec.mining.get("corpus"), str) and "mining" in kept:
+        kept["mining"] = {**spec.mining, "corpus": _absolute(corpus, root)}
+    return json.loads(json.dumps(kept))  # tuples become lists
 
 
 def _absolute(source: str, root: Path) -> str:

@@ -29,7 +29,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from piccolo_st.cache import write_whole
-from piccolo_st.curation.job import Job, evaluation_entry, settings_of, write_beir
+from piccolo_st.curation.job import USED, Job, evaluation_entry, training_entry, write_beir
 from piccolo_st.curation.stages import Stage
 from piccolo_st.data import (
     CONTRADICTION,
@@ -50,9 +50,7 @@ from piccolo_st.hashing import text_hashes, text_key
 from piccolo_st.schema import Count, PositiveShare, Whole, setting
 
 _ROWS = 100_000  # read at once
-# How to read the sources; what the step writes is read by the defaults.
-_READING = ("name", "source", "format", "split", "revision", "subset", "columns", "positives", "score_range",
-            "max_rejected", "max_rows", "holdout", "policy")  # fmt: skip
+_USED = (*USED, "preset", "labels", "holdout")  # rows are written as they are before a preset, and none is held out yet
 _FIRST = ("query", "sentence1", "premise", "text")
 
 
@@ -99,7 +97,8 @@ class SplitStep:
         given = dict(given) if isinstance(given, dict) else {"file": given}
         own = found if isinstance(found := given.get("datasets"), dict) else {}
         names = [name for name, spec in parse_mixture(given)[0].items() if spec.use == "train"]
-        raw = {name: {**own.get(name, {}), "use": "evaluate", "holdout": None} for name in names}
+        over = {"use": "evaluate", "holdout": None, "streaming": False}
+        raw = {name: {**own.get(name, {}), **over} for name in names}
         mixture = load_mixture({**given, "datasets": {**own, **raw}}, cache_dir=self.job.cache)
         for name in names:
             if name in mixture.holdouts:
@@ -138,7 +137,7 @@ def _split(step: SplitStep, _: int) -> None:
         tasks.append({"name": f"{name}-test", **task})
         held = len(searches[name].queries) if name in searches else drawn[name].num_rows
         counts[name] = {"rows": len(raw.evaluation[name]), "kept": kept, "in the test": held}
-        datasets[name] = {"source": f"{name}/*.parquet", **settings_of(given[name], _READING)}
+        datasets[name] = training_entry(raw.evaluation[name].column_names, given[name], root, _USED)
     for name in given.keys() - set(names):
         datasets[name] = evaluation_entry(given[name], root)
     header = f"# Made by the step 'split' from the mixture {raw.fingerprint}.\n"

@@ -144,7 +144,7 @@ def _searched(
 
 @dataclass(frozen=True)
 class Forbidden:
-    """Keys of texts that must not be trained on: ``anywhere`` in a row, or as a ``query`` of the dataset named."""
+    """Keys of texts that must not be trained on ``anywhere`` in a row; of them the queries held out of a dataset."""
 
     anywhere: pa.Array
     queries: dict[str, pa.Array]
@@ -153,10 +153,9 @@ class Forbidden:
 def forbidden(holdouts: dict[str, RetrievalHoldout], further: Iterable[pa.Array] = ()) -> Forbidden:
     """What the holdouts keep out of training, and ``further`` keys of texts."""
     documents = [h.corpus[d] for h in holdouts.values() for found in h.relevant.values() for d in sorted(found)]
-    return Forbidden(
-        pc.unique(pa.concat_arrays([text_key(pa.array(documents, type=pa.string())), *further])),
-        {name: pc.unique(text_key(pa.array(list(h.queries.values())))) for name, h in holdouts.items()},
-    )
+    queries = {name: pc.unique(text_key(pa.array(list(h.queries.values())))) for name, h in holdouts.items()}
+    answers = text_key(pa.array(documents, type=pa.string()))
+    return Forbidden(pc.unique(pa.concat_arrays([answers, *queries.values(), *further])), queries)
 
 
 def hold_out(
@@ -195,7 +194,7 @@ def hold_out(
             _write_counts(folder, counts)
 
         own = name if name in holdouts else ""
-        key = digest(["without held-out texts", LAYOUT, own, keys[name], held_out])
+        key = digest(["without held-out texts in any column", LAYOUT, own, keys[name], held_out])
         folder = entry(cache, key, write)
         if isinstance(dataset.data, StreamedTable):
             kept = json.loads((folder / _KEPT).read_text(encoding="utf-8"))
@@ -230,7 +229,7 @@ def _without(name: str, keys: Forbidden, table: pa.Table) -> pa.Table:
     return next(clean(name, [table], keys, HeldOutCounts()))
 
 
-QUERY, POSITIVE, ITEM = "of a held-out query", "with a positive of a held-out query", "a positive of a held-out query"
+QUERY, TEXT, ITEM = "of a held-out query", "with a text of a held-out search", "a text of a held-out search"
 
 
 def clean(name: str, tables: Iterable[pa.Table], keys: Forbidden, counts: HeldOutCounts) -> Iterator[pa.Table]:
@@ -265,7 +264,7 @@ def clean(name: str, tables: Iterable[pa.Table], keys: Forbidden, counts: HeldOu
                 lists = pa.ListArray.from_arrays(offsets, texts.filter(pa.array(good)))
                 table = table.set_column(index, column, lists)
         table = keep_joined(table, before, stay)
-        counts.held_out += Counter({QUERY: int(asked.sum()), POSITIVE: int((bad & ~asked).sum())})
+        counts.held_out += Counter({QUERY: int(asked.sum()), TEXT: int((bad & ~asked).sum())})
         bad |= asked
         counts.removed += Counter({f"{column}: {ITEM}": int(items[~bad].sum()) for column, items in gone.items()})
         yield table.filter(pa.array(~bad)) if bad.any() else table

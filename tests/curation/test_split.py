@@ -118,3 +118,46 @@ def test_what_cannot_be_split(tmp_path: Path, command: Command, options: list[st
     mixture = tmp_path / "one" / "mixture.yaml"
     code, _, error = command("prepare", "split", mixture, "--data.output", tmp_path / "other", *own)
     assert code == 2 and said in error, error
+
+
+def test_what_is_left_is_read_by_every_later_step_and_a_run(tmp_path: Path, command: Command) -> None:
+    """What its source needed to be read is gone, and what its rows are for is there: scores, wordings, a holdout."""
+    scored = [
+        {"q": f"数{n}", "p": f"{n}的结果", "n": [f"{n}的过程"], "ps": [2.5], "ns": [i / 100]}
+        for i, n in enumerate(NUMBERS)
+    ]
+    lines = ["问题,答案", *(f"问{n},答{n}" for n in NUMBERS)]
+    (tmp_path / "faq.csv").write_bytes("\n".join(lines).encode("gb18030"))
+    (tmp_path / "more.txt").write_text("谁也没问过\n", encoding="utf-8")
+    for name, rows in {
+        "scored": scored,
+        "ids": [{"query": f"甲{n}", "positive": f"d{i}"} for i, n in enumerate(NUMBERS)],
+        "texts": [{"_id": f"d{i}", "text": f"乙{n}"} for i, n in enumerate(NUMBERS)],
+        "triplets": [{"query": f"丙{n}", "positive": f"丙{n[0]}", "negative": f"丁{n}"} for n in NUMBERS],
+    }.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    wordings = {"query": ["查询：", "问："], "document": ""}
+    datasets = {
+        "faq": {"source": "faq.csv", "task": "retrieval", "encoding": "gb18030", "instruction": wordings,
+                "columns": {"query": "问题", "positive": "答案"},
+                "mining": {"corpus": "more.txt"}, "holdout": {"queries": 5, "min_corpus": 10}},
+        "scored": {"source": "scored.jsonl", "task": "retrieval", "columns": {
+            "query": "q", "positive": "p", "negative": "n", "positive_score": "ps", "negative_score": "ns"}},
+        "ids": {"source": "ids.jsonl", "task": "retrieval", "corpus": "texts.jsonl"},
+        "triplets": {"source": "triplets.jsonl", "task": "classification", "columns": {
+            "query": "query", "positive": "positive"}},
+    }  # fmt: skip
+    (tmp_path / "mixture.yaml").write_text(yaml.safe_dump({"datasets": datasets}, allow_unicode=True), "utf-8")
+    last, out = tmp_path / "mixture.yaml", tmp_path / "out"
+    for step in ("split", "dedup"):
+        code, _, error = command("prepare", step, last, "--data.output", out)
+        assert code == 0, error
+        last = out / step / "mixture.yaml"
+        mixture = load_mixture(last, cache_dir=tmp_path / "cache")
+        assert mixture.specs["faq"].instruction.phrasings == {"query": ("查询：", "问："), "document": ("",)}
+        assert mixture.specs["faq"].mining == {"corpus": str(tmp_path / "more.txt")}
+        assert len(mixture.holdouts["faq" if step == "split" else "faq_holdout"].queries) == 5
+        row = mixture.train["scored"][0]
+        assert row["label"] == [2.5, next(r["ns"][0] for r in scored if r["q"] == row["query"])]
+        assert mixture.train["ids"][0]["positive"] == "乙" + mixture.train["ids"][0]["query"][1:]
+        assert mixture.train["triplets"].column_names == ["query", "positive", "negative"]

@@ -93,7 +93,7 @@ def test_shared_answers_are_relevant_to_both_and_trained_on_by_none(tmp_path: Pa
     answers = {holdout.corpus[d] for found in holdout.relevant.values() for d in found}
     assert not answers & set(mixture.train["words"]["positive"])
     assert len(mixture.train["words"]) == 40 - 4 * len(answers)
-    lost = {"of a held-out query": 6, "with a positive of a held-out query": 4 * len(answers) - 6}
+    lost = {"of a held-out query": 6, "with a text of a held-out search": 4 * len(answers) - 6}
     assert mixture.report.datasets["words"].held_out == lost
     assert len(holdout.corpus) == 10
 
@@ -113,6 +113,8 @@ def test_held_out_texts_leave_the_other_datasets_too_whatever_their_spelling(tmp
         {"query": f" {answer.replace('解', '解 ')}", "positive": "好", "negative": ["对照"]},
         {"query": "别的二", "positive": "坏", "negative": [answer, "对照", f"{answer}。"]},
         {"query": "别的三", "positive": "中", "negative": []},
+        {"query": "别的四", "positive": sorted(held)[0], "negative": []},
+        {"query": f"{sorted(held)[1]}？", "positive": "下", "negative": []},
     ]
     mixture = _load(tmp_path, ROWS, {"queries": 5, "seed": 1, "min_corpus": 1}, other=other)
     assert list(mixture.train["other"]) == [
@@ -120,8 +122,8 @@ def test_held_out_texts_leave_the_other_datasets_too_whatever_their_spelling(tmp
         {"query": "别的三", "positive": "中", "negative": []},
     ]
     report = mixture.report.datasets["other"]
-    assert report.held_out == {"with a positive of a held-out query": 2}
-    assert report.removed == {"negative: a positive of a held-out query": 2}
+    assert report.held_out == {"with a text of a held-out search": 4}
+    assert report.removed == {"negative: a text of a held-out search": 2}
 
 
 def test_a_smaller_corpus_holds_the_answers_and_a_draw_of_the_rest(tmp_path: Path) -> None:
