@@ -119,11 +119,19 @@ def _load(config: str, cache: str | None) -> Mixture:
 @lru_cache(maxsize=1)
 def _evaluation_texts(job: Job) -> dict[str, pa.Array]:
     texts: dict[str, pa.Array] = {}
-    for name, dataset in job.mixture.evaluation.items():
+    for mixture in (job.mixture, job.mixture.test_sets()):
+        if mixture is not None:
+            texts |= _texts_of(mixture)
+    return texts
+
+
+def _texts_of(mixture: Mixture) -> dict[str, pa.Array]:
+    texts: dict[str, pa.Array] = {}
+    for name, dataset in mixture.evaluation.items():
         columns = [c for c, f in dataset.features.items() if getattr(f, "dtype", None) == "string" and c != "label"]
         table = dataset.select_columns(columns).with_format("arrow")[:]
         texts[name] = pa.concat_arrays([table[column].combine_chunks() for column in columns])
-    for name, holdout in job.mixture.holdouts.items():
+    for name, holdout in mixture.holdouts.items():
         answers = {document for found in holdout.relevant.values() for document in found}
         both = [*holdout.queries.values(), *(holdout.corpus[document] for document in sorted(answers))]
         texts[name] = pa.array(both, type=pa.string())
@@ -171,7 +179,8 @@ def finish(job: Job, step: str, parts: Iterable[Part]) -> None:
                 "source": f"{name}_holdout", "format": "beir", "task": "retrieval", "use": "evaluate",
             }  # fmt: skip
     header = f"# Made by the step {step!r} from the mixture {job.mixture.fingerprint}.\n"
-    text = header + yaml.safe_dump({"datasets": datasets}, allow_unicode=True, sort_keys=False)
+    tests = {} if job.mixture.tests is None else {"tests": str(job.mixture.tests)}
+    text = header + yaml.safe_dump({"datasets": datasets, **tests}, allow_unicode=True, sort_keys=False)
     report = {"step": step, "mixture": job.mixture.fingerprint, "datasets": counts}
     for left in job.folder.rglob(f"*{PARTIAL}"):  # by tasks that were killed
         left.unlink()

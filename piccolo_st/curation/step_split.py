@@ -5,7 +5,8 @@
 (2) a training row that holds a drawn text, or the answer of a drawn query, goes, in every dataset; in a list only the
     item does (see ``data/holdout.py``);
 (3) the tests are written as people read them: searches in the BEIR layout, the others as JSON lines; ``tasks.yaml``
-    names them all, ``mixture.yaml`` what is left to train on.
+    names them all, ``mixture.yaml`` what is left to train on, and ``tests.yaml``, which that one names, the tests for
+    the steps that come later.
 
 Rows are taken as they are before a preset, so that a set of entailments has the same test whatever it is trained as.
 """
@@ -44,6 +45,7 @@ from piccolo_st.data import (
     forbidden,
     load_mixture,
     parse_mixture,
+    tests_of,
 )
 from piccolo_st.errors import MixtureError
 from piccolo_st.hashing import text_hashes, text_key
@@ -126,14 +128,17 @@ def _split(step: SplitStep, _: int) -> None:
             drawn[name] = _rows_of(raw.evaluation[name], first, count, step.settings.seed)
     keys = forbidden(searches, [pc.unique(text_key(table.column(_first(table)))) for table in drawn.values()])
     datasets, tasks, counts = {}, [], {}
+    tests = _earlier_tests(step.job)
     for name in names:
         lost = HeldOutCounts()
         kept = _write(folder / name / "part-00000.parquet", clean(name, _tables(raw.evaluation[name]), keys, lost))
         if name in searches:
             write_beir(folder / f"{name}_test", searches[name])
             task: dict[str, object] = {"type": "Retrieval", "data": f"{name}_test"}
+            tests[f"{name}-test"] = {"source": f"{name}_test", "format": "beir", "task": "retrieval", "use": "evaluate"}
         else:
             task = _write_test(folder, given[name], drawn[name])
+            tests[f"{name}-test"] = {**_read_as(task), "source": task["data"], "use": "evaluate"}
         tasks.append({"name": f"{name}-test", **task})
         held = len(searches[name].queries) if name in searches else drawn[name].num_rows
         counts[name] = {"rows": len(raw.evaluation[name]), "kept": kept, "in the test": held}
@@ -141,11 +146,27 @@ def _split(step: SplitStep, _: int) -> None:
     for name in given.keys() - set(names):
         datasets[name] = evaluation_entry(given[name], root)
     header = f"# Made by the step 'split' from the mixture {raw.fingerprint}.\n"
-    for file, content in (("mixture", {"datasets": datasets}), ("tasks", {"tasks": tasks})):
+    left = {"datasets": datasets, "tests": "tests.yaml"}
+    for file, content in (("tests", {"datasets": tests}), ("mixture", left), ("tasks", {"tasks": tasks})):
         text = header + yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
         write_whole(folder / f"{file}.yaml", text)
     report = {"step": "split", "mixture": raw.fingerprint, "datasets": counts}
     write_whole(folder / "report.json", json.dumps(report, ensure_ascii=False, indent=1))
+
+
+def _earlier_tests(job: Job) -> dict[str, object]:
+    """The tests that the mixture names already, for a mixture elsewhere."""
+    if (known := tests_of(job.given)) is None:
+        return {}
+    specs, root, _policy = parse_mixture(known)
+    return {name: evaluation_entry(spec, root) for name, spec in specs.items()}
+
+
+def _read_as(task: dict[str, object]) -> dict[str, object]:
+    """How a mixture reads a test that is no search."""
+    if task["type"] == "PairClassification":
+        return {"task": "pair", "columns": task.get("columns", {})}
+    return {"task": "sts" if task["type"] == "STS" else "classification"}
 
 
 def _first(rows: Dataset | pa.Table) -> str:

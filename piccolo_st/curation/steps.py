@@ -27,7 +27,7 @@ from piccolo_st.curation.step_filter import FilterStep
 from piccolo_st.curation.step_mine import MineSettings, MineStep
 from piccolo_st.curation.step_score import ScoreSettings, ScoreStep
 from piccolo_st.curation.step_split import SplitSettings, SplitStep
-from piccolo_st.data import build, locate, parse_mixture
+from piccolo_st.data import build, locate, parse_mixture, tests_of
 from piccolo_st.errors import MixtureError
 from piccolo_st.mining import corpus_files
 from piccolo_st.ownership import own
@@ -142,10 +142,14 @@ def run_step(
 
 def _inputs(job: Job) -> list[str]:
     """What the rows depend on: contents of the sources, and the mixture's settings."""
-    specs, root, policy = parse_mixture(job.given)
     cache = Path(job.cache) if job.cache is not None else default_cache()
-    rows = [build.row_key(spec, locate(spec, root), cache) for spec in specs.values()]
-    return [policy, *rows, *(digest(dataclasses.asdict(spec)) for spec in specs.values())]
+    found: list[str] = []
+    for config in (job.given, tests_of(job.given)):
+        if config is not None:
+            specs, root, policy = parse_mixture(config)
+            rows = [build.row_key(spec, locate(spec, root), cache) for spec in specs.values()]
+            found += [policy, *rows, *(digest(dataclasses.asdict(spec)) for spec in specs.values())]
+    return found
 
 
 def _model_files(job: Job, settings: Settings) -> list[str]:

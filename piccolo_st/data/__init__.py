@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from piccolo_st.data.mixture import Mixture as Mixture
     from piccolo_st.data.mixture import load_mixture as load_mixture
     from piccolo_st.data.mixture import parse_mixture as parse_mixture
+    from piccolo_st.data.mixture import tests_of as tests_of
     from piccolo_st.data.presets import CONTRADICTION as CONTRADICTION
     from piccolo_st.data.presets import ENTAILMENT as ENTAILMENT
     from piccolo_st.data.report import DatasetReport as DatasetReport

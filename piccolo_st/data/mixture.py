@@ -83,6 +83,7 @@ class Mixture:
         report: rows read, kept and left out, with reasons, per dataset.
         fingerprint: 32 hexadecimal digits; equal if and only if contents and settings are.
         root: the folder that relative paths start from.
+        tests: the mixture file of tests that were drawn of the same data, or None; see :meth:`test_sets`.
     """
 
     train: DatasetDict
@@ -92,6 +93,11 @@ class Mixture:
     report: MixtureReport
     fingerprint: str
     root: Path
+    tests: Path | None = None
+
+    def test_sets(self) -> Mixture | None:
+        """The tests that were drawn of the same data, loaded now; None where there are none."""
+        return None if self.tests is None else load_mixture(self.tests)
 
     def texts(self) -> Iterator[str]:
         """Each text of the training sets once, those in lists too; 8 bytes a distinct text are kept in memory."""
@@ -124,6 +130,16 @@ def parse_mixture(
         raise
     except InputError as error:  # of the configuration's reader
         raise MixtureError(str(error)) from None
+
+
+def tests_of(config: Mapping[str, object] | str | Path) -> Path | None:
+    """Where the mixture says that tests of the same data are.
+
+    Raises:
+        MixtureError: as ``parse_mixture``.
+    """
+    tests = _read_mixture(config, Path.cwd())[0].tests
+    return None if tests is None else Path(tests)
 
 
 def _parsed(mixture: MixtureSpec, folder: Path, place: str, inside: Keys) -> tuple[dict[str, DatasetSpec], Path, str]:
@@ -170,6 +186,8 @@ def _read_mixture(
         config = read_yaml(path)
     mixture = build(MixtureSpec, config, place, where=lambda keys: place + line_in(place, [*under, *keys]))
     root = folder / Path(mixture.root).expanduser() if mixture.root else folder
+    if mixture.tests:
+        mixture = dataclasses.replace(mixture, tests=str((folder / Path(mixture.tests).expanduser()).resolve()))
     if mixture.file is None:
         return mixture, root, place, under
     base, base_root, base_place, base_under = _read_mixture(mixture.file, folder, through)
@@ -187,6 +205,7 @@ def _read_mixture(
         datasets=datasets,
         policy=mixture.policy if "policy" in config else base.policy,
         defaults={**base.defaults, **mixture.defaults},
+        tests=mixture.tests or base.tests,
     )
     return merged, root if mixture.root else base_root, base_place, base_under
 
@@ -273,4 +292,5 @@ def load_mixture(config: Mapping[str, object] | str | Path, *, cache_dir: str | 
         report=MixtureReport(reports),
         fingerprint=digest([keys, settings]),
         root=root,
+        tests=tests_of(config),
     )

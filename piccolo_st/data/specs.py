@@ -146,6 +146,9 @@ class MixtureSpec:
         root: the folder that relative sources start from; None: the mixture file's folder.
         policy: what a faulty row does where its dataset does not say.
         defaults: fields given to every dataset that does not set them itself.
+        tests: a mixture file of evaluation sets that were drawn of the same data, as ``prepare split`` leaves it: what
+            is like their texts goes in ``prepare dedup``, and their answers are no negatives. A run reads it only where
+            it mines from ``corpus``.
     """
 
     datasets: Mapping[str, object] = field(default_factory=dict)
@@ -153,3 +156,4 @@ class MixtureSpec:
     root: str | None = None
     policy: Literal["drop", "error"] = "drop"
     defaults: Mapping[str, object] = field(default_factory=dict)
+    tests: str | None = None

@@ -78,6 +78,8 @@ def mine_mixture(
             count = chosen.num_negatives * oversample
             chosen = replace(chosen, num_negatives=count, range_max=max(chosen.depth, chosen.range_min + count))
         files = cache.content_digest(corpus_files(chosen.corpus, mixture.root), folder) if chosen.corpus else ""
+        if chosen.corpus and (tests := mixture.test_sets()):
+            files += tests.fingerprint
         judge = Path(chosen.judge or "")
         if chosen.judge and judge.is_dir():
             files += cache.content_digest(sorted(path for path in judge.rglob("*") if path.is_file()), folder)
@@ -139,10 +141,12 @@ def negatives_in_use(
 
 
 def further_documents(mixture: Mixture, settings: MiningSettings) -> list[str]:
-    """The texts of ``settings.corpus``, without those that answer a held-out query of the mixture."""
+    """The texts of ``settings.corpus``, without those of a held-out search of the mixture, or of its tests."""
     if settings.corpus is None:
         return []
     texts = pa.array(read_documents(settings.corpus, mixture.root), type=pa.string())
-    held_out = pc.is_in(text_key(texts), forbidden(mixture.holdouts).anywhere)
+    tests = mixture.test_sets()
+    searches = {**mixture.holdouts, **(tests.holdouts if tests else {})}
+    held_out = pc.is_in(text_key(texts), forbidden(searches).anywhere)
     kept: list[str] = texts.filter(pc.invert(held_out)).to_pylist()
     return kept

@@ -8,11 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from piccolo_st.data import load_mixture
+from piccolo_st.mining.candidates import MiningSettings
+from piccolo_st.mining.mixture import further_documents
 
 Command = Callable[..., tuple[int, str, str]]
 DIGITS = "一二三四五六七八九十"
@@ -128,7 +131,7 @@ def test_what_is_left_is_read_by_every_later_step_and_a_run(tmp_path: Path, comm
     ]
     lines = ["问题,答案", *(f"问{n},答{n}" for n in NUMBERS)]
     (tmp_path / "faq.csv").write_bytes("\n".join(lines).encode("gb18030"))
-    (tmp_path / "more.txt").write_text("谁也没问过\n", encoding="utf-8")
+    (tmp_path / "more.jsonl").write_text('{"_id": "1", "text": "谁也没问过"}\n', encoding="utf-8")
     for name, rows in {
         "scored": scored,
         "ids": [{"query": f"甲{n}", "positive": f"d{i}"} for i, n in enumerate(NUMBERS)],
@@ -140,7 +143,7 @@ def test_what_is_left_is_read_by_every_later_step_and_a_run(tmp_path: Path, comm
     datasets = {
         "faq": {"source": "faq.csv", "task": "retrieval", "encoding": "gb18030", "instruction": wordings,
                 "columns": {"query": "问题", "positive": "答案"},
-                "mining": {"corpus": "more.txt"}, "holdout": {"queries": 5, "min_corpus": 10}},
+                "mining": {"corpus": "more.jsonl"}, "holdout": {"queries": 5, "min_corpus": 10}},
         "scored": {"source": "scored.jsonl", "task": "retrieval", "columns": {
             "query": "q", "positive": "p", "negative": "n", "positive_score": "ps", "negative_score": "ns"}},
         "ids": {"source": "ids.jsonl", "task": "retrieval", "corpus": "texts.jsonl"},
@@ -155,9 +158,44 @@ def test_what_is_left_is_read_by_every_later_step_and_a_run(tmp_path: Path, comm
         last = out / step / "mixture.yaml"
         mixture = load_mixture(last, cache_dir=tmp_path / "cache")
         assert mixture.specs["faq"].instruction.phrasings == {"query": ("查询：", "问："), "document": ("",)}
-        assert mixture.specs["faq"].mining == {"corpus": str(tmp_path / "more.txt")}
+        assert mixture.specs["faq"].mining == {"corpus": str(tmp_path / "more.jsonl")}
         assert len(mixture.holdouts["faq" if step == "split" else "faq_holdout"].queries) == 5
         row = mixture.train["scored"][0]
         assert row["label"] == [2.5, next(r["ns"][0] for r in scored if r["q"] == row["query"])]
         assert mixture.train["ids"][0]["positive"] == "乙" + mixture.train["ids"][0]["query"][1:]
         assert mixture.train["triplets"].column_names == ["query", "positive", "negative"]
+
+
+def test_later_steps_know_the_tests(tmp_path: Path, command: Command) -> None:
+    """What is nearly a test's text goes in dedup, and its answers are no negatives of a corpus that has them."""
+    folder = split(tmp_path / "one", command, ROWS)
+    mixture = load_mixture(folder / "mixture.yaml", cache_dir=tmp_path / "cache")
+    tests = mixture.test_sets()
+    assert tests is not None and not mixture.holdouts and not mixture.evaluation
+    assert set(tests.holdouts) == {"faq-test"}
+    assert {name: len(rows) for name, rows in tests.evaluation.items()} == {
+        "alike-test": 10, "graded-test": 10, "relations-test": 20, "topics-test": 12,
+    }  # fmt: skip
+    corpus = [f"{n}的结果" for n in NUMBERS]
+    lines = [json.dumps({"_id": text, "text": text}) + "\n" for text in corpus]
+    (tmp_path / "corpus.jsonl").write_text("".join(lines))
+    search = tests.holdouts["faq-test"]
+    answers = {search.corpus[found] for ids in search.relevant.values() for found in ids}
+    left = further_documents(mixture, MiningSettings(corpus=str(tmp_path / "corpus.jsonl")))
+    assert len(answers) == 10 and set(left) == set(corpus) - answers
+    kept = pq.read_table(folder / "faq").to_pylist()
+    # A test's long query, and a training row that differs from it by one character.
+    long = "请问读者证丢了以后应该带什么材料到哪一个窗口去补办才最快最方便"
+    lines = [json.dumps({"_id": "q-long", "text": long}, ensure_ascii=False)]
+    with (folder / "faq_test" / "queries.jsonl").open("a", encoding="utf-8") as file:
+        file.write("".join(f"{line}\n" for line in lines))
+    with (folder / "faq_test" / "qrels.tsv").open("a", encoding="utf-8") as file:
+        file.write("q-long\td0\t1\n")
+    pq.write_table(pa.Table.from_pylist([*kept, {**kept[0], "query": long + "呢"}]), folder / "faq/part-00000.parquet")
+    code, out, error = command("prepare", "dedup", folder / "mixture.yaml", "--data.output", tmp_path / "out")
+    assert code == 0, error
+    rejects = "".join(path.read_text("utf-8") for path in (tmp_path / "out/dedup/rejects").glob("*.jsonl"))
+    assert long + "呢" in rejects and "faq-test" in rejects, out
+    assert yaml.safe_load((tmp_path / "out/dedup/mixture.yaml").read_text("utf-8"))["tests"] == str(
+        folder / "tests.yaml"
+    )
