@@ -40,8 +40,11 @@ class _Outcome:
     of_input: bool = False
 
     def fail(self, who: str) -> None:
+        """Raise it on the ranks that it is not of."""
+        if self.of_input:
+            raise InputError(f"{who}: {self.error}" if who else self.error)
         if self.error is not None:
-            raise (InputError if self.of_input else RuntimeError)(f"{who}{self.error}")
+            raise RuntimeError(f"{who or 'the first rank'} failed with {self.error}")
 
 
 def on_first_rank(action: Callable[[], Result]) -> Result:
@@ -58,7 +61,7 @@ def on_first_rank(action: Callable[[], Result]) -> Result:
     if get_world_size() == 1:
         return action()
     first = _meet(action if get_rank() == 0 else None)[0]
-    first.fail("" if first.of_input else "the first rank failed: ")
+    first.fail("")
     return first.result
 
 
@@ -101,7 +104,7 @@ def fail_together(error: Exception | None) -> None:
 
 def _fail_if_any(outcomes: list[_Outcome]) -> None:
     for rank, outcome in enumerate(outcomes):
-        outcome.fail(f"rank {rank} failed: ")
+        outcome.fail(f"rank {rank}")
 
 
 def _meet(action: Callable[[], object] | None) -> list[_Outcome]:
@@ -117,7 +120,8 @@ def _meet(action: Callable[[], object] | None) -> list[_Outcome]:
                 mine = _Outcome(action())
         except Exception as raised:
             error = raised
-            mine = _Outcome(None, f"{raised}" or type(raised).__name__, isinstance(raised, InputError))
+            is_input = isinstance(raised, InputError)
+            mine = _Outcome(None, f"{raised}" if is_input else f"{type(raised).__name__}: {raised}", is_input)
     _wait(store, turn)
     outcomes: list[Any] = [None] * get_world_size()
     dist.all_gather_object(outcomes, mine)

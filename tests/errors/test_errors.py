@@ -30,7 +30,7 @@ ROWS = [pytest.param(module, row, id=f"{module}: {row.name}") for module, rows i
 # Modules that raise an InputError without a row here, and why.
 EXEMPT = {
     "errors": "`optional` raises for others, which have the rows",
-    "distributed": "passes on what another rank raised; tests/ground/test_distributed.py",
+    "turns": "passes on what another rank raised; tests/ground/test_turns.py",
     "modeling.saved_adapters": "needs an adapter that a run left; tests/training/test_lora.py",
     "training.zero": "converts a checkpoint that DeepSpeed wrote; tests/training/test_resume.py",
     "training.non_finite": "needs a run whose numbers are not finite; tests/training/test_guards.py",
