@@ -27,7 +27,7 @@ from typing import Any
 from piccolo_st import evaluation  # its names are loaded where they are used, some of them with mteb
 from piccolo_st.config import OptionParser, read_value, read_yaml
 from piccolo_st.errors import ConfigError, InputError, nearest
-from piccolo_st.evaluation import C_MTEB_35, Benchmark
+from piccolo_st.evaluation import Benchmark
 from piccolo_st.modeling import Instructions
 from piccolo_st.shipped import find
 from piccolo_st.tables import table
@@ -114,12 +114,11 @@ def show(outcome: evaluation.TaskOutcome) -> None:
 
 
 def reference(path: Path, benchmark: Benchmark) -> list[evaluation.ModelScores]:
-    """The models of a file of results, or of a YAML file of averages, which are by the definition of c-mteb-35."""
+    """The models of a file of results, or of a YAML file of averages, that are scored by this definition."""
     if path.suffix in (".yaml", ".yml"):
-        models = evaluation.read_rows(path) if benchmark is C_MTEB_35 else []
-    else:
-        found = evaluation.task_scores(evaluation.read_results(path, benchmark), benchmark)
-        models = [evaluation.ModelScores.of(path.resolve().parent.name, found, benchmark)] if found else []
+        return evaluation.read_rows(path, benchmark)
+    found = evaluation.task_scores(evaluation.read_results(path, benchmark), benchmark)
+    models = [evaluation.ModelScores.of(path.resolve().parent.name, found, benchmark)] if found else []
     if not models:
         print(f"left out: {path} has nothing that is scored by the definition of {benchmark.name}")
     return models

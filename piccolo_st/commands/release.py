@@ -110,12 +110,13 @@ def main(arguments: Sequence[str]) -> None:
         modeling.export_onnx(options.model_dir, int8=options.onnx == "int8")
     metadata = {key: value for key in ("license", "language") if (value := getattr(options, key))}
     if options.fill_card or options.results or options.run_dir or metadata:
+        benchmark = definition(options.benchmark)
         releasing.prepare_card(
             options.model_dir,
             options.repo_id,
             results=options.results,
-            benchmark=definition(options.benchmark),
-            comparison=evaluation.read_rows(find(options.compare)) if options.compare else (),
+            benchmark=benchmark,
+            comparison=evaluation.read_rows(find(options.compare), benchmark) if options.compare else (),
             run_dir=options.run_dir,
             metadata=metadata,
         )

@@ -81,7 +81,7 @@ def card_from_folder(folder: str | Path) -> str:
     values["benchmark"] = get_benchmark(values.get("benchmark", C_MTEB_35.name))
     values["instructions"] = resolve_instructions(values.get("instructions", "none"))
     if "comparison" in values:
-        rows = read_rows(find(values["comparison"], folder))
+        rows = read_rows(find(values["comparison"], folder), values["benchmark"])
         values["comparison"] = [row for row in rows if row.model != content.get("model_id")]
         values["reported"] = next((row for row in rows if row.model == content.get("model_id")), None)
     for name in ("results", "results.jsonl"):

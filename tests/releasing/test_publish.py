@@ -17,6 +17,7 @@ from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
+from piccolo_st.__main__ import dispatch
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation import C_MTEB_35, ModelScores, read_results, task_scores
 from piccolo_st.modeling.fingerprint import content_hash
@@ -55,6 +56,15 @@ def append(model_dir: Path) -> None:
 
 def edit_json(path: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def write_results(model_dir: Path, tmp_path: Path, task: str = "ATEC") -> Path:
+    """The folder of results that an evaluation of the model on one task leaves."""
+    folder = tmp_path / "results" / "local__model" / content_hash(SentenceTransformer(str(model_dir), device="cpu"))
+    folder.mkdir(parents=True)
+    scores = {"test": [{"hf_subset": "default", "main_score": 0.5, "cosine_spearman": 0.25}]}
+    (folder / f"{task}.json").write_text(json.dumps({"task_name": task, "dataset_revision": "1", "scores": scores}))
+    return folder
 
 
 # ------------------------------------------------------------------------------------------------ checks
@@ -202,11 +212,8 @@ def test_prepare_card_fills_in_what_a_release_asks_for(model_dir: Path, tmp_path
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     (run / "run.json").write_text(json.dumps({"world_size": 2, "hardware": "2 CPU cores"}))
     (run / "curves.png").write_bytes(b"\x89PNG")
-    revision = content_hash(SentenceTransformer(str(model_dir), device="cpu"))
-    folder = tmp_path / "results" / "local__model" / revision
-    folder.mkdir(parents=True)
-    scores = {"test": [{"hf_subset": "default", "main_score": 0.5, "cosine_spearman": 0.25}]}
-    (folder / "ATEC.json").write_text(json.dumps({"task_name": "ATEC", "dataset_revision": "1", "scores": scores}))
+    folder = write_results(model_dir, tmp_path)
+    revision = folder.name
     card.write_text(card.read_text(encoding="utf-8").replace("license: mit\n", ""), encoding="utf-8")
     prepare_card(model_dir, REPO, results=folder, run_dir=run, metadata={"license": "apache-2.0"})
     text = card.read_text(encoding="utf-8")
@@ -219,6 +226,22 @@ def test_prepare_card_fills_in_what_a_release_asks_for(model_dir: Path, tmp_path
         InputError, match=rf"belong to the model with the content hash 000000000000, .* has {revision[:12]}"
     ):
         prepare_card(model_dir, REPO, results=other)
+
+
+def test_only_models_of_the_same_definition_stand_beside_a_release(
+    hub: HubServer, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = write_results(model_dir, tmp_path)
+    rows = tmp_path / "rows.yaml"
+    rows.write_text("[{model: a/old, average: 60}, {model: b/new, average: 70, benchmark: 'MTEB(cmn, v1)'}]")
+    given = ["release", str(model_dir), REPO, "--results", str(results), "--compare", str(rows), "--benchmark"]
+    for benchmark, there, left_out in (
+        ("MTEB(cmn, v1)", "b/new", "a/old (c-mteb-35)"),
+        ("c-mteb-35", "a/old", "b/new (MTEB(cmn, v1))"),
+    ):
+        dispatch([*given, benchmark])
+        assert re.findall(r"^\| \[(./\w+)\]", (model_dir / "README.md").read_text(encoding="utf-8"), re.M) == [there]
+        assert f"another definition than that of {benchmark}: {left_out}\n" in capsys.readouterr().out
 
 
 def test_what_a_run_measured_belongs_to_the_model_it_left(model_dir: Path, tmp_path: Path) -> None:
