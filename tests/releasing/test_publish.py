@@ -203,6 +203,24 @@ def test_results_have_to_belong_to_the_weights(model_dir: Path) -> None:
     assert "results that name no model they were measured on" in problems(model_dir, "results")
 
 
+def test_results_beside_the_card_belong_to_the_weights_too(model_dir: Path, tmp_path: Path) -> None:
+    prepare_card(model_dir, REPO, results=write_results(model_dir, tmp_path))
+    assert (model_dir / ".eval_results" / "ATEC.yaml").exists() and not problems(model_dir, "results")
+    kept = shutil.copytree(model_dir / ".eval_results", tmp_path / "kept")
+    model = SentenceTransformer(str(model_dir), device="cpu")
+    model._model_card_text = None  # as of one that is trained, whose card is written anew
+    with torch.no_grad():
+        model[0].model.embeddings.LayerNorm.weight[0] += 0.5
+    save_release(model, model_dir)
+    assert not (model_dir / ".eval_results").exists(), "what was measured on the model before is none of this one's"
+
+    shutil.copytree(kept, model_dir / ".eval_results")
+    named = "the folder .eval_results has results that name no model they were measured on; add them with --results"
+    assert named in problems(model_dir, "results")
+    assert not problems(model_dir, "results", foreign_results=True)
+    assert not problems(model_dir, "results", exclude=[".eval_results"])
+
+
 def test_prepare_card_fills_in_what_a_release_asks_for(model_dir: Path, tmp_path: Path) -> None:
     card = model_dir / "README.md"
     card.write_text(card.read_text(encoding="utf-8").replace(REPO, "sentence_transformers_model_id"), encoding="utf-8")
@@ -291,14 +309,19 @@ def test_a_dry_run_shows_everything_and_sends_nothing(hub: HubServer, model_dir:
 
 def test_a_dry_run_compares_with_the_remote(hub: HubServer, model_dir: Path) -> None:
     head = release(model_dir, REPO, push=True, say=quiet).commit
-    hub.repos["model", REPO].put({"pytorch_model.bin": b"old", "notes.txt": b"x"}, "by hand")
+    old = {"pytorch_model.bin": b"old", "notes.txt": b"x", ".eval_results/ATEC.yaml": b"[]"}
+    hub.repos["model", REPO].put(old, "by hand")
     append(model_dir)
     said: list[str] = []
     diff = release(model_dir, REPO, delete=["notes.*"], say=said.append).diff
-    assert diff.sent == ["README.md"] and diff.deleted == ("notes.txt",) and diff.kept == ("pytorch_model.bin",)
+    assert diff.sent == ["README.md"] and diff.deleted == ("notes.txt",)
+    assert set(diff.kept) == {"pytorch_model.bin", ".eval_results/ATEC.yaml"}
     assert diff.head != head and diff.private
     assert "Note: pytorch_model.bin would stay" in said[1] and re.search(r"deleted +notes.txt", said[1])
+    assert "Note: .eval_results/ATEC.yaml would stay, and the Hub shows them as results of the released" in said[1]
     assert said[-1].endswith(f"--push --parent {diff.head}")
+    all_of_it = release(model_dir, REPO, delete=["notes.*", "*.bin", ".eval_results/*"], say=said.append).diff
+    assert not all_of_it.kept and "would stay" not in said[-2]
 
 
 def test_a_model_that_fails_a_check_is_not_even_compared(hub: HubServer, model_dir: Path) -> None:
