@@ -136,6 +136,9 @@ def add_results(
 def add_training(model_dir: str | Path, run_dir: str | Path) -> None:
     """Write what the run was that trained a model into its README.md, from the run's record, and its curves beside it.
 
+    Of a run that left another model, such as this one in another precision, only the facts are written, not the gains
+    and the curves: they were measured on that one.
+
     Args:
         model_dir: the saved model; its README.md has to exist.
         run_dir: the output directory of the run, with ``config.yaml``, ``run.json`` and perhaps ``curves.png``.
@@ -145,16 +148,18 @@ def add_training(model_dir: str | Path, run_dir: str | Path) -> None:
     """
     folder, record, pictures = Path(model_dir), RunRecord.read(Path(run_dir)), []
     card = _load_card(folder)
-    if (Path(run_dir) / "curves.png").exists():
-        shutil.copyfile(Path(run_dir) / "curves.png", folder / "curves.png")
-        pictures.append("curves.png")
     facts, adapter, evaluated = stage_facts(record), read_adapter(folder) is not None, record.content_hash
     if "adapter" in facts:
         facts["adapter"] = f"{facts['adapter']}, {ALONE if adapter else MERGED}"
-    section = training_section([facts], pictures, dataset_facts(record), record.gains)
     model = load_pretrained(SentenceTransformer, str(folder), "the model", device="cpu")
     own = content_hash(model)
     same = is_of_the_run(model, Path(run_dir), evaluated, list(PROBES)) if adapter else own == evaluated
+    if not same:
+        print(f"left out: gains and curves of {run_dir}, since {folder} is not known to be the model that it left")
+    elif (Path(run_dir) / "curves.png").exists():
+        shutil.copyfile(Path(run_dir) / "curves.png", folder / "curves.png")
+        pictures.append("curves.png")
+    section = training_section([facts], pictures, dataset_facts(record), record.gains if same else ())
     if same and evaluated:  # what the run measured at its end, it measured on this model
         section += f"\n\n{evaluated_mark(own)}"
         card.text = card.text.replace(evaluated_mark(evaluated), evaluated_mark(own))

@@ -228,10 +228,11 @@ def test_prepare_card_fills_in_what_a_release_asks_for(model_dir: Path, tmp_path
     run.mkdir()
     config = {"model": {"query_length": 64}, "data": {"batch_size": 8}, "loss": {"temperature": 0.05}, "train": {}}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    (run / "run.json").write_text(json.dumps({"world_size": 2, "hardware": "2 CPU cores"}))
-    (run / "curves.png").write_bytes(b"\x89PNG")
     folder = write_results(model_dir, tmp_path)
     revision = folder.name
+    facts = {"world_size": 2, "hardware": "2 CPU cores", "content_hash": revision}
+    (run / "run.json").write_text(json.dumps(facts))
+    (run / "curves.png").write_bytes(b"\x89PNG")
     card.write_text(card.read_text(encoding="utf-8").replace("license: mit\n", ""), encoding="utf-8")
     prepare_card(model_dir, REPO, results=folder, run_dir=run, metadata={"license": "apache-2.0"})
     text = card.read_text(encoding="utf-8")
@@ -262,19 +263,27 @@ def test_only_models_of_the_same_definition_stand_beside_a_release(
         assert f"another definition than that of {benchmark}: {left_out}\n" in capsys.readouterr().out
 
 
-def test_what_a_run_measured_belongs_to_the_model_it_left(model_dir: Path, tmp_path: Path) -> None:
+def test_what_a_run_measured_belongs_to_the_model_it_left(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     card = model_dir / "README.md"
     measured = (
         "model-index:\n- name: m\n  results:\n  - task: {type: retrieval}\n    dataset: {name: words, type: words}\n"
         "    metrics: [{type: ndcg@10, value: 0.45}]\n"
     )
     card.write_text(card.read_text(encoding="utf-8").replace("license:", measured + "license:", 1), encoding="utf-8")
-    (tmp_path / "config.yaml").write_text("train: {}")
+    (tmp_path / "config.yaml").write_text("train: {seed: 42}")
+    (tmp_path / "curves.png").write_bytes(b"\x89PNG")
+    gain = {"of": "held-out", "task": "words", "metric": None, "before": 1.0, "after": 31.25, "low": 29.0, "high": 31.5}
     revision = content_hash(SentenceTransformer(str(model_dir), device="cpu"))
     for known, problem in (("0" * 40, "name no model they were measured on"), (revision, "")):
-        (tmp_path / "run.json").write_text(json.dumps({"content_hash": known}))
+        (tmp_path / "run.json").write_text(json.dumps({"content_hash": known, "gains": [gain]}))
         prepare_card(model_dir, REPO, run_dir=tmp_path)
         assert problem in problems(model_dir, "results") and bool(problem) is bool(problems(model_dir, "results"))
+        text, curves = card.read_text(encoding="utf-8"), model_dir / "curves.png"
+        assert "| seed | 42 |" in text, "the run's settings may be those of a copy in half precision"
+        assert ["31.25" in text, "curves.png" in text, curves.exists()] == [not problem] * 3
+        assert (f"{model_dir} is not known to be the model that it left\n" in capsys.readouterr().out) is bool(problem)
     assert "0.45" in card.read_text(encoding="utf-8")
 
 
