@@ -190,7 +190,7 @@ def prepare_card(
         metadata: fields of the card's metadata to set, such as license and language.
 
     Raises:
-        InputError: a file is missing or broken, or the results belong to another model.
+        InputError: a file is missing or broken, or the results belong to another model or to another benchmark.
     """
     folder = Path(model_dir)
     card, adapter = _load_card(folder), read_adapter(folder)
@@ -198,11 +198,7 @@ def prepare_card(
         card = fill_card(card, adapter, folder, Path(run_dir) if run_dir is not None else None)
     model = load_pretrained(SentenceTransformer, str(folder), "the model", device="cpu")
     evaluated = content_hash(model)
-    if results is not None and Path(results).name != evaluated:
-        raise InputError(
-            f"the results in {results} belong to the model with the content hash {Path(results).name[:12]}, {folder} "
-            f"has {evaluated[:12]}; evaluate this directory, and give the folder named after its hash"
-        )
+    measured, scores = _results_of(folder, evaluated, Path(results), benchmark) if results is not None else ([], {})
     for key, value in (metadata or {}).items():
         card.data[key] = value
     onnx = (folder / "onnx" / "model.onnx").exists()
@@ -216,11 +212,30 @@ def prepare_card(
         add_training(folder, run_dir)
     if results is None:
         return
-    measured = read_results(results, benchmark)
-    own = ModelScores.of(model_id, task_scores(measured, benchmark), benchmark, model_facts(model))
+    own = ModelScores.of(model_id, scores, benchmark, model_facts(model))
     others = [row for row in comparison if row.model != model_id]
     vectors = read_vector_rows(results, benchmark)
     add_results(folder, measured, own, benchmark, evaluated=evaluated, comparison=others, vectors=vectors)
+
+
+def _results_of(
+    folder: Path, evaluated: str, results: Path, benchmark: Benchmark
+) -> tuple[list[TaskResult], dict[str, float]]:
+    """What was measured on the model in a folder, of that content hash, and what counts of it for the benchmark."""
+    if results.name != evaluated:
+        raise InputError(
+            f"the results in {results} belong to the model with the content hash {results.name[:12]}, {folder} "
+            f"has {evaluated[:12]}; evaluate this directory, and give the folder named after its hash"
+        )
+    measured = read_results(results, benchmark)
+    scores = task_scores(measured, benchmark)
+    if not scores:
+        found = ", ".join(sorted({one.dataset_name.removeprefix("MTEB ") for one in measured}))
+        raise InputError(
+            f"{results} must hold a whole task of {benchmark.name}, got only {found}; name the benchmark or the file "
+            "of tasks that the results are of with --benchmark"
+        )
+    return measured, scores
 
 
 def _load_card(folder: Path) -> ModelCard:

@@ -247,6 +247,16 @@ def test_prepare_card_fills_in_what_a_release_asks_for(model_dir: Path, tmp_path
         prepare_card(model_dir, REPO, results=other)
 
 
+def test_results_of_other_tasks_need_their_definition(model_dir: Path, tmp_path: Path) -> None:
+    before = (model_dir / "README.md").read_bytes()
+    folder = write_results(model_dir, tmp_path, "faq-test")
+    (folder / "Similarity.json").write_text((folder / "faq-test.json").read_text().replace("faq-test", "Similarity"))
+    message = r"must hold a whole task of c-mteb-35, got only Similarity, faq-test; name .* with --benchmark"
+    with pytest.raises(InputError, match=message):
+        prepare_card(model_dir, REPO, results=folder)
+    assert (model_dir / "README.md").read_bytes() == before
+
+
 def test_only_models_of_the_same_definition_stand_beside_a_release(
     hub: HubServer, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
