@@ -6,7 +6,7 @@
     python -m piccolo_st evaluate MODEL --truncate_dim 256,512,1024          # several dimensions from one encoding
     python -m piccolo_st evaluate MODEL --benchmark Retrieval --precision float32,int8,binary --truncate_dim 512,256
     python -m piccolo_st launch evaluate MODEL --dtype bfloat16              # the GPUs share the encoding
-    python -m piccolo_st evaluate --compare results/org__a/REVISION results/org__b/REVISION
+    python -m piccolo_st evaluate --compare results/results/org__a/REVISION results/results/org__b/REVISION
     python -m piccolo_st evaluate --compare A B --benchmark own.yaml general.yaml  # what was forgotten
 
 Stopped at any point, the same command goes on with the task it was at. Prints a line for every task, then a table by

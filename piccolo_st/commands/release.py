@@ -3,7 +3,7 @@
     python -m piccolo_st release MODEL_DIR ORG/NAME                         # checks and a dry run; nothing is sent
     python -m piccolo_st release MODEL_DIR ORG/NAME --fill-card --run-dir RUN # finish the card first: README.md
     python -m piccolo_st release MODEL_DIR ORG/NAME --onnx                  # with onnx/model.onnx, written and compared
-    python -m piccolo_st release MODEL_DIR ORG/NAME --results results/org__name/REVISION --compare ROWS.yaml
+    python -m piccolo_st release MODEL_DIR ORG/NAME --results results/results/org__name/REVISION --compare ROWS.yaml
     python -m piccolo_st release MODEL_DIR ORG/NAME --push --tag v1.0       # private; one commit, verified, tagged
     python -m piccolo_st release MODEL_DIR ORG/NAME --push --public
     python -m piccolo_st release RUN/adapter ORG/NAME --adapter --fill-card --run-dir RUN # a LoRA adapter, not merged
