@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from piccolo_st.__main__ import COMMANDS
-from piccolo_st.evaluation import read_rows
+from piccolo_st.evaluation import C_MTEB_35, read_rows
 
 pytest.importorskip("setuptools", minversion="70.1", reason="builds the wheel, with no other package and no network")
 
@@ -124,4 +124,4 @@ def test_the_wheel_works_where_it_is_installed(built: dict[str, Path], encoder_d
     mixture = json.dumps({"file": "zh-mini-mixture", "root": "nowhere"})
     with pytest.raises(AssertionError, match="nowhere/"):  # the mixture is found; its data are the user's
         command("finetune", "quickstart", "--data.mixture", mixture)
-    assert len(read_rows(site / "piccolo_st/model_cards/c-mteb-35.yaml")) == 5
+    assert len(read_rows(site / "piccolo_st/model_cards/c-mteb-35.yaml", C_MTEB_35)) == 5

@@ -6,7 +6,7 @@
     python -m piccolo_st evaluate MODEL --truncate_dim 256,512,1024          # several dimensions from one encoding
     python -m piccolo_st evaluate MODEL --benchmark Retrieval --precision float32,int8,binary --truncate_dim 512,256
     python -m piccolo_st launch evaluate MODEL --dtype bfloat16              # the GPUs share the encoding
-    python -m piccolo_st evaluate --compare results/org__a/REVISION results/org__b/REVISION
+    python -m piccolo_st evaluate --compare results/results/org__a/REVISION results/results/org__b/REVISION
     python -m piccolo_st evaluate --compare A B --benchmark own.yaml general.yaml  # what was forgotten
 
 Stopped at any point, the same command goes on with the task it was at. Prints a line for every task, then a table by
@@ -27,7 +27,7 @@ from typing import Any
 from piccolo_st import evaluation  # its names are loaded where they are used, some of them with mteb
 from piccolo_st.config import OptionParser, read_value, read_yaml
 from piccolo_st.errors import ConfigError, InputError, nearest
-from piccolo_st.evaluation import C_MTEB_35, Benchmark
+from piccolo_st.evaluation import Benchmark
 from piccolo_st.modeling import Instructions
 from piccolo_st.shipped import find
 from piccolo_st.tables import table
@@ -114,12 +114,11 @@ def show(outcome: evaluation.TaskOutcome) -> None:
 
 
 def reference(path: Path, benchmark: Benchmark) -> list[evaluation.ModelScores]:
-    """The models of a file of results, or of a YAML file of averages, which are by the definition of c-mteb-35."""
+    """The models of a file of results, or of a YAML file of averages, that are scored by this definition."""
     if path.suffix in (".yaml", ".yml"):
-        models = evaluation.read_rows(path) if benchmark is C_MTEB_35 else []
-    else:
-        found = evaluation.task_scores(evaluation.read_results(path, benchmark), benchmark)
-        models = [evaluation.ModelScores.of(path.resolve().parent.name, found, benchmark)] if found else []
+        return evaluation.read_rows(path, benchmark)
+    found = evaluation.task_scores(evaluation.read_results(path, benchmark), benchmark)
+    models = [evaluation.ModelScores.of(path.resolve().parent.name, found, benchmark)] if found else []
     if not models:
         print(f"left out: {path} has nothing that is scored by the definition of {benchmark.name}")
     return models

@@ -3,7 +3,7 @@
     python -m piccolo_st release MODEL_DIR ORG/NAME                         # checks and a dry run; nothing is sent
     python -m piccolo_st release MODEL_DIR ORG/NAME --fill-card --run-dir RUN # finish the card first: README.md
     python -m piccolo_st release MODEL_DIR ORG/NAME --onnx                  # with onnx/model.onnx, written and compared
-    python -m piccolo_st release MODEL_DIR ORG/NAME --results results/org__name/REVISION --compare ROWS.yaml
+    python -m piccolo_st release MODEL_DIR ORG/NAME --results results/results/org__name/REVISION --compare ROWS.yaml
     python -m piccolo_st release MODEL_DIR ORG/NAME --push --tag v1.0       # private; one commit, verified, tagged
     python -m piccolo_st release MODEL_DIR ORG/NAME --push --public
     python -m piccolo_st release RUN/adapter ORG/NAME --adapter --fill-card --run-dir RUN # a LoRA adapter, not merged
@@ -110,12 +110,13 @@ def main(arguments: Sequence[str]) -> None:
         modeling.export_onnx(options.model_dir, int8=options.onnx == "int8")
     metadata = {key: value for key in ("license", "language") if (value := getattr(options, key))}
     if options.fill_card or options.results or options.run_dir or metadata:
+        benchmark = definition(options.benchmark)
         releasing.prepare_card(
             options.model_dir,
             options.repo_id,
             results=options.results,
-            benchmark=definition(options.benchmark),
-            comparison=evaluation.read_rows(find(options.compare)) if options.compare else (),
+            benchmark=benchmark,
+            comparison=evaluation.read_rows(find(options.compare), benchmark) if options.compare else (),
             run_dir=options.run_dir,
             metadata=metadata,
         )

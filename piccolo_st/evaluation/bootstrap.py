@@ -200,7 +200,9 @@ def result_folder(path: str | Path) -> Path:
     folders = sorted({file.parent for file in [*path.glob("*.json"), *path.glob("*/*.json")] if _is_result(file)})
     if len(folders) != 1:
         found = f"several revisions: {', '.join(folder.name for folder in folders)}" if folders else "no result files"
-        raise InputError(f"{path} holds {found}; give the folder of one revision, results/<org>__<name>/<revision>")
+        raise InputError(
+            f"{path} holds {found}; give the folder of one revision, results/results/<org>__<name>/<revision>"
+        )
     return folders[0]
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypedDict
 from piccolo_st.config import load_yaml
 from piccolo_st.environment import versions
 from piccolo_st.errors import InputError
-from piccolo_st.evaluation.benchmarks import C_MTEB_35, Averages, Benchmark, average_scores, get_benchmark
+from piccolo_st.evaluation.benchmarks import C_MTEB_35, Averages, Benchmark, average_scores
 from piccolo_st.evaluation.results import ResultFile, from_mteb, read_results, task_scores
 from piccolo_st.modeling import Identity
 from piccolo_st.schema import build
@@ -70,7 +70,7 @@ class ModelRow:
         average: the mean over the tasks of the benchmark, in percent.
         by_type: task type -> mean over its tasks, in percent.
         results: in place of both averages, a file or folder of results, relative to the YAML file.
-        benchmark: the definition by which ``results`` are averaged.
+        benchmark: the name of the definition by which the averages are, or ``results`` become, averages.
     """
 
     model: str
@@ -83,8 +83,10 @@ class ModelRow:
     benchmark: str = C_MTEB_35.name
 
 
-def read_rows(path: str | Path) -> list[ModelScores]:
-    """The models of a YAML file that holds a list of :class:`ModelRow`.
+def read_rows(path: str | Path, benchmark: Benchmark) -> list[ModelScores]:
+    """The models of a YAML file that holds a list of :class:`ModelRow`, if ``benchmark`` is what averaged them.
+
+    The averages of another benchmark's tasks say nothing beside these; who is left out is printed.
 
     Raises:
         InputError: the file is no such list; the message names the row.
@@ -93,15 +95,18 @@ def read_rows(path: str | Path) -> list[ModelScores]:
     content = load_yaml(path)
     if not isinstance(content, list):
         raise InputError(f"{path} must hold a list of rows, got {type(content).__name__}")
-    return [_model(build(ModelRow, row, f"{path}, row {n}"), path.parent) for n, row in enumerate(content, 1)]
+    rows = [build(ModelRow, row, f"{path}, row {n}") for n, row in enumerate(content, 1)]
+    if others := [f"{row.model} ({row.benchmark})" for row in rows if row.benchmark != benchmark.name]:
+        print(f"left out: {path} has averages by another definition than that of {benchmark.name}: {', '.join(others)}")
+    return [_model(row, path.parent, benchmark) for row in rows if row.benchmark == benchmark.name]
 
 
-def _model(row: ModelRow, folder: Path) -> ModelScores:
+def _model(row: ModelRow, folder: Path, benchmark: Benchmark) -> ModelScores:
     facts = ModelFacts(size_gb=row.size_gb, dimension=row.dimension, max_tokens=row.max_tokens)
     if row.results is None:
         return ModelScores(row.model, {}, Averages(row.average, dict(row.by_type), ()), facts)
-    benchmark = get_benchmark(row.benchmark)
-    return ModelScores.of(row.model, task_scores(read_results(folder / row.results), benchmark), benchmark, facts)
+    results = read_results(folder / row.results, benchmark)
+    return ModelScores.of(row.model, task_scores(results, benchmark), benchmark, facts)
 
 
 @dataclass(frozen=True)

@@ -166,9 +166,13 @@ def merge_checkpoints(
     def score(trial: Weights) -> float:
         merged = merge.apply(models, base, trial)
         results = output.with_name(f"{output.name}-search")
-        scores = [value for one in evaluate(merged, tasks, output=results) for value in one.scores.values()]
-        if not scores:
-            raise InputError(f"the tasks {', '.join(tasks)} must have a score, got none; see {results}")
+        measured = evaluate(merged, tasks, output=results)
+        if failed := [f"{task}: {why}" for one in measured for task, why in one.failures.items()]:
+            raise InputError(
+                f"each task of a search must have a score, got failures in {'; '.join(failed)}; mend those or leave "
+                f"them out, and the search goes on from {results}"
+            )
+        scores = [value for one in measured for value in one.scores.values()]
         found = sum(scores) / len(scores)
         say(f"{'  '.join(f'{weight:.3f}' for weight in trial)}   {found:.2f}")
         return found

@@ -81,7 +81,7 @@ def card_from_folder(folder: str | Path) -> str:
     values["benchmark"] = get_benchmark(values.get("benchmark", C_MTEB_35.name))
     values["instructions"] = resolve_instructions(values.get("instructions", "none"))
     if "comparison" in values:
-        rows = read_rows(find(values["comparison"], folder))
+        rows = read_rows(find(values["comparison"], folder), values["benchmark"])
         values["comparison"] = [row for row in rows if row.model != content.get("model_id")]
         values["reported"] = next((row for row in rows if row.model == content.get("model_id")), None)
     for name in ("results", "results.jsonl"):
@@ -136,6 +136,9 @@ def add_results(
 def add_training(model_dir: str | Path, run_dir: str | Path) -> None:
     """Write what the run was that trained a model into its README.md, from the run's record, and its curves beside it.
 
+    Of a run that left another model, such as this one in another precision, only the facts are written, not the gains
+    and the curves: they were measured on that one.
+
     Args:
         model_dir: the saved model; its README.md has to exist.
         run_dir: the output directory of the run, with ``config.yaml``, ``run.json`` and perhaps ``curves.png``.
@@ -145,16 +148,18 @@ def add_training(model_dir: str | Path, run_dir: str | Path) -> None:
     """
     folder, record, pictures = Path(model_dir), RunRecord.read(Path(run_dir)), []
     card = _load_card(folder)
-    if (Path(run_dir) / "curves.png").exists():
-        shutil.copyfile(Path(run_dir) / "curves.png", folder / "curves.png")
-        pictures.append("curves.png")
     facts, adapter, evaluated = stage_facts(record), read_adapter(folder) is not None, record.content_hash
     if "adapter" in facts:
         facts["adapter"] = f"{facts['adapter']}, {ALONE if adapter else MERGED}"
-    section = training_section([facts], pictures, dataset_facts(record), record.gains)
     model = load_pretrained(SentenceTransformer, str(folder), "the model", device="cpu")
     own = content_hash(model)
     same = is_of_the_run(model, Path(run_dir), evaluated, list(PROBES)) if adapter else own == evaluated
+    if not same:
+        print(f"left out: gains and curves of {run_dir}, since {folder} is not known to be the model that it left")
+    elif (Path(run_dir) / "curves.png").exists():
+        shutil.copyfile(Path(run_dir) / "curves.png", folder / "curves.png")
+        pictures.append("curves.png")
+    section = training_section([facts], pictures, dataset_facts(record), record.gains if same else ())
     if same and evaluated:  # what the run measured at its end, it measured on this model
         section += f"\n\n{evaluated_mark(own)}"
         card.text = card.text.replace(evaluated_mark(evaluated), evaluated_mark(own))
@@ -185,7 +190,7 @@ def prepare_card(
         metadata: fields of the card's metadata to set, such as license and language.
 
     Raises:
-        InputError: a file is missing or broken, or the results belong to another model.
+        InputError: a file is missing or broken, or the results belong to another model or to another benchmark.
     """
     folder = Path(model_dir)
     card, adapter = _load_card(folder), read_adapter(folder)
@@ -193,11 +198,7 @@ def prepare_card(
         card = fill_card(card, adapter, folder, Path(run_dir) if run_dir is not None else None)
     model = load_pretrained(SentenceTransformer, str(folder), "the model", device="cpu")
     evaluated = content_hash(model)
-    if results is not None and Path(results).name != evaluated:
-        raise InputError(
-            f"the results in {results} belong to the model with the content hash {Path(results).name[:12]}, {folder} "
-            f"has {evaluated[:12]}; evaluate this directory, and give the folder named after its hash"
-        )
+    measured, scores = _results_of(folder, evaluated, Path(results), benchmark) if results is not None else ([], {})
     for key, value in (metadata or {}).items():
         card.data[key] = value
     onnx = (folder / "onnx" / "model.onnx").exists()
@@ -211,11 +212,30 @@ def prepare_card(
         add_training(folder, run_dir)
     if results is None:
         return
-    measured = read_results(results, benchmark)
-    own = ModelScores.of(model_id, task_scores(measured, benchmark), benchmark, model_facts(model))
+    own = ModelScores.of(model_id, scores, benchmark, model_facts(model))
     others = [row for row in comparison if row.model != model_id]
     vectors = read_vector_rows(results, benchmark)
     add_results(folder, measured, own, benchmark, evaluated=evaluated, comparison=others, vectors=vectors)
+
+
+def _results_of(
+    folder: Path, evaluated: str, results: Path, benchmark: Benchmark
+) -> tuple[list[TaskResult], dict[str, float]]:
+    """What was measured on the model in a folder, of that content hash, and what counts of it for the benchmark."""
+    if results.name != evaluated:
+        raise InputError(
+            f"the results in {results} belong to the model with the content hash {results.name[:12]}, {folder} "
+            f"has {evaluated[:12]}; evaluate this directory, and give the folder named after its hash"
+        )
+    measured = read_results(results, benchmark)
+    scores = task_scores(measured, benchmark)
+    if not scores:
+        found = ", ".join(sorted({one.dataset_name.removeprefix("MTEB ") for one in measured}))
+        raise InputError(
+            f"{results} must hold a whole task of {benchmark.name}, got only {found}; name the benchmark or the file "
+            "of tasks that the results are of with --benchmark"
+        )
+    return measured, scores
 
 
 def _load_card(folder: Path) -> ModelCard:

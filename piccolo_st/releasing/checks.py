@@ -7,7 +7,7 @@
    normalised; and the same after it is saved and loaded again.
 4. card: its metadata are complete and valid, it loads the model by the id it is published under, and its
    instructions are the model's prompts.
-5. results: the results in the card were measured on these weights.
+5. results: the results in the card and in .eval_results were measured on these weights.
 
 Of an adapter that is released as it is, "base" stands in the place of "portable": others can load what it is for. Its
 embeddings must be those that PEFT gives on the base, at the commit that it notes.
@@ -115,7 +115,7 @@ def check_release(
         repo_id: the id under which it will be published.
         include: see :func:`piccolo_st.modeling.portable.contents.release_files`.
         exclude: the same.
-        foreign_results: accept results in the card that name no model they were measured on.
+        foreign_results: accept results that name no model they were measured on.
         adapter: whether it is an adapter that is to be published as it is.
     """
     try:
@@ -146,7 +146,7 @@ def _checks(folder: Path, files: Sequence[str], repo_id: str, foreign_results: b
     other = _adapter_problems(folder) if adapter else _saving_problems(model, vectors)
     yield Check("embeddings", (*_embedding_problems(model, vectors), *other))
     yield Check("card", tuple(_card_problems(text, repo_id, model, adapter)))
-    yield Check("results", tuple(_result_problems(text, model, foreign_results)))
+    yield Check("results", tuple(_result_problems(text, files, model, foreign_results)))
 
 
 def portable_problems(folder: Path, onnx: bool) -> tuple[list[str], str]:
@@ -265,17 +265,21 @@ def _snippets(text: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
 
 
-def _result_problems(text: str, model: SentenceTransformer, foreign_results: bool) -> Iterator[str]:
-    if not re.search(r"^model-index:", text, re.M) or foreign_results:
+def _result_problems(
+    text: str, files: Sequence[str], model: SentenceTransformer, foreign_results: bool
+) -> Iterator[str]:
+    in_card = bool(re.search(r"^model-index:", text, re.M))
+    if foreign_results or not (in_card or any(name.startswith(".eval_results/") for name in files)):
         return
+    where = "the card" if in_card else "the folder .eval_results"  # the card's mark holds for both
     evaluated, actual = evaluated_model(text), content_hash(model)
     if evaluated is None:
         yield (
-            "the card has results that name no model they were measured on; add them with --results, or accept them as "
+            f"{where} has results that name no model they were measured on; add them with --results, or accept them as "
             "they are with --foreign-results"
         )
     elif evaluated != actual:
         yield (
-            f"the card's results belong to the model {evaluated[:8]}, this one is {actual[:8]}; evaluate it and add "
+            f"{where}'s results belong to the model {evaluated[:8]}, this one is {actual[:8]}; evaluate it and add "
             "its results with --results"
         )

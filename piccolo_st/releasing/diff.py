@@ -82,6 +82,11 @@ class RemoteDiff:
                 f"Note: {', '.join(stale)} would stay; other weights than the released ones may be loaded from there. "
                 "Delete them with --delete PATTERN."
             )
+        if results := [path for path in self.kept if path.startswith(".eval_results/")]:
+            lines.append(
+                f"Note: {', '.join(results)} would stay, and the Hub shows them as results of the released weights. "
+                "Where they were measured on others, delete them with --delete '.eval_results/*'."
+            )
         return "\n".join(lines)
 
 

@@ -14,8 +14,15 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
 from piccolo_st.__main__ import dispatch
+from piccolo_st.errors import InputError
 from piccolo_st.experiments.merging import Merge, merge_checkpoints, search_weights
-from piccolo_st.modeling import InstructionPooling, load_portable, save_portable, set_instruction_pooling
+from piccolo_st.modeling import (
+    InstructionPooling,
+    load_portable,
+    release_files,
+    save_portable,
+    set_instruction_pooling,
+)
 from piccolo_st.modeling.lengths import set_lengths
 from tests.helpers.evaluation_data import write_local_tasks
 
@@ -105,7 +112,10 @@ def test_the_search_turns_each_weight_of_several() -> None:
 
 
 def test_the_command_searches_and_the_result_says_what_it_is_made_of(
-    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folders: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("mergekit")
     pytest.importorskip("mteb")
@@ -125,6 +135,13 @@ def test_the_command_searches_and_the_result_says_what_it_is_made_of(
         assert f"| {folder.parent.name}/{folder.name} | {one['weight']:g} | `{one['content'][:12]}` |" in card
     assert str(tmp_path) not in card
     assert f"the best of 3 mixtures has {best['score']:.2f}" in card
+    assert "merge.json" in release_files(tmp_path / "merged")
+    save_portable(SentenceTransformer(str(folders["one"]), device="cpu"), tmp_path / "merged")
+    assert "merge.json" not in release_files(tmp_path / "merged"), "the model that is there now was not merged"
+
+    monkeypatch.setattr("piccolo_st.evaluation.runner._load_data", lambda task: "its data is gated")
+    with pytest.raises(InputError, match=r"must have a score, got failures in BQ: its data is gated; mend those or"):
+        dispatch([*command, "--task", str(task), "BQ", "--steps", "2"])
 
 
 def test_models_that_are_not_alike_are_refused(

@@ -17,6 +17,7 @@ from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
+from piccolo_st.__main__ import dispatch
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation import C_MTEB_35, ModelScores, read_results, task_scores
 from piccolo_st.modeling.fingerprint import content_hash
@@ -55,6 +56,15 @@ def append(model_dir: Path) -> None:
 
 def edit_json(path: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def write_results(model_dir: Path, tmp_path: Path, task: str = "ATEC") -> Path:
+    """The folder of results that an evaluation of the model on one task leaves."""
+    folder = tmp_path / "results" / "local__model" / content_hash(SentenceTransformer(str(model_dir), device="cpu"))
+    folder.mkdir(parents=True)
+    scores = {"test": [{"hf_subset": "default", "main_score": 0.5, "cosine_spearman": 0.25}]}
+    (folder / f"{task}.json").write_text(json.dumps({"task_name": task, "dataset_revision": "1", "scores": scores}))
+    return folder
 
 
 # ------------------------------------------------------------------------------------------------ checks
@@ -193,6 +203,24 @@ def test_results_have_to_belong_to_the_weights(model_dir: Path) -> None:
     assert "results that name no model they were measured on" in problems(model_dir, "results")
 
 
+def test_results_beside_the_card_belong_to_the_weights_too(model_dir: Path, tmp_path: Path) -> None:
+    prepare_card(model_dir, REPO, results=write_results(model_dir, tmp_path))
+    assert (model_dir / ".eval_results" / "ATEC.yaml").exists() and not problems(model_dir, "results")
+    kept = shutil.copytree(model_dir / ".eval_results", tmp_path / "kept")
+    model = SentenceTransformer(str(model_dir), device="cpu")
+    model._model_card_text = None  # as of one that is trained, whose card is written anew
+    with torch.no_grad():
+        model[0].model.embeddings.LayerNorm.weight[0] += 0.5
+    save_release(model, model_dir)
+    assert not (model_dir / ".eval_results").exists(), "what was measured on the model before is none of this one's"
+
+    shutil.copytree(kept, model_dir / ".eval_results")
+    named = "the folder .eval_results has results that name no model they were measured on; add them with --results"
+    assert named in problems(model_dir, "results")
+    assert not problems(model_dir, "results", foreign_results=True)
+    assert not problems(model_dir, "results", exclude=[".eval_results"])
+
+
 def test_prepare_card_fills_in_what_a_release_asks_for(model_dir: Path, tmp_path: Path) -> None:
     card = model_dir / "README.md"
     card.write_text(card.read_text(encoding="utf-8").replace(REPO, "sentence_transformers_model_id"), encoding="utf-8")
@@ -200,13 +228,11 @@ def test_prepare_card_fills_in_what_a_release_asks_for(model_dir: Path, tmp_path
     run.mkdir()
     config = {"model": {"query_length": 64}, "data": {"batch_size": 8}, "loss": {"temperature": 0.05}, "train": {}}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    (run / "run.json").write_text(json.dumps({"world_size": 2, "hardware": "2 CPU cores"}))
+    folder = write_results(model_dir, tmp_path)
+    revision = folder.name
+    facts = {"world_size": 2, "hardware": "2 CPU cores", "content_hash": revision}
+    (run / "run.json").write_text(json.dumps(facts))
     (run / "curves.png").write_bytes(b"\x89PNG")
-    revision = content_hash(SentenceTransformer(str(model_dir), device="cpu"))
-    folder = tmp_path / "results" / "local__model" / revision
-    folder.mkdir(parents=True)
-    scores = {"test": [{"hf_subset": "default", "main_score": 0.5, "cosine_spearman": 0.25}]}
-    (folder / "ATEC.json").write_text(json.dumps({"task_name": "ATEC", "dataset_revision": "1", "scores": scores}))
     card.write_text(card.read_text(encoding="utf-8").replace("license: mit\n", ""), encoding="utf-8")
     prepare_card(model_dir, REPO, results=folder, run_dir=run, metadata={"license": "apache-2.0"})
     text = card.read_text(encoding="utf-8")
@@ -221,19 +247,53 @@ def test_prepare_card_fills_in_what_a_release_asks_for(model_dir: Path, tmp_path
         prepare_card(model_dir, REPO, results=other)
 
 
-def test_what_a_run_measured_belongs_to_the_model_it_left(model_dir: Path, tmp_path: Path) -> None:
+def test_results_of_other_tasks_need_their_definition(model_dir: Path, tmp_path: Path) -> None:
+    before = (model_dir / "README.md").read_bytes()
+    folder = write_results(model_dir, tmp_path, "faq-test")
+    (folder / "Similarity.json").write_text((folder / "faq-test.json").read_text().replace("faq-test", "Similarity"))
+    message = r"must hold a whole task of c-mteb-35, got only Similarity, faq-test; name .* with --benchmark"
+    with pytest.raises(InputError, match=message):
+        prepare_card(model_dir, REPO, results=folder)
+    assert (model_dir / "README.md").read_bytes() == before
+
+
+def test_only_models_of_the_same_definition_stand_beside_a_release(
+    hub: HubServer, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = write_results(model_dir, tmp_path)
+    rows = tmp_path / "rows.yaml"
+    rows.write_text("[{model: a/old, average: 60}, {model: b/new, average: 70, benchmark: 'MTEB(cmn, v1)'}]")
+    given = ["release", str(model_dir), REPO, "--results", str(results), "--compare", str(rows), "--benchmark"]
+    for benchmark, there, left_out in (
+        ("MTEB(cmn, v1)", "b/new", "a/old (c-mteb-35)"),
+        ("c-mteb-35", "a/old", "b/new (MTEB(cmn, v1))"),
+    ):
+        dispatch([*given, benchmark])
+        assert re.findall(r"^\| \[(./\w+)\]", (model_dir / "README.md").read_text(encoding="utf-8"), re.M) == [there]
+        assert f"another definition than that of {benchmark}: {left_out}\n" in capsys.readouterr().out
+
+
+def test_what_a_run_measured_belongs_to_the_model_it_left(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     card = model_dir / "README.md"
     measured = (
         "model-index:\n- name: m\n  results:\n  - task: {type: retrieval}\n    dataset: {name: words, type: words}\n"
         "    metrics: [{type: ndcg@10, value: 0.45}]\n"
     )
     card.write_text(card.read_text(encoding="utf-8").replace("license:", measured + "license:", 1), encoding="utf-8")
-    (tmp_path / "config.yaml").write_text("train: {}")
+    (tmp_path / "config.yaml").write_text("train: {seed: 42}")
+    (tmp_path / "curves.png").write_bytes(b"\x89PNG")
+    gain = {"of": "held-out", "task": "words", "metric": None, "before": 1.0, "after": 31.25, "low": 29.0, "high": 31.5}
     revision = content_hash(SentenceTransformer(str(model_dir), device="cpu"))
     for known, problem in (("0" * 40, "name no model they were measured on"), (revision, "")):
-        (tmp_path / "run.json").write_text(json.dumps({"content_hash": known}))
+        (tmp_path / "run.json").write_text(json.dumps({"content_hash": known, "gains": [gain]}))
         prepare_card(model_dir, REPO, run_dir=tmp_path)
         assert problem in problems(model_dir, "results") and bool(problem) is bool(problems(model_dir, "results"))
+        text, curves = card.read_text(encoding="utf-8"), model_dir / "curves.png"
+        assert "| seed | 42 |" in text, "the run's settings may be those of a copy in half precision"
+        assert ["31.25" in text, "curves.png" in text, curves.exists()] == [not problem] * 3
+        assert (f"{model_dir} is not known to be the model that it left\n" in capsys.readouterr().out) is bool(problem)
     assert "0.45" in card.read_text(encoding="utf-8")
 
 
@@ -268,14 +328,19 @@ def test_a_dry_run_shows_everything_and_sends_nothing(hub: HubServer, model_dir:
 
 def test_a_dry_run_compares_with_the_remote(hub: HubServer, model_dir: Path) -> None:
     head = release(model_dir, REPO, push=True, say=quiet).commit
-    hub.repos["model", REPO].put({"pytorch_model.bin": b"old", "notes.txt": b"x"}, "by hand")
+    old = {"pytorch_model.bin": b"old", "notes.txt": b"x", ".eval_results/ATEC.yaml": b"[]"}
+    hub.repos["model", REPO].put(old, "by hand")
     append(model_dir)
     said: list[str] = []
     diff = release(model_dir, REPO, delete=["notes.*"], say=said.append).diff
-    assert diff.sent == ["README.md"] and diff.deleted == ("notes.txt",) and diff.kept == ("pytorch_model.bin",)
+    assert diff.sent == ["README.md"] and diff.deleted == ("notes.txt",)
+    assert set(diff.kept) == {"pytorch_model.bin", ".eval_results/ATEC.yaml"}
     assert diff.head != head and diff.private
     assert "Note: pytorch_model.bin would stay" in said[1] and re.search(r"deleted +notes.txt", said[1])
+    assert "Note: .eval_results/ATEC.yaml would stay, and the Hub shows them as results of the released" in said[1]
     assert said[-1].endswith(f"--push --parent {diff.head}")
+    all_of_it = release(model_dir, REPO, delete=["notes.*", "*.bin", ".eval_results/*"], say=said.append).diff
+    assert not all_of_it.kept and "would stay" not in said[-2]
 
 
 def test_a_model_that_fails_a_check_is_not_even_compared(hub: HubServer, model_dir: Path) -> None:

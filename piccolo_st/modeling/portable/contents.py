@@ -18,6 +18,7 @@ EXPECTED = (
     "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "*.spm", "sentencepiece*.model", "model.safetensors",
     "model-?????-of-?????.safetensors", "model.safetensors.index.json", "[0-9]_*/config.json",
     "[0-9]_*/model.safetensors", "onnx/*.onnx", "onnx/*.onnx_data", "*.png", "assets/*", ".eval_results/*.yaml",
+    "merge.json",  # what a merged model was made of
 )  # fmt: skip
 _OF_AN_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _LEFT_OUT = {".git", ".cache", "__pycache__"}  # folders of tools, never part of a model

@@ -47,8 +47,11 @@ from piccolo_st.modeling.saved_adapters import adapter_state, check_adapter
 
 STATE_KEY = "piccolo_st"
 _LAST = ("modules.json", "config.json")
-# What a folder of an older model may hold and the new one does not: other forms of the weights, and module folders.
-_STALE = ("model*.safetensors*", "pytorch_model*.bin*", "onnx", "openvino", "[0-9]_[A-Z]*")
+# What a folder of an older model may hold and the new one does not: other forms of the weights, module folders, and
+# what was measured on it or what it was merged from, in files that do not name the model that they are of.
+_STALE = (
+    "model*.safetensors*", "pytorch_model*.bin*", "onnx", "openvino", "[0-9]_[A-Z]*", ".eval_results", "merge.json",
+)  # fmt: skip
 
 
 # Settings of one call, which transformers 4 kept in tokenizer_config.json, and by which fastembed cuts.
