@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -176,6 +177,23 @@ def test_a_task_of_one_model_only_is_named(evaluations: tuple[Evaluation, Evalua
     assert compared.missing == ("OwnSts",)
     assert compared.differences[-1].task == "mean of 5"
     assert "not compared, because one of the two has no examples of it: OwnSts" in compared.table()
+
+
+def test_results_of_other_data_are_not_compared(
+    evaluations: tuple[Evaluation, Evaluation], tasks: Path, tmp_path: Path
+) -> None:
+    """A corpus with a changed text: the queries' ids are still the same."""
+    good, bad = evaluations
+    shutil.copytree(tasks.parent, tmp_path / "changed")
+    corpus = tmp_path / "changed" / "search" / "corpus.jsonl"
+    corpus.write_text(corpus.read_text("utf-8").replace("d0", "d999"), encoding="utf-8")
+    revision = select(str(tmp_path / "changed" / tasks.name))[0].tasks[0].metadata.revision
+    file = bad.folder / "OwnSearch.json"
+    content = json.loads(file.read_text("utf-8"))
+    file.write_text(json.dumps({**content, "dataset_revision": revision}), encoding="utf-8")
+
+    with pytest.raises(InputError, match=f"same data of OwnSearch .* revision {content['dataset_revision']} in .*good"):
+        compare_models(good.folder, bad.folder, good.benchmark)
 
 
 def test_a_folder_is_found_through_its_only_revision(
