@@ -137,7 +137,8 @@ def compare_examples(
     if not differences:
         raise InputError(
             f"{folders[0]} and {folders[1]} have no task of {benchmark.name} in common; evaluate both on it first "
-            "(results that were not written by piccolo_st have no examples: evaluate them again)"
+            "(results that were not written by piccolo_st have no examples: evaluate them again; a metric that is no "
+            "mean over examples, such as F1, has none)"
         )
     low, high = np.quantile(np.mean(draws, axis=0), [tail, 1 - tail])
     mean_a, mean_b = (float(np.mean([getattr(row, side) for row in differences])) for side in ("a", "b"))
