@@ -37,7 +37,7 @@ def select(names: str | Sequence[str]) -> list[TaskGroup]:
 
     Raises:
         InputError: a name is unknown (the message holds the nearest names), needs a subset, or occurs twice; or a
-            task's name means two tasks.
+            task's name means two tasks, or two of its subsets.
     """
     names = [names] if isinstance(names, str) else list(names)
     if not names:
@@ -51,7 +51,12 @@ def select(names: str | Sequence[str]) -> list[TaskGroup]:
             benchmark = BENCHMARKS[name]
             group = TaskGroup(benchmark, tuple(map(mteb_task, benchmark.tasks)))
         else:
-            selection |= {task.name: task for task in _single(name)}
+            for task in _single(name):
+                if (known := selection.setdefault(task.name, task)).subset != task.subset:
+                    raise InputError(
+                        f"one evaluation scores one subset of {task.name}, got {known.subset!r} and {task.subset!r}; "
+                        "evaluate them in two commands"
+                    )
             continue
         if group.benchmark.name in groups:
             raise InputError(f"two groups are called {group.benchmark.name!r}; name each benchmark and file once")
