@@ -22,7 +22,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from piccolo_st import evaluation  # its names are loaded where they are used, some of them with mteb
 from piccolo_st.config import OptionParser, read_value, read_yaml
@@ -132,7 +132,8 @@ def report(group: Sequence[evaluation.Evaluation], references: Sequence[Path], o
         models += reference(path, benchmark)
     print(f"\n{evaluation.score_table(models, benchmark)}")
     base = group[0].folder.parent.parent if group[0].settings else group[0].folder
-    if rows := evaluation.read_vector_rows(base, benchmark):
+    dtype = cast("str | None", group[0].settings.get("dtype"))
+    if rows := evaluation.read_vector_rows(base, benchmark, dtype):
         print(f"\n{vector_table(rows)}")
     stem = f"{benchmark.name}--{group[0].identity.name.replace('/', '__')}--{group[0].identity.revision[:8]}"
     folder = output / "tables"

@@ -124,6 +124,7 @@ def compare_examples(
     missing: list[str] = []
     draws: list[np.ndarray] = []
     for number, task in enumerate(benchmark.tasks):
+        _same_data(folders, task)
         found = _task([folders], task, resamples, [seed, number])
         if found is None:
             missing.append(task.label)
@@ -136,12 +137,29 @@ def compare_examples(
     if not differences:
         raise InputError(
             f"{folders[0]} and {folders[1]} have no task of {benchmark.name} in common; evaluate both on it first "
-            "(results that were not written by piccolo_st have no examples: evaluate them again)"
+            "(results that were not written by piccolo_st have no examples: evaluate them again; a metric that is no "
+            "mean over examples, such as F1, has none)"
         )
     low, high = np.quantile(np.mean(draws, axis=0), [tail, 1 - tail])
     mean_a, mean_b = (float(np.mean([getattr(row, side) for row in differences])) for side in ("a", "b"))
     differences.append(Difference(f"mean of {len(differences)}", "", mean_a, mean_b, float(low), float(high)))
     return Comparison(benchmark, tuple(differences), tuple(missing), confidence)
+
+
+def _same_data(folders: tuple[Path, Path], task: BenchmarkTask) -> None:
+    """Refuse results of two revisions of a task's data; ids and counts of examples may be equal for all that.
+
+    A run's own held-out searches have no result files, and their folders are named after their data.
+    """
+    files = [folder / f"{task.name}.json" for folder in folders]
+    if not all(file.exists() for file in files):
+        return
+    found = [read_json(file, dict[str, object], "evaluate the task again").get("dataset_revision") for file in files]
+    if found[0] != found[1]:
+        raise InputError(
+            f"two models must be evaluated on the same data of {task.name} to be compared, got its revision {found[0]} "
+            f"in {folders[0]} and {found[1]} in {folders[1]}; evaluate both again"
+        )
 
 
 def mean_difference(

@@ -9,9 +9,9 @@
       - {name: TopicGroups, type: Clustering, data: test.jsonl}       # text, label
 
 Paths start at the folder of the YAML file. Formats are those of a training mixture (JSON lines, JSON, CSV, TSV,
-Parquet, Arrow, compressed or not). The revision of a task is a hash of its files and of its declaration, so results
-are computed again when either changes. A row that cannot be used is an error with its file and line: scores over part
-of a test set would be called by its name.
+Parquet, Arrow, compressed or not). The revision of a task is a hash of what its files hold and of its declaration, so
+results are computed again when either changes, and not where the files lie elsewhere. A row that cannot be used is an
+error with its file and line: scores over part of a test set would be called by its name.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def _task(spec: LocalTaskSpec, definition: BenchmarkTask, root: Path) -> AbsTask
 
 
 def _revision(spec: LocalTaskSpec, root: Path) -> str:
-    digest = hashlib.sha256(json.dumps(asdict(spec), sort_keys=True, ensure_ascii=False, default=dict).encode())
+    declared = {**asdict(spec), "data": None, "train": None}
+    digest = hashlib.sha256(json.dumps(declared, sort_keys=True, ensure_ascii=False, default=dict).encode())
     for source in filter(None, (spec.data, spec.train)):
         for file in locate(dataset_spec(spec, source), root).files:
             with file.open("rb") as stream:

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RETRIEVAL_TYPES = frozenset({"Retrieval", "Reranking"})
-PAIR_TYPES = frozenset({"STS", "PairClassification"})
+
+# mteb's metrics of a search that are means over queries: pytrec_eval computes them for mteb, under these names.
+_MEASURES = {"ndcg": "ndcg_cut", "map": "map_cut", "recall": "recall", "precision": "P", "hit_rate": "success"}
 
 Arrays = dict[str, dict[str, np.ndarray]]
 """``split/subset`` -> field -> array."""
@@ -52,6 +54,8 @@ def collect(
 ) -> Arrays:
     """The examples of a task that mteb has just evaluated and whose data is still loaded.
 
+    A task has none whose main score cannot be computed from single examples, such as F1.
+
     Args:
         task: the mteb task.
         scores: the ``scores`` of its result: split -> list of dicts with ``hf_subset`` and metrics.
@@ -59,7 +63,7 @@ def collect(
         retrieved: what the encoder kept of a search: (split, subset) -> query -> document -> similarity.
     """
     arrays: Arrays = {}
-    kind = task.metadata.type
+    kind, metric = task.metadata.type, task.metadata.main_score
     dataset, label = task.dataset or {}, getattr(task, "label_column_name", "label")
     saved = predictions / task.prediction_file_name
     predicted = json.loads(saved.read_text(encoding="utf-8")) if saved.exists() else {}
@@ -70,15 +74,15 @@ def collect(
             output = predicted.get(subset, {}).get(split)
             fields: dict[str, ArrayLike] = {}
             if kind in RETRIEVAL_TYPES and (split, subset) in retrieved:
-                fields = _queries(data[split]["relevant_docs"], retrieved[split, subset], kind)
-            elif kind in PAIR_TYPES and output is not None:
+                fields = _queries(data[split]["relevant_docs"], retrieved[split, subset], metric)
+            elif (kind == "PairClassification" or (kind, metric) == ("STS", "cosine_spearman")) and output is not None:
                 column = "score" if kind == "STS" else label
                 fields = {"gold": _column(data[split], column), "similarity": output["cosine_scores"]}
-            elif kind == "Classification" and output is not None:
+            elif (kind, metric) == ("Classification", "accuracy") and output is not None:
                 gold = np.asarray(data[split][label][:])
                 if all(len(run) == len(gold) for run in output):  # not so in a cross-validation
                     fields = {"value": np.mean([np.asarray(run) == gold for run in output], axis=0)}
-            elif kind == "Clustering" and "v_measures" in entry:
+            elif (kind, metric) == ("Clustering", "v_measure") and "v_measures" in entry:
                 runs = entry["v_measures"]
                 fields = {"value": list(chain(*runs.values())) if isinstance(runs, dict) else runs}
             if fields:
@@ -87,14 +91,16 @@ def collect(
 
 
 def _queries(
-    relevant: Mapping[str, dict[str, int]], retrieved: dict[str, dict[str, float]], kind: str
+    relevant: Mapping[str, dict[str, int]], retrieved: dict[str, dict[str, float]], metric: str
 ) -> dict[str, ArrayLike]:
     import pytrec_eval
 
-    measure, key = ("ndcg_cut.10", "ndcg_cut_10") if kind == "Retrieval" else ("map_cut.1000", "map_cut_1000")
-    found = pytrec_eval.RelevanceEvaluator(dict(relevant), {measure}).evaluate(retrieved)
+    name, _, cutoff = metric.partition("_at_")
+    if (measure := _MEASURES.get(name)) is None:
+        return {}
+    found = pytrec_eval.RelevanceEvaluator(dict(relevant), {f"{measure}.{cutoff}"}).evaluate(retrieved)
     queries = sorted(found)
-    return {"id": queries, "value": [found[query][key] for query in queries]}
+    return {"id": queries, "value": [found[query][f"{measure}_{cutoff}"] for query in queries]}
 
 
 def _column(rows: Dataset, name: str) -> list[float]:

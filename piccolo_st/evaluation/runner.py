@@ -44,7 +44,7 @@ from piccolo_st.evaluation.local_types import LocalTask
 from piccolo_st.evaluation.mteb_model import BenchmarkEncoder
 from piccolo_st.evaluation.results import ResultFile, from_mteb, task_scores
 from piccolo_st.evaluation.scores import Evaluation
-from piccolo_st.evaluation.small_vectors import PRECISIONS, Precision
+from piccolo_st.evaluation.small_vectors import FACTS, PRECISIONS, Precision
 from piccolo_st.evaluation.tasks import TaskGroup, select
 from piccolo_st.hub import from_cache_if_unreachable
 from piccolo_st.modeling import Identity, InstructionSpec
@@ -141,7 +141,9 @@ def evaluate(
     for local in (task for task in tasks if isinstance(task, LocalTask)):
         local.read()  # a row that cannot be used is an error now, and not hours later behind other tasks
     loaded = load_model(model, name=name, revision=revision, device=device, dtype=dtype, instructions=instructions)
-    sizes = [(one, small) for one in _truncations(loaded, truncate_dim) for small in _precisions(precision, groups)]
+    sizes = [
+        (one, small) for one in _truncations(loaded, truncate_dim) for small in _precisions(precision, groups, loaded)
+    ]
     encoder = BenchmarkEncoder(
         loaded.model, loaded.identity, loaded.settings, tokens_per_batch=tokens_per_batch, progress=progress
     )
@@ -158,7 +160,7 @@ def _truncations(loaded: Loaded, wanted: Sequence[int]) -> list[int | None]:
     return [None if dimension == whole else dimension for dimension in dict.fromkeys(wanted)] or [None]
 
 
-def _precisions(wanted: Sequence[Precision], groups: Sequence[TaskGroup]) -> list[Precision | None]:
+def _precisions(wanted: Sequence[Precision], groups: Sequence[TaskGroup], loaded: Loaded) -> list[Precision | None]:
     if unknown := [one for one in wanted if one not in PRECISIONS]:
         raise InputError(f"precision must be of {', '.join(PRECISIONS)}, got {unknown[0]!r}")
     others = [task.name for group in groups for task in group.benchmark.tasks if task.type != "Retrieval"]
@@ -166,6 +168,12 @@ def _precisions(wanted: Sequence[Precision], groups: Sequence[TaskGroup]) -> lis
         raise InputError(
             f"precision is that of a search, and for Retrieval tasks alone, got {others[0]}; name such tasks with "
             "--benchmark, or Retrieval for those of c-mteb-35"
+        )
+    similarity = loaded.model.similarity_fn_name
+    if wanted and similarity not in ("cosine", "dot"):
+        raise InputError(
+            f"a search with a precision is by the cosine or the inner product, got a model whose similarity_fn_name is "
+            f"{similarity!r}; evaluate it without precision"
         )
     return list(dict.fromkeys(wanted)) or [None]
 
@@ -252,6 +260,8 @@ class _Run:
             stored, note = _read(path, task)
             everything = self.overwrite or stored is None
             missing = list(task.eval_splits if everything or stored is None else stored.get_missing_evaluations(task))
+            if stored is not None and size[1] is not None and (unmeasured := _unmeasured(stored, task, missing)):
+                missing, note = missing + unmeasured, "the stored result does not say how large and fast vectors are"
             answer = [(stored, missing, note)]
         return broadcast_object_list(answer)[0]
 
@@ -322,6 +332,16 @@ def _read(path: Path, task: AbsTask) -> tuple[TaskResult | None, str]:
         note = f"the stored result is of data revision {result.dataset_revision[:8]}, now {task.metadata.revision[:8]}"
         return None, note
     return result, ""
+
+
+def _unmeasured(stored: TaskResult, task: AbsTask, missing: Sequence[str]) -> list[str]:
+    """The other splits, if mteb's own search made their results: evaluated without a precision, they have no facts."""
+    return [
+        split
+        for split in task.eval_splits
+        if split not in missing
+        and not all(set(FACTS) <= set(one) for one in stored.scores[split] if one["hf_subset"] in task.hf_subsets)
+    ]
 
 
 def _load_data(task: AbsTask) -> str | InputError | None:

@@ -35,7 +35,8 @@ Precision = Literal["float32", "int8", "binary"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "int8", "binary")
 RESCORED = 40
 """How many of the nearest by bits are put in order with the query's own numbers."""
-_FACTS = ("bytes_per_vector", "search_seconds_per_1000")
+FACTS = ("bytes_per_vector", "search_seconds_per_1000")
+"""What a result says of the search in this index; mteb's own search leaves none."""
 
 
 class SmallVectorIndex:
@@ -145,20 +146,21 @@ class VectorRow:
     seconds: float | None
 
 
-def read_vector_rows(folder: str | Path, benchmark: Benchmark) -> list[VectorRow]:
+def read_vector_rows(folder: str | Path, benchmark: Benchmark, dtype: str | None = None) -> list[VectorRow]:
     """The rows of one model's results, largest vectors first; none where nothing but float32 was measured.
 
     Args:
         folder: results of one revision, ``.../org__name/REVISION``, with mteb's ``experiments`` in it.
         benchmark: the definition by which the retrieval tasks are scored.
+        dtype: that the evaluation encoded in; None: that of the weights.
     """
     base = Path(folder)
     found: dict[tuple[int | None, Precision], tuple[float, dict[str, float]]] = {}
     for place in [base, *sorted((base / "experiments").glob("*"))]:
         meta = place / "model_meta.json"
         settings = json.loads(meta.read_text(encoding="utf-8")).get("experiment_kwargs") or {} if meta.exists() else {}
-        if set(settings) - {"truncate_dim", "precision"} or (place != base and not settings):
-            continue  # another dtype
+        if settings.get("dtype") != dtype or (place != base and not settings):
+            continue
         files = [json.loads(file.read_text("utf-8")) for file in place.glob("*.json") if file.name != meta.name]
         if measured := _measured(files, benchmark):
             found[settings.get("truncate_dim"), settings.get("precision", "float32")] = measured
@@ -188,6 +190,6 @@ def _measured(files: Iterable[ResultFile], benchmark: Benchmark) -> tuple[float,
     if not names or any(name not in scores for name in names):
         return None
     entries = [entry for file in files for split in file["scores"].values() for entry in split]
-    known = all(set(_FACTS) <= set(entry) for entry in entries)
-    facts = {fact: fsum(entry[fact] for entry in entries) / len(entries) for fact in _FACTS} if known else {}
+    known = all(set(FACTS) <= set(entry) for entry in entries)
+    facts = {fact: fsum(entry[fact] for entry in entries) / len(entries) for fact in FACTS} if known else {}
     return fsum(scores[name] for name in names) / len(names), facts

@@ -11,7 +11,7 @@ group, ``selection``, scored by the definition of ``c-mteb-35`` where it has the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,8 @@ def select(names: str | Sequence[str]) -> list[TaskGroup]:
     """The groups of tasks that the names mean; see the module docstring for what a name can be.
 
     Raises:
-        InputError: a name is unknown (the message holds the nearest names), needs a subset, or occurs twice.
+        InputError: a name is unknown (the message holds the nearest names), needs a subset, or occurs twice; or a
+            task's name means two tasks, or two of its subsets.
     """
     names = [names] if isinstance(names, str) else list(names)
     if not names:
@@ -50,7 +51,12 @@ def select(names: str | Sequence[str]) -> list[TaskGroup]:
             benchmark = BENCHMARKS[name]
             group = TaskGroup(benchmark, tuple(map(mteb_task, benchmark.tasks)))
         else:
-            selection |= {task.name: task for task in _single(name)}
+            for task in _single(name):
+                if (known := selection.setdefault(task.name, task)).subset != task.subset:
+                    raise InputError(
+                        f"one evaluation scores one subset of {task.name}, got {known.subset!r} and {task.subset!r}; "
+                        "evaluate them in two commands"
+                    )
             continue
         if group.benchmark.name in groups:
             raise InputError(f"two groups are called {group.benchmark.name!r}; name each benchmark and file once")
@@ -58,7 +64,21 @@ def select(names: str | Sequence[str]) -> list[TaskGroup]:
     if selection:
         benchmark = Benchmark("selection", "single tasks, scored as in c-mteb-35 or by mteb", tuple(selection.values()))
         groups["selection"] = TaskGroup(benchmark, tuple(map(mteb_task, benchmark.tasks)))
+    _one_task_a_name(groups.values())
     return list(groups.values())
+
+
+def _one_task_a_name(groups: Iterable[TaskGroup]) -> None:
+    """Results are kept by the task's name, so a name must mean the same data in every group."""
+    known: dict[str, tuple[str, str]] = {}
+    for group in groups:
+        for task in group.tasks:
+            revision, first = known.setdefault(task.metadata.name, (task.metadata.revision, group.benchmark.name))
+            if revision != task.metadata.revision:
+                raise InputError(
+                    f"a task of one name must be the same in every file, got another {task.metadata.name!r} in "
+                    f"{group.benchmark.name!r} than in {first!r}; give one of them another name"
+                )
 
 
 def mteb_task(task: BenchmarkTask) -> AbsTask:

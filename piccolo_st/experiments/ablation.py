@@ -7,8 +7,8 @@ where results go) and ``variants``, in the order of the table.
 (2) each variant and seed trains in a directory of its own: through ``TrainingRun``, by sentence-transformers' own
     trainer, by FlagEmbedding, or not at all; with ``stage1``, a stage 1 run comes before it;
 (3) the model is scored: nDCG@10 of the mixture's held-out retrieval sets, and local tasks through mteb;
-(4) ``result.json`` is written aside and renamed. A variant that has one for the same configuration is not run again,
-    so a driver that was killed goes on with the run it was killed in;
+(4) ``result.json`` is written aside and renamed. A variant that has one for the same configuration and the same rows is
+    not run again, so a driver that was killed goes on with the run it was killed in;
 (5) two tables and one picture (``report.py``).
 """
 
@@ -20,11 +20,12 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import yaml
 from sentence_transformers import SentenceTransformer
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from piccolo_st import cache, environment
 from piccolo_st.config import Config, merge, parse_run
@@ -53,6 +54,8 @@ class _Result(TypedDict):
     seconds: float
     memory_mib: int | None
     examples: str | None
+    mixture: str
+    tasks: NotRequired[dict[str, str] | None]  # results of before it was kept count as of the present data
 
 
 class Ablation:
@@ -76,6 +79,7 @@ class Ablation:
         self.settings, self.resolved, self._base = read_variants(path, overrides or {})
         self.output = Path(self.settings.output_dir)
         self.tasks = read_tasks(self.settings, self._base, path)
+        self._fingerprints: dict[str, str | None] = {}
 
     def run(self, only: Sequence[str] = (), say: Callable[[str], None] = print) -> None:
         """Run what has no result yet, seed by seed, so that an early look compares all variants.
@@ -109,7 +113,7 @@ class Ablation:
                     say(f"{name}, seed {seed}: {shown}")
 
     def result(self, name: str, seed: int) -> report.Result | None:
-        """What a variant reached with a seed, or None if there is nothing for this configuration."""
+        """What a variant reached with a seed, or None if there is nothing for this configuration and data."""
         path = self._folder(name, seed) / "result.json"
         if not path.is_file():
             return None
@@ -118,7 +122,12 @@ class Ablation:
         except InputError as error:
             logger.warning("%s", error)
             return None
-        if found["configuration"] != self._key(self.resolved[name], seed):
+        one = self.resolved[name]
+        if found["configuration"] != self._key(one, seed):
+            return None
+        kept_and_now = ((found["mixture"], self._fingerprint(one)), (found.get("tasks"), self._revisions))
+        if any(None not in (kept, now) and kept != now for kept, now in kept_and_now):
+            logger.warning("%s is of other rows of the mixture or of a task than there are now; it is not used", path)
             return None
         examples = path.parent / found["examples"] if found["examples"] else None
         return report.Result(found["scores"], found["seconds"], found["memory_mib"], examples)
@@ -142,9 +151,36 @@ class Ablation:
         return self.output / "runs" / name / f"seed-{seed}"
 
     def _key(self, one: ResolvedVariant, seed: int) -> str:
-        """What decides a result: where files lie does not."""
+        """What decides a result beside the data: where the tasks' files lie does not."""
         tasks = [{**task.entry, **dict.fromkeys(("data", "train"))} for task in self.tasks]
         return cache.digest([one.trainer, {**one.options, "python": None}, one.sections, one.stage1, seed, tasks])
+
+    @cached_property
+    def _revisions(self) -> dict[str, str] | None:
+        """Task -> the revision of its data; None if that cannot be read, as where a table is made of copied results."""
+        if not self.tasks:
+            return {}
+        try:
+            from piccolo_st.evaluation import load_local_tasks
+
+            path = self.output / "tasks.yaml"
+            write_tasks(self.tasks, path)
+            return {task.metadata.name: task.metadata.revision for _, task in load_local_tasks(path)}
+        except InputError as error:
+            logger.warning("whether results are of the present tasks is not known: %s", error)
+            return None
+
+    def _fingerprint(self, one: ResolvedVariant) -> str | None:
+        """That of the variant's mixture, which is read once; None if it cannot be."""
+        mixture = one.sections["data"]["mixture"]
+        key = cache.digest(mixture)
+        if key not in self._fingerprints:
+            try:
+                self._fingerprints[key] = load_mixture(mixture).fingerprint
+            except InputError as error:
+                logger.warning("whether results are of the present mixture is not known: %s", error)
+                self._fingerprints[key] = None
+        return self._fingerprints[key]
 
     def _run_one(self, resolved: ResolvedVariant, seed: int) -> report.Result:
         folder = self._folder(resolved.variant.name, seed)
@@ -164,6 +200,7 @@ class Ablation:
             "memory_mib": mib,
             "examples": str(examples.relative_to(folder)) if examples is not None else None,
             "mixture": mixture.fingerprint,
+            "tasks": self._revisions,
             "versions": environment.versions(),
         }
         cache.write_whole(folder / "result.json", json.dumps(result, ensure_ascii=False, indent=2) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from sklearn.metrics import average_precision_score
 pytest.importorskip("mteb")
 
 import torch
+from mteb._evaluators.retrieval_metrics import calculate_retrieval_scores
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
@@ -176,6 +178,62 @@ def test_a_task_of_one_model_only_is_named(evaluations: tuple[Evaluation, Evalua
     assert compared.missing == ("OwnSts",)
     assert compared.differences[-1].task == "mean of 5"
     assert "not compared, because one of the two has no examples of it: OwnSts" in compared.table()
+
+
+def test_results_of_other_data_are_not_compared(
+    evaluations: tuple[Evaluation, Evaluation], tasks: Path, tmp_path: Path
+) -> None:
+    """A corpus with a changed text: the queries' ids are still the same."""
+    good, bad = evaluations
+    shutil.copytree(tasks.parent, tmp_path / "changed")
+    corpus = tmp_path / "changed" / "search" / "corpus.jsonl"
+    corpus.write_text(corpus.read_text("utf-8").replace("d0", "d999"), encoding="utf-8")
+    revision = select(str(tmp_path / "changed" / tasks.name))[0].tasks[0].metadata.revision
+    file = bad.folder / "OwnSearch.json"
+    content = json.loads(file.read_text("utf-8"))
+    file.write_text(json.dumps({**content, "dataset_revision": revision}), encoding="utf-8")
+
+    with pytest.raises(InputError, match=f"same data of OwnSearch .* revision {content['dataset_revision']} in .*good"):
+        compare_models(good.folder, bad.folder, good.benchmark)
+
+
+@pytest.mark.parametrize(
+    "metric", ["ndcg_at_10", "ndcg_at_1", "map_at_3", "recall_at_3", "precision_at_1", "hit_rate_at_5"]
+)
+@pytest.mark.parametrize("name", ["OwnSearch", "OwnRanking"])
+def test_the_examples_of_a_search_are_of_the_metric_that_counts(tasks: Path, name: str, metric: str) -> None:
+    """Whatever the type: C-MTEB counts the MAP of rerankings, MIRACLReranking the nDCG."""
+    (task,) = (task for task in select(str(tasks))[0].tasks if task.metadata.name == name)
+    task.load_data()
+    relevant, rng = task.dataset["default"]["test"]["relevant_docs"], np.random.default_rng(0)
+    documents = sorted({document for judged in relevant.values() for document in judged})
+    ranked = {query: dict(zip(documents, rng.random(len(documents)).tolist(), strict=True)) for query in relevant}
+    task.metadata = task.metadata.model_copy(update={"main_score": metric})
+
+    arrays = per_example.collect(
+        task, {"test": [{"hf_subset": "default"}]}, tasks.parent, {("test", "default"): ranked}
+    )
+
+    theirs = calculate_retrieval_scores(ranked, relevant, [1, 3, 5, 10])
+    plain, _, cutoff = metric.partition("_at_")
+    field, key = {"precision": ("precision", "P"), "ndcg": ("ndcg", "NDCG"), "map": ("map", "MAP"),
+                  "recall": ("recall", "Recall"), "hit_rate": ("hit_rate", "HitRate")}[plain]  # fmt: skip
+    assert arrays["test/default"]["value"].mean() == pytest.approx(getattr(theirs, field)[f"{key}@{cutoff}"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "metric"), [("OwnRanking", "mrr_at_10"), ("OwnTopics", "f1"), ("OwnSts", "alpha_auc")]
+)
+def test_a_metric_that_is_no_mean_over_examples_has_none(tasks: Path, tmp_path: Path, name: str, metric: str) -> None:
+    (task,) = (task for task in select(str(tasks))[0].tasks if task.metadata.name == name)
+    task.load_data()
+    task.metadata = task.metadata.model_copy(update={"main_score": metric})
+    rows = len(task.dataset["test"]) if name != "OwnRanking" else 1
+    output = {"cosine_scores": [0.5] * rows} if name == "OwnSts" else [[0] * rows]
+    (tmp_path / task.prediction_file_name).write_text(json.dumps({"default": {"test": output}}), encoding="utf-8")
+
+    scores = {"test": [{"hf_subset": "default"}]}
+    assert per_example.collect(task, scores, tmp_path, {("test", "default"): {"q0": {"d0": 1.0}}}) == {}
 
 
 def test_a_folder_is_found_through_its_only_revision(

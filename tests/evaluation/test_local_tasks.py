@@ -59,6 +59,20 @@ def test_a_file_is_a_group_of_its_own(tmp_path: Path) -> None:
     assert selection.benchmark.name == "selection"
 
 
+def test_one_name_is_one_task_in_all_files(tmp_path: Path) -> None:
+    """Both would write Own.json, and the last one would stand in both tables."""
+    write_jsonl(tmp_path / "rows.jsonl", TWO_LABELS)
+    own = declare(tmp_path, "name: Own, type: Clustering, data: rows.jsonl")
+    same, other = tmp_path / "same.yaml", tmp_path / "other.yaml"
+    same.write_text(own.read_text("utf-8"), encoding="utf-8")
+    write_jsonl(tmp_path / "others.jsonl", TWO_LABELS[::-1])
+    other.write_text(own.read_text("utf-8").replace("rows.jsonl", "others.jsonl"), encoding="utf-8")
+
+    assert len(select([str(own), str(same)])) == 2
+    with pytest.raises(InputError, match=r"got another 'Own' in 'other' than in 'own'; give one of them another name"):
+        select([str(own), str(same), str(other)])
+
+
 def test_a_beir_folder_with_titles_and_graded_judgements(tmp_path: Path) -> None:
     folder = write_search(tmp_path / "search")
     write_jsonl(folder / "corpus.jsonl", [{"_id": 7, "title": "标", "text": "天气"}, {"_id": "8", "text": "猫狗"}])
@@ -127,6 +141,8 @@ def test_the_revision_follows_the_data_and_the_declaration(tmp_path: Path) -> No
 
     assert revision(plain) == first
     assert revision(f"{plain}, experiments: 3") != first
+    write_jsonl(tmp_path / "moved" / "rows.jsonl", TWO_LABELS)
+    assert revision(plain.replace("rows.jsonl", "moved/rows.jsonl")) == first
     write_jsonl(tmp_path / "rows.jsonl", TWO_LABELS[::-1])
     assert revision(plain) != first
 

@@ -444,6 +444,13 @@ def test_names_become_groups_with_one_definition_each() -> None:
     assert multilingual["MultilingualSentiment"] == (["default"], ["validation"])
 
 
+@pytest.mark.parametrize("names", [["STS22:zh", "STS22:zh-en"], ["STS", "STS22:zh-en"]])
+def test_two_subsets_of_a_task_do_not_replace_each_other(names: list[str]) -> None:
+    with pytest.raises(InputError, match=r"one subset of STS22, got 'zh' and 'zh-en'; evaluate them in two commands"):
+        select(names)
+    assert len(select(["STS", "STS22", "STS22:zh"])[0].tasks) == 8, "the same twice is one"
+
+
 def test_no_network_says_what_to_do(
     model: SentenceTransformer, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,50 @@ def test_sizes_are_scored_from_one_encoding_and_kept(
     assert f"| 16 | binary | 2 | {rows[5].score:.2f} | {rows[5].share:.1f} |" in table
 
 
+def test_the_table_is_of_the_dtype_that_was_evaluated_in(
+    make_model: Model, tasks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_model().save_pretrained(str(tmp_path / "model"))
+    arguments = [str(tmp_path / "model"), "--benchmark", tasks, "--output", str(tmp_path / "out")]
+    command.main([*arguments, "--precision", "float32,int8"])
+    capsys.readouterr()
+    command.main([*arguments, "--precision", "int8", "--dtype", "bfloat16"])
+    table = capsys.readouterr().out.split("search with small vectors")[1].split("written:")[0]
+    assert "int8" in table and "float32" not in table.split("% of float32")[1]
+    (folder,) = (tmp_path / "out" / "results" / "local__model").iterdir()
+    benchmark = select(tasks)[0].benchmark
+    assert [row.precision for row in read_vector_rows(folder, benchmark)] == ["float32", "int8"]
+    (row,) = read_vector_rows(folder, benchmark, "bfloat16")
+    assert (row.precision, row.share) == ("int8", None), "float32 was not measured in this dtype"
+
+
+def test_a_plain_evaluation_is_measured_once_precisions_are_asked_for(
+    make_model: Model, tasks: str, tmp_path: Path
+) -> None:
+    model, notes = make_model(), []
+    (plain,) = evaluate(model, tasks, output=tmp_path)
+    for _ in range(2):
+        found = evaluate(
+            model, tasks, output=tmp_path, precision=["float32", "int8"],
+            on_task=lambda outcome: notes.append((outcome.precision, outcome.seconds is None, outcome.note)),
+        )  # fmt: skip
+    why = "the stored result does not say how large and fast vectors are"
+    assert notes == [("float32", False, why), ("int8", False, ""), ("float32", True, ""), ("int8", True, "")]
+    assert found[0].scores == pytest.approx(plain.scores)
+    rows = read_vector_rows(plain.folder, select(tasks)[0].benchmark)
+    assert [row.precision for row in rows] == ["float32", "int8"]
+
+
+@pytest.mark.parametrize("similarity", ["euclidean", "manhattan"])
+def test_a_distance_is_not_searched_by_inner_product(
+    make_model: Model, tasks: str, tmp_path: Path, similarity: str
+) -> None:
+    model = make_model()
+    model.similarity_fn_name = similarity
+    with pytest.raises(InputError, match=f"got a model whose similarity_fn_name is '{similarity}'; evaluate it with"):
+        evaluate(model, tasks, output=tmp_path, precision="int8")
+
+
 def test_what_no_search_can_use_is_refused(make_model: Model, tasks: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"precision must be of float32, int8, binary, got 'int4'"):
         evaluate(make_model(), tasks, output=tmp_path, precision=["int4"])  # type: ignore[list-item]

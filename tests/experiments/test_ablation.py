@@ -123,6 +123,35 @@ def test_every_variant_runs_once_and_a_killed_one_again(
     assert Ablation(write(content, tmp_path)).results() == {}
 
 
+def test_results_of_other_rows_are_not_used(content: dict[str, Any], tmp_path: Path) -> None:
+    """A task's file and the mixture's are replaced under the same paths, and brought back."""
+    pytest.importorskip("mteb")
+    content["ablation"]["seeds"] = [1]
+    content["variants"] = {"start": {"trainer": "none"}}
+    path = write(content, tmp_path)
+    Ablation(path).run(say=lambda line: None)
+    result = tmp_path / "out/runs/start/seed-1/result.json"
+    old = {key: value for key, value in json.loads(result.read_text("utf-8")).items() if key != "tasks"}
+
+    for name in ("scores", "pairs"):
+        file, aside = tmp_path / f"{name}.jsonl", tmp_path / "aside.jsonl"
+        file.rename(aside)
+        assert set(Ablation(path).results()) == {"start"}, "what is not there cannot have changed"
+        file.write_text("".join(aside.read_text("utf-8").splitlines(keepends=True)[1:]), encoding="utf-8")
+        assert Ablation(path).results() == {}
+        aside.replace(file)
+        assert set(Ablation(path).results()) == {"start"}
+    (tmp_path / "scores.jsonl").rename(tmp_path / "elsewhere.jsonl")
+    content["ablation"]["tasks"][0]["data"] = "elsewhere.jsonl"
+    assert set(Ablation(write(content, tmp_path)).results()) == {"start"}, "the same rows at another path"
+    content["ablation"]["tasks"][0]["data"] = "other.jsonl"
+    rows = (tmp_path / "elsewhere.jsonl").read_text("utf-8")
+    (tmp_path / "other.jsonl").write_text(rows.replace('"score": 1', '"score": 4'), encoding="utf-8")
+    assert Ablation(write(content, tmp_path)).results() == {}
+    result.write_text(json.dumps(old), encoding="utf-8")
+    assert set(Ablation(write(content, tmp_path)).results()) == {"start"}, "as it was kept before"
+
+
 def test_a_seed_is_compared_with_the_same_seed() -> None:
     first, three = (
         {seed: report.Result({"rows": score}, 1.0) for seed, score in scores.items()}
