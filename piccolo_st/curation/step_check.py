@@ -103,8 +103,7 @@ def _measure(step: CheckStep, task: int) -> None:
     mixture = step.job.mixture
     name = list(mixture.specs)[task]
     dataset = mixture.train.get(name, mixture.evaluation.get(name))
-    path = step.job.folder / "work" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = step.job.work / f"{name}.json"
     if dataset is None:  # a retrieval evaluation
         path.write_text("{}", encoding="utf-8")
         return
@@ -164,7 +163,7 @@ def _tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
 def _finish(step: CheckStep, _: int) -> None:
     mixture, folder = step.job.mixture, step.job.folder
     again = f"delete {folder} and run the step again"
-    measured = {n: read_json(folder / "work" / f"{n}.json", Measured, again, MixtureError) for n in mixture.specs}
+    measured = {n: read_json(step.job.work / f"{n}.json", Measured, again, MixtureError) for n in mixture.specs}
     accounts = mixture.report.as_dict()
     report = {"step": "check", "mixture": mixture.fingerprint, "accounts": accounts, "measured": measured}
     (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")

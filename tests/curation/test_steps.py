@@ -389,6 +389,20 @@ def test_steps_feed_each_other_and_held_out_sets_travel_along(folder: Path) -> N
     assert set(last.evaluation) == set(first.evaluation)
 
 
+SETTINGS = {"dedup": DEDUP, "filter": FilterSettings(), "mine": MineSettings()}
+
+
+@pytest.mark.parametrize("step", SETTINGS)
+def test_a_dataset_may_be_named_as_the_folder_of_a_step_is(step: str, tmp_path: Path) -> None:
+    texts = zip(_texts(30, 12, 1), _texts(30, 40, 2), strict=True)
+    rows = [{"query": query, "positive": positive} for query, positive in texts]
+    own = {"work": rows[:10], "counts": rows[10:20], "rejects": rows[20:]}
+    _mixture(tmp_path, own, dict.fromkeys(own, "retrieval"))
+    out, _ = _step(tmp_path, step, SETTINGS[step])
+    kept = load_mixture(out / "mixture.yaml", cache_dir=tmp_path / "cache").train
+    assert {name: len(dataset) for name, dataset in kept.items()} == dict.fromkeys(own, 10)
+
+
 def test_a_folder_is_not_shared_by_two_settings_or_inputs(folder: Path) -> None:
     _step(folder, "filter", FilterSettings())
     _step(folder, "filter", FilterSettings())  # the same again is fine
