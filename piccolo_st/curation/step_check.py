@@ -1,6 +1,6 @@
 """The step ``check``: every row read and validated, and what the datasets hold, as a table and a picture.
 
-(1) read: each dataset is read and checked (or found done), one task each;
+(1) read: each dataset is read and checked (or found done), one task each; a streamed one is not copied;
 (2) measure: each dataset's lengths in tokens, what the limits cut, duplicates, negatives a row;
 (3) finish: report.json, report.txt, rejects.jsonl and lengths.png.
 """
@@ -23,7 +23,7 @@ from piccolo_st.cache import default_cache
 from piccolo_st.curation.duplicates import identity_keys, row_keys
 from piccolo_st.curation.job import Job
 from piccolo_st.curation.stages import Stage
-from piccolo_st.data import build, flatten, locate, parse_mixture
+from piccolo_st.data import build, flatten, locate, parse_mixture, streaming
 from piccolo_st.errors import MixtureError
 from piccolo_st.modeling import column_task, load_pretrained
 from piccolo_st.schema import Count, setting
@@ -96,7 +96,7 @@ def _read(job: Job, task: int) -> None:
     specs, root, _ = parse_mixture(job.given)
     cache = Path(job.cache) if job.cache is not None else default_cache()
     spec = list(specs.values())[task]
-    build.prepare(spec, locate(spec, root), cache)
+    (streaming.index if spec.streaming else build.prepare)(spec, locate(spec, root), cache)
 
 
 def _measure(step: CheckStep, task: int) -> None:
