@@ -171,9 +171,8 @@ def _first_rows(spec: DatasetSpec, location: Location) -> tuple[Rows, list[str],
 
 
 def _misread(spec: DatasetSpec, location: Location) -> str | None:
-    """What the file of the rows is, if its beginning tells that it was read as another."""
-    _, rows = location.parts.get("rows", (spec, location))
-    found = looks_like(rows.files[0], rows.format, spec.encoding) if rows.files else None
+    """What the first file is, if its beginning tells that it was read as another."""
+    found = looks_like(location.files[0], location.format, spec.encoding) if location.files else None
     return f"{found} (--encoding of describe)" if found and "`encoding" in found else found
 
 

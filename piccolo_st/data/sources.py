@@ -262,8 +262,8 @@ def told(spec: DatasetSpec, path: Path, kind: str, read: Iterator[T]) -> Iterato
 
 def _with_gaps(spec: DatasetSpec, items: Iterable[Item]) -> Iterator[Item]:
     """Rows of a format that cannot write null: where their one column of negatives is empty, they have none."""
-    named = spec.columns.get("negative", ALIASES["negative"])
-    columns = (named,) if isinstance(named, str) else named
+    named = spec.columns.get("negative")
+    columns = ALIASES["negative"] if named is None else (named,) if isinstance(named, str) else ()
     for item in items:
         if not isinstance(item, Reject):
             for column in columns:
