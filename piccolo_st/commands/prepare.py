@@ -1,6 +1,6 @@
 """Prepare the data of a run: see what it holds, and make it better.
 
-python -m piccolo_st prepare describe FILE... what a file holds, and the mixture that reads it; --model, --output
+python -m piccolo_st prepare describe FILE... what it holds, the mixture that reads it; --output, --encoding, --model
 python -m piccolo_st prepare split CONFIG     rows of every dataset kept for a test, by seed; tasks.yaml for `evaluate`
 python -m piccolo_st prepare check CONFIG     every row validated: faults, lengths, duplicates; a table and a picture
 python -m piccolo_st prepare dedup CONFIG     no row twice or nearly so, and no text of an evaluation set
@@ -37,9 +37,10 @@ def main(arguments: Sequence[str]) -> None:
         options.add_argument("--output", type=Path, help="write the mixture to this new file")
         options.add_argument("--corpus", help="where the documents stand that the rows name by id")
         options.add_argument("--queries", help="where the queries stand that the rows name by id")
+        options.add_argument("--encoding", help="of their text, as Python names it: gb18030, utf-16; UTF-8 without")
         given = options.parse_args(rest)
         texts = {name: place for name in ("corpus", "queries") if (place := getattr(given, name))}
-        return curation.describe(given.sources, given.model, given.output, texts)
+        return curation.describe(given.sources, given.model, given.output, texts, given.encoding)
     if asks_for_help([step, *rest]):
         print(usage(schema("prepare")["properties"], shipped()["prepare"], __doc__))
         return

@@ -54,7 +54,8 @@ A file of delimited text without a header is of texts `id, text` or `id, title, 
 _SHAPES = """Of a dataset for `retrieval`, in JSON lines, JSON, Parquet, Arrow and on the Hub; in CSV and TSV
 where all are texts or lists of texts. A passage is its title and its text, a conversation what is said in it. `columns`
 names what is called otherwise. `python -m piccolo_st prepare describe FILE` shows the rows of a file as they will be
-trained on, and writes the mixture that reads it.
+trained on, and writes the mixture that reads it. A row of CSV, TSV or `.xlsx` whose cell in the one column of negatives
+is empty has no negative, as one with null elsewhere; any other text that is empty is a fault of its row.
 
 A teacher's scores are read where `columns` names them: FlagEmbedding's with
 `{positive_score: pos_scores, negative_score: neg_scores}`, sentence-transformers' with `{label: scores}`, a list of

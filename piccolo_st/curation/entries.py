@@ -22,12 +22,16 @@ from datasets import Dataset
 from piccolo_st.curation.step_check import token_lengths
 from piccolo_st.data import (
     DatasetSpec,
+    Location,
+    Reject,
+    build,
     excerpt,
     find_columns,
     flatten,
     is_search,
     load_mixture,
     locate,
+    looks_like,
     names_ids,
     parse_mixture,
     read_chunks,
@@ -58,6 +62,7 @@ def describe(
     model: str | None,
     output: Path | None,
     texts: Mapping[str, str] | None = None,
+    encoding: str | None = None,
 ) -> None:
     """Look at sources, say what is found, and give the mixture that reads them.
 
@@ -66,6 +71,7 @@ def describe(
         model: whose tokenizer measures lengths; None: characters and two.
         output: where the mixture is written; None: it is only shown.
         texts: ``corpus``, and perhaps ``queries`` -> where the texts stand that the rows name by id.
+        encoding: of the text of all of them; None: UTF-8.
 
     Raises:
         ConfigError: no source, or the output is there.
@@ -78,7 +84,7 @@ def describe(
     entries: dict[str, Entry] = {}
     for source in sources:
         name = _name(source, entries)
-        entry, warnings = propose(name, source, texts or {})
+        entry, warnings = propose(name, source, texts or {}, encoding)
         print(_described(name, entry, warnings, model))
         entries[name] = entry
     text = yaml.safe_dump({"datasets": entries}, allow_unicode=True, sort_keys=False, width=120)
@@ -95,7 +101,7 @@ def _name(source: str, taken: Sequence[str] | dict[str, Entry]) -> str:
     return next(name for name in (plain, *(f"{plain}_{i}" for i in range(2, len(taken) + 3))) if name not in taken)
 
 
-def propose(name: str, source: str, texts: Mapping[str, str]) -> tuple[Entry, list[str]]:
+def propose(name: str, source: str, texts: Mapping[str, str], encoding: str | None = None) -> tuple[Entry, list[str]]:
     """The entry that reads a source, and what its reader has to decide.
 
     Raises:
@@ -103,13 +109,22 @@ def propose(name: str, source: str, texts: Mapping[str, str]) -> tuple[Entry, li
     """
     root = Path.cwd()
     entry: Entry = {key: _placed(place, root) for key, place in {"source": source, **texts}.items()}
-    spec = DatasetSpec(name=name, task="retrieval", **entry)
+    if encoding is not None:
+        entry["encoding"] = encoding
+    spec = _spec(name, {**entry, "task": "retrieval"})
     location = locate(spec, root)
     if location.format == "hub" and is_search(spec):
         return {**entry, "format": "beir", "task": "retrieval"}, []
     if location.format in ("beir", "jionlp"):
         return {**entry, "task": "retrieval"}, []
-    rows, present = _first_rows(spec)
+    rows, present, rejects = _first_rows(spec, location)
+    if len(rejects) > len(rows):
+        first = rejects[0]
+        raise MixtureError(
+            f"{source} must have rows that can be read, got {len(rejects):,} that cannot among its first "
+            f"{len(rejects) + len(rows):,}: {first.file}, row {first.row}: {first.reason}; "
+            + (_misread(spec, location) or "mend these rows")
+        )
     for reading in _READINGS:
         try:
             roles = find_columns(_spec(name, entry | reading), present, source)
@@ -126,7 +141,8 @@ def propose(name: str, source: str, texts: Mapping[str, str]) -> tuple[Entry, li
     named = [column for column in present if any(isinstance(row.get(column), str) for row in rows)]
     if len(named) < 2:
         raise MixtureError(
-            f"{source} must have columns of a known kind, got {', '.join(present) or 'none'}; name them with `columns`"
+            f"{source} must have columns of a known kind, got {', '.join(present) or 'none'}; "
+            + (_misread(spec, location) or "name them with `columns`")
         )
     lengths = {column: np.mean([len(str(row.get(column))) for row in rows]) for column in named}
     query, positive = sorted(named[:2], key=lengths.__getitem__)
@@ -143,15 +159,21 @@ def _spec(name: str, entry: Entry) -> DatasetSpec:
     return parse_mixture({"datasets": {name: entry}})[0][name]
 
 
-def _first_rows(spec: DatasetSpec) -> tuple[Rows, list[str]]:
-    """The first rows that can be read, their columns plain, and the names of the columns."""
+def _first_rows(spec: DatasetSpec, location: Location) -> tuple[Rows, list[str], list[Reject]]:
+    """The first rows that can be read, their columns plain; the names of the columns; the rows that cannot be read."""
     rows: Rows = []
-    for chunk in read_chunks(spec, locate(spec, Path.cwd())):
+    rejects: list[Reject] = []
+    for chunk in build.first_rows(read_chunks(spec, location), LOOKED_AT):
         records = unfold(chunk, role_columns(spec), labelled=True).records
         rows += records[:LOOKED_AT].to_pylist() if isinstance(records, pa.Table) else records[:LOOKED_AT]
-        if len(rows) >= LOOKED_AT:
-            break
-    return rows[:LOOKED_AT], list(dict.fromkeys(name for row in rows for name in row))
+        rejects += chunk.rejects
+    return rows[:LOOKED_AT], list(dict.fromkeys(name for row in rows for name in row)), rejects
+
+
+def _misread(spec: DatasetSpec, location: Location) -> str | None:
+    """What the first file is, if its beginning tells that it was read as another."""
+    found = looks_like(location.files[0], location.format, spec.encoding) if location.files else None
+    return f"{found} (--encoding of describe)" if found and "`encoding" in found else found
 
 
 _NLI = {"entailment", "neutral", "contradiction"}

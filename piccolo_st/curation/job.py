@@ -85,6 +85,13 @@ class Job:
         """The loaded mixture, the same object for every task of a process."""
         return _load(self.config, self.cache)
 
+    @property
+    def work(self) -> Path:
+        """Where stages leave what the next ones need; it is no dataset's, whose name does not begin with a dot."""
+        folder = self.folder / ".work"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     def parts(self, rows: int) -> list[Part]:
         """The training rows of all datasets in parts of ``rows``."""
         return [
@@ -186,7 +193,7 @@ def finish(job: Job, step: str, parts: Iterable[Part]) -> None:
         left.unlink()
     write_whole(job.folder / "mixture.yaml", text)
     write_whole(job.folder / "report.json", json.dumps(report, ensure_ascii=False, indent=1))
-    shutil.rmtree(job.folder / "work", ignore_errors=True)
+    shutil.rmtree(job.work, ignore_errors=True)
 
 
 def training_entry(

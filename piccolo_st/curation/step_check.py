@@ -1,6 +1,6 @@
 """The step ``check``: every row read and validated, and what the datasets hold, as a table and a picture.
 
-(1) read: each dataset is read and checked (or found done), one task each;
+(1) read: each dataset is read and checked (or found done), one task each; a streamed one is not copied;
 (2) measure: each dataset's lengths in tokens, what the limits cut, duplicates, negatives a row;
 (3) finish: report.json, report.txt, rejects.jsonl and lengths.png.
 """
@@ -23,7 +23,7 @@ from piccolo_st.cache import default_cache
 from piccolo_st.curation.duplicates import identity_keys, row_keys
 from piccolo_st.curation.job import Job
 from piccolo_st.curation.stages import Stage
-from piccolo_st.data import build, flatten, locate, parse_mixture
+from piccolo_st.data import build, flatten, locate, parse_mixture, streaming
 from piccolo_st.errors import MixtureError
 from piccolo_st.modeling import column_task, load_pretrained
 from piccolo_st.schema import Count, setting
@@ -96,15 +96,14 @@ def _read(job: Job, task: int) -> None:
     specs, root, _ = parse_mixture(job.given)
     cache = Path(job.cache) if job.cache is not None else default_cache()
     spec = list(specs.values())[task]
-    build.prepare(spec, locate(spec, root), cache)
+    (streaming.index if spec.streaming else build.prepare)(spec, locate(spec, root), cache)
 
 
 def _measure(step: CheckStep, task: int) -> None:
     mixture = step.job.mixture
     name = list(mixture.specs)[task]
     dataset = mixture.train.get(name, mixture.evaluation.get(name))
-    path = step.job.folder / "work" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = step.job.work / f"{name}.json"
     if dataset is None:  # a retrieval evaluation
         path.write_text("{}", encoding="utf-8")
         return
@@ -164,7 +163,7 @@ def _tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
 def _finish(step: CheckStep, _: int) -> None:
     mixture, folder = step.job.mixture, step.job.folder
     again = f"delete {folder} and run the step again"
-    measured = {n: read_json(folder / "work" / f"{n}.json", Measured, again, MixtureError) for n in mixture.specs}
+    measured = {n: read_json(step.job.work / f"{n}.json", Measured, again, MixtureError) for n in mixture.specs}
     accounts = mixture.report.as_dict()
     report = {"step": "check", "mixture": mixture.fingerprint, "accounts": accounts, "measured": measured}
     (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")

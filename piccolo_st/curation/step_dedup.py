@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -86,13 +85,6 @@ class DedupStep:
         """(bands, rows a band) of the signatures; none without a search for near duplicates."""
         return bands_for(self.settings.near, self.settings.permutations) if self.settings.near is not None else (0, 0)
 
-    @property
-    def work(self) -> Path:
-        """Where stages leave what the next ones need."""
-        folder = self.job.folder / "work"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
     def group(self, dataset: str) -> int:
         """Rows of one group may be duplicates of each other. Labels of two datasets say different things of a text, so
         that labelled texts are compared within their dataset."""
@@ -104,11 +96,11 @@ class DedupStep:
 
     def load(self, name: str) -> np.ndarray:
         """An array that a stage left, memory-mapped."""
-        return np.load(self.work / f"{name}.npy", mmap_mode="r")
+        return np.load(self.job.work / f"{name}.npy", mmap_mode="r")
 
     def save(self, name: str, array: np.ndarray) -> None:
         """Leave an array."""
-        np.save(self.work / f"{name}.npy", array)
+        np.save(self.job.work / f"{name}.npy", array)
 
     def offsets(self) -> np.ndarray:
         """(parts + 1,) int64: the number, over all datasets, of each part's first row."""
@@ -143,7 +135,7 @@ class DedupStep:
         found, offsets = np.full(len(rows), np.nan, dtype=np.float32), self.offsets()
         bounds = np.searchsorted(rows, offsets).tolist()
         for task, (start, stop) in enumerate(pairwise(bounds)):
-            if start < stop and (self.work / f"labels-{task}.npy").is_file():
+            if start < stop and (self.job.work / f"labels-{task}.npy").is_file():
                 found[start:stop] = self.load(f"labels-{task}")[rows[start:stop] - offsets[task]]
         return found
 
@@ -211,7 +203,7 @@ def _exact(step: DedupStep, _: int) -> None:
     """``exact``: (n,) int64, the earliest row with the same key (often the row itself), -1 where labels contradict,
     -2 where the row holds an evaluation text."""
     exact = np.lib.format.open_memmap(
-        step.work / "exact.npy", mode="w+", dtype=np.int64, shape=(int(step.offsets()[-1]),)
+        step.job.work / "exact.npy", mode="w+", dtype=np.int64, shape=(int(step.offsets()[-1]),)
     )
     exact[:] = _TESTED
     for rows, keys in step.alike(

@@ -62,7 +62,7 @@ class FilterStep:
 
     def pool_file(self, dataset: str) -> Path:
         """The encoded pool of a dataset; its texts lie beside it."""
-        return self.job.folder / "work" / f"pool-{dataset}.npy"
+        return self.job.work / f"pool-{dataset}.npy"
 
 
 def _pool(step: FilterStep, task: int) -> None:
@@ -73,7 +73,6 @@ def _pool(step: FilterStep, task: int) -> None:
         rows = np.sort(np.random.default_rng(step.settings.seed).choice(len(dataset), size, replace=False))
     table = dataset.select_columns(["query", "positive"]).with_format("arrow")[rows.tolist()]
     path = step.pool_file(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with pa.OSFile(str(path.with_suffix(".arrow")), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     texts = list(dict.fromkeys(table["positive"].to_pylist()))

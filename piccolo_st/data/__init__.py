@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from piccolo_st.data.holdout import clean as clean
     from piccolo_st.data.holdout import draw as draw
     from piccolo_st.data.holdout import forbidden as forbidden
+    from piccolo_st.data.misread import looks_like as looks_like
     from piccolo_st.data.mixture import Mixture as Mixture
     from piccolo_st.data.mixture import load_mixture as load_mixture
     from piccolo_st.data.mixture import parse_mixture as parse_mixture
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from piccolo_st.data.scores import keep_joined as keep_joined
     from piccolo_st.data.shapes import titled as titled
     from piccolo_st.data.shapes import unfold as unfold
+    from piccolo_st.data.sources import Location as Location
     from piccolo_st.data.sources import is_search as is_search
     from piccolo_st.data.sources import locate as locate
     from piccolo_st.data.sources import read_chunks as read_chunks

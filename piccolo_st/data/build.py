@@ -41,7 +41,7 @@ from piccolo_st.errors import MixtureError
 from piccolo_st.hashing import text_ids
 
 # Raise when the rows that come out of the same input change.
-LAYOUT = 8
+LAYOUT = 9
 
 # Settings that do not change the rows of a dataset, only what is done with them.
 _NOT_ROWS = (

@@ -30,6 +30,7 @@ def read_xlsx(path: Path) -> Iterator[Item]:
         first, *others = book.worksheets
         if others:
             logger.warning("%s: of its sheets only the first, %r, is read", path, first.title)
+        first.reset_dimensions()  # else reading ends where the file says, which some exporters write wrong
         rows = enumerate(first.iter_rows(values_only=True), start=1)
         header = [_text(cell) for cell in next(rows, (0, ()))[1]]
         named = [place for place, name in enumerate(header) if name]

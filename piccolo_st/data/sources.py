@@ -27,6 +27,7 @@ from piccolo_st.data import chunks, jionlp
 from piccolo_st.data.by_id import Judged, Texts, read_judged, row_fields, text_fields, texts_in, with_texts
 from piccolo_st.data.chunks import Chunk, Item, Record, Reject, excerpt
 from piccolo_st.data.columnar import columnar_chunks, read_arrow, read_parquet
+from piccolo_st.data.columns import ALIASES
 from piccolo_st.data.excel import read_xlsx
 from piccolo_st.data.layouts import SUFFIXES, find_parts, suffix_of
 from piccolo_st.data.misread import looks_like
@@ -239,9 +240,9 @@ def _read(spec: DatasetSpec, location: Location, fields: Fields | None = None) -
         "saved": read_arrow,
         "jsonl": lambda path: _chunked(path, read_jsonl(path, encoding)),
         "json": lambda path: _chunked(path, read_json(path, encoding)),
-        "csv": lambda path: _chunked(path, read_delimited(path, ",", encoding, fields)),
-        "tsv": lambda path: _chunked(path, read_delimited(path, "\t", encoding, fields)),
-        "xlsx": lambda path: _chunked(path, read_xlsx(path)),
+        "csv": lambda path: _chunked(path, _with_gaps(spec, read_delimited(path, ",", encoding, fields))),
+        "tsv": lambda path: _chunked(path, _with_gaps(spec, read_delimited(path, "\t", encoding, fields))),
+        "xlsx": lambda path: _chunked(path, _with_gaps(spec, read_xlsx(path))),
         "jionlp": lambda path: _chunked(path, jionlp.read(spec.source.removeprefix("jionlp:"), path)),
     }
     for path in location.files:
@@ -257,6 +258,18 @@ def told(spec: DatasetSpec, path: Path, kind: str, read: Iterator[T]) -> Iterato
         raise MixtureError(
             f"{path} of dataset {spec.name!r} cannot be read as {kind}: {excerpt(reason(error), 200)}; {remedy}"
         ) from error
+
+
+def _with_gaps(spec: DatasetSpec, items: Iterable[Item]) -> Iterator[Item]:
+    """Rows of a format that cannot write null: where their one column of negatives is empty, they have none."""
+    named = spec.columns.get("negative")
+    columns = ALIASES["negative"] if named is None else (named,) if isinstance(named, str) else ()
+    for item in items:
+        if not isinstance(item, Reject):
+            for column in columns:
+                if item[1].get(column) == "":
+                    item[1][column] = None
+        yield item
 
 
 def _chunked(path: Path, items: Iterable[Item]) -> Iterator[Chunk]:

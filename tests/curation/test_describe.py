@@ -75,3 +75,45 @@ def test_one_prompt_is_the_instruction_and_several_are_a_warning(
 def test_what_cannot_be_told_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(MixtureError, match="must have columns of a known kind, got id; name them with `columns`"):
         main(["describe", str(jsonl(tmp_path / "rows.jsonl", [{"id": 1}]))])
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-16"])
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_text_of_another_encoding_is_named_and_then_read(
+    suffix: str, encoding: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"问题": f"第{n}次来图书馆，怎么办一张读者证？", "答案": f"凭身份证到{n}楼服务台填写登记表，即可当场办理。"}
+        for n in range(1, 9)
+    ]
+    csv = "".join(f"{question},{answer}\n" for question, answer in [("问题", "答案"), *(row.values() for row in rows)])
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path, output = tmp_path / f"faq.{suffix}", tmp_path / "faq.yaml"
+    path.write_bytes((csv if suffix == "csv" else lines).encode(encoding))
+    with pytest.raises(MixtureError, match=r"its text is not utf-8; .*encoding.* \(--encoding of describe\)"):
+        main(["describe", str(path), "--output", str(output)])
+    main(["describe", str(path), "--output", str(output), "--encoding", encoding])
+    assert rows[0]["问题"] in capsys.readouterr().out
+    found = load_mixture(output, cache_dir=tmp_path / "cache").train["faq"]
+    assert [row["query"] for row in found] == [row["问题"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("问题;答案\n怎么办证;到一楼\n", r"got 问题;答案; its fields are separated by semicolons: save it with commas"),
+        ("问题\t答案\n怎么办证\t到一楼\n", r"its fields are separated otherwise: set `format: tsv`"),
+        ("问题,答案\n怎么办证,到一楼,押金\n", r"got 1 that cannot among its first 1: .*csv, row 2: wrong number "
+         "of fields; mend these rows"),
+    ],
+)  # fmt: skip
+def test_what_a_file_is_that_was_read_in_vain_is_said(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "faq.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(MixtureError, match=said):
+        main(["describe", str(tmp_path / "faq.csv")])
+
+
+def test_an_unknown_encoding_is_refused(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "rows.jsonl", [{"query": Q, "positive": P}])
+    with pytest.raises(MixtureError, match=r"encoding of dataset 'rows' .* must be one that Python knows.*'gb99999'"):
+        main(["describe", str(path), "--encoding", "gb99999"])

@@ -30,6 +30,7 @@ from piccolo_st.curation.step_check import CheckSettings
 from piccolo_st.curation.step_mine import MineSettings
 from piccolo_st.curation.step_score import ScoreSettings
 from piccolo_st.curation.steps import PrepareData, run_step
+from piccolo_st.data.build import open_arrow
 from piccolo_st.data.mixture import load_mixture
 from piccolo_st.errors import InputError, MixtureError
 from piccolo_st.schema import build
@@ -374,6 +375,22 @@ def test_check_reports_faults_lengths_and_duplicates(folder: Path, encoder_dir: 
     assert said.rstrip().endswith(f"report, rejected rows and histograms: {out}")
 
 
+def test_check_says_of_a_streamed_dataset_what_it_says_of_a_copy_and_makes_none(tmp_path: Path) -> None:
+    rows = [{"query": q, "positive": p} for q, p in zip(_texts(60, 12, 1), _texts(60, 40, 2), strict=True)]
+    rows += [rows[0], {"query": "", "positive": "答"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet", row_group_size=20)
+    reports = []
+    for name in ("streamed", "copied"):
+        entry = {"source": "../pairs.parquet", "streaming": name == "streamed"}
+        (tmp_path / name).mkdir()
+        _mixture(tmp_path / name, {}, {"pairs": {**entry, "task": "retrieval"}})
+        out, _ = _step(tmp_path / name, "check", CheckSettings())
+        reports.append({key: value for key, value in _report(out).items() if key != "mixture"})
+        written = [len(open_arrow(path)) for path in (tmp_path / name / "cache").rglob("data.arrow")]
+        assert written == ([0] if name == "streamed" else [61])
+    assert reports[0] == reports[1] and reports[0]["measured"]["pairs"]["duplicates"] == 1
+
+
 def test_steps_feed_each_other_and_held_out_sets_travel_along(folder: Path) -> None:
     mixture = yaml.safe_load((folder / "mixture.yaml").read_text())
     mixture["datasets"]["pairs"]["holdout"] = {"queries": 4, "min_corpus": 10}
@@ -387,6 +404,20 @@ def test_steps_feed_each_other_and_held_out_sets_travel_along(folder: Path) -> N
     assert not set(last.holdouts["pairs_holdout"].queries.values()) & set(last.train["pairs"]["query"])
     assert set(last.train) == set(first.train)
     assert set(last.evaluation) == set(first.evaluation)
+
+
+SETTINGS = {"dedup": DEDUP, "filter": FilterSettings(), "mine": MineSettings()}
+
+
+@pytest.mark.parametrize("step", SETTINGS)
+def test_a_dataset_may_be_named_as_the_folder_of_a_step_is(step: str, tmp_path: Path) -> None:
+    texts = zip(_texts(30, 12, 1), _texts(30, 40, 2), strict=True)
+    rows = [{"query": query, "positive": positive} for query, positive in texts]
+    own = {"work": rows[:10], "counts": rows[10:20], "rejects": rows[20:]}
+    _mixture(tmp_path, own, dict.fromkeys(own, "retrieval"))
+    out, _ = _step(tmp_path, step, SETTINGS[step])
+    kept = load_mixture(out / "mixture.yaml", cache_dir=tmp_path / "cache").train
+    assert {name: len(dataset) for name, dataset in kept.items()} == dict.fromkeys(own, 10)
 
 
 def test_a_folder_is_not_shared_by_two_settings_or_inputs(folder: Path) -> None:

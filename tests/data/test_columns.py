@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,20 @@ def _csv(folder: Path, rows: list[dict[str, Any]]) -> Path:
         writer.writeheader()
         writer.writerows(rows)
     return folder / "rows.csv"
+
+
+def _tsv(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    lines = ["\t".join(cells) for cells in [list(rows[0]), *(row.values() for row in rows)]]
+    (folder / "rows.tsv").write_text("\n".join(lines), encoding="utf-8")
+    return folder / "rows.tsv"
+
+
+def _xlsx(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    book = pytest.importorskip("openpyxl").Workbook()
+    for cells in [list(rows[0]), *(row.values() for row in rows)]:
+        book.active.append([cell or None for cell in cells])
+    book.save(folder / "rows.xlsx")
+    return folder / "rows.xlsx"
 
 
 def _parquet(folder: Path, rows: list[dict[str, Any]]) -> Path:
@@ -164,6 +179,18 @@ def test_a_column_that_begins_after_the_first_rows_is_used(tmp_path: Path, monke
 def test_parquet_negatives_with_nulls_keep_their_rows(tmp_path: Path) -> None:
     rows = [{"query": f"问{i}", "positive": f"答{i}", "negative": None if i % 2 else "错"} for i in range(4)]
     assert load(_parquet(tmp_path, rows)).train["faq"]["negative"] == [["错"], [], ["错"], []]
+
+
+@pytest.mark.parametrize(("name", "columns"), [("negative", {}), ("hard_neg", {}), ("反例", {"negative": "反例"})])
+@pytest.mark.parametrize("write", [_csv, _tsv, _xlsx])
+def test_an_empty_negative_is_none_where_null_cannot_be_written(
+    write: Callable[[Path, list[dict[str, Any]]], Path], name: str, columns: dict[str, str], tmp_path: Path
+) -> None:
+    rows = [{"query": f"问{i}", "positive": f"答{i}", name: "" if i % 2 else "错"} for i in range(4)]
+    mixture = load(write(tmp_path, [*rows, {"query": "问", "positive": "", name: "错"}]), columns=columns)
+    assert mixture.train["faq"]["negative"] == [["错"], [], ["错"], []]
+    report = mixture.report.datasets["faq"]
+    assert (report.rejected, report.removed) == ({"positive: empty": 1}, {})
 
 
 @pytest.mark.parametrize("score", ["0_1", "１", "0.５", "1_000", "", "one", "0x1"])

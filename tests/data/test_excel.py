@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import datetime
 import json
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,25 @@ def test_cells_are_read_as_csv_has_them(tmp_path: Path, caplog: pytest.LogCaptur
         {"query": "哪天", "positive": "2026-01-02 00:00:00"},
     ]
     assert "only the first, 'Sheet', is read" in caplog.text
+
+
+@pytest.mark.parametrize("said", ["A1", "A1:B2", "A1:A6"])
+def test_a_sheet_is_read_to_its_end_whatever_size_the_file_states(said: str, tmp_path: Path) -> None:
+    rows = [[f"问{n}", f"答{n}"] for n in range(5)]
+    right, wrong = workbook(tmp_path / "right.xlsx", [["query", "positive"], *rows]), tmp_path / "wrong.xlsx"
+    with zipfile.ZipFile(right) as given, zipfile.ZipFile(wrong, "w") as made:
+        for name in given.namelist():
+            made.writestr(name, re.sub(rb'dimension ref="[^"]*"', f'dimension ref="{said}"'.encode(), given.read(name)))
+    assert rows_of(wrong, tmp_path / "cache") == [{"query": query, "positive": answer} for query, answer in rows]
+
+
+def test_rows_of_a_workbook_may_be_of_different_widths(tmp_path: Path) -> None:
+    rows = [["query", "positive", "note"], ["问1", "答1"], ["问2", "答2", "好"], ["问3"], ["问4", "答4", None, "多余"]]
+    path = workbook(tmp_path / "widths.xlsx", rows)
+    settings = {"source": str(path), "task": "retrieval"}
+    mixture = load_mixture({"datasets": {"faq": settings}}, cache_dir=tmp_path / "cache")
+    assert mixture.train["faq"]["query"][:] == ["问1", "问2"]
+    assert mixture.report.datasets["faq"].rejected == {"positive: empty": 1, "wrong number of fields": 1}
 
 
 def test_what_is_no_workbook_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
