@@ -308,7 +308,10 @@ class _Run:
         if self.state.is_main_process:
             meta = self.encoder.mteb_model_meta
             path = self.cache.get_task_result_path(task.metadata.name, meta)
-            per_example.save(arrays, per_example.examples_path(path))
+            examples = per_example.examples_path(path)
+            if stored is None or not arrays:  # what is kept there is of other data, or of another metric
+                examples.unlink(missing_ok=True)
+            per_example.save(arrays, examples)
             self.cache.save_to_cache(result, meta, encode_kwargs={"tokens_per_batch": self.encoder.tokens_per_batch})
             result = TaskResult.from_disk(path)  # rounded, as every later run will read it
         return broadcast_object_list([result])[0]

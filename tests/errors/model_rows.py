@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from piccolo_st.releasing import ReleaseOptions
 from tests.errors.acts import (
     BEIR,
@@ -78,6 +80,15 @@ ROWS: dict[str, list[Row]] = {
                 files={"a/x.json": '{"task_name": "x"}', "b/x.json": '{"task_name": "x"}'},
             ),
             "TMP/a and TMP/b have no task of c-mteb-35 in common; evaluate both on it first…"),
+        Row("another revision of the data", run(
+                "evaluate", "--compare", "TMP/a", "TMP/b",
+                files={
+                    f"{side}/T2Reranking.json": json.dumps({"task_name": "T2Reranking", "dataset_revision": side * 3})
+                    for side in "ab"
+                },
+            ),
+            "two models must be evaluated on the same data of T2Reranking to be compared, got its revision aaa in "
+            "TMP/a and bbb in TMP/b; evaluate both again"),
         Row("other data", run(
                 "evaluate", "--compare", "TMP/a", "TMP/b",
                 files={
@@ -178,6 +189,8 @@ ROWS: dict[str, list[Row]] = {
             "two groups are called 'c-mteb-35'; name each benchmark and file once"),
         Row("no subset", run("evaluate", "MODEL", "--benchmark", "STS17"),
             "STS17 has several subsets; name one, as in 'STS17:ko-ko'"),
+        Row("two subsets", run("evaluate", "MODEL", "--benchmark", "STS22:zh", "STS22:zh-en"),
+            "one evaluation scores one subset of STS22, got 'zh' and 'zh-en'; evaluate them in two commands"),
         Row("an unknown subset", run("evaluate", "MODEL", "--benchmark", "MassiveIntentClassification:zh-XX"),
             "unknown subset 'zh-XX' of MassiveIntentClassification; did you mean zh-TW?"),
         Row("no task", call("evaluation.tasks:select", lambda w: []),

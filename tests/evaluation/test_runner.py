@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 
 import piccolo_st.evaluation
 from piccolo_st.errors import InputError
+from piccolo_st.evaluation import per_example
 from piccolo_st.evaluation.local_tasks import load_local_tasks
 from piccolo_st.evaluation.mteb_model import BenchmarkEncoder, share_batches, side_by_side
 from piccolo_st.evaluation.runner import TaskOutcome, evaluate
@@ -348,6 +349,27 @@ def test_changed_data_is_another_task(
     (again,) = [outcome for outcome in outcomes if outcome.seconds is not None]
     assert again.task.name == "OwnSts" and "the stored result is of data revision" in again.note
     assert after["OwnSts"] != before["OwnSts"]
+
+
+def test_no_examples_stay_of_other_data_or_of_another_metric(
+    model: SentenceTransformer,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tasks = write_local_tasks(tmp_path_factory.mktemp("changing"))
+    run(model, tasks, tmp_path)
+    (path,) = tmp_path.rglob("examples/OwnSts.npz")
+    arrays = per_example.load(path)
+    per_example.save({"older/default": arrays["test/default"]}, path)
+    lines = (tasks.parent / "sts.jsonl").read_text("utf-8").splitlines()
+    (tasks.parent / "sts.jsonl").write_text("\n".join(lines[:20]) + "\n", "utf-8")
+    run(model, tasks, tmp_path)
+    assert set(per_example.load(path)) == {"test/default"}
+
+    monkeypatch.setattr(per_example, "collect", lambda *_: {})  # as for a metric that is no mean over examples
+    run(model, tasks, tmp_path, overwrite=True)
+    assert not path.exists()
 
 
 def test_overwriting_runs_everything_and_keeps_other_splits(
