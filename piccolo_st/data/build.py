@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -39,6 +41,8 @@ from piccolo_st.data.specs import DatasetSpec
 from piccolo_st.data.validation import Checked, check_rows
 from piccolo_st.errors import MixtureError
 from piccolo_st.hashing import text_ids
+
+logger = logging.getLogger(__name__)
 
 # Raise when the rows that come out of the same input change.
 LAYOUT = 9
@@ -116,6 +120,7 @@ def prepare(spec: DatasetSpec, location: Location, cache: Path) -> Prepared:
     check_keys(spec, location)
     try:
         key = row_key(spec, location, cache)
+        _say_if_old(spec, location, cache / key)
 
         def write(aside: Path) -> None:
             surveyed(lambda survey: _write_rows(spec, location, aside, survey))
@@ -124,6 +129,15 @@ def prepare(spec: DatasetSpec, location: Location, cache: Path) -> Prepared:
     except OSError as error:
         raise unwritable(cache, error) from error
     return Prepared(key, folder, Counts.read(folder))
+
+
+def _say_if_old(spec: DatasetSpec, location: Location, folder: Path) -> None:
+    """The Hub is not asked whether a dataset without a revision has changed: the run that goes on must not be refused,
+    nor two machines read different rows."""
+    if "@None/" in location.version and folder.is_dir():
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(folder.stat().st_mtime))
+        rows = f"dataset {spec.name!r} has the rows of {spec.source} as they were read on {when}"
+        logger.warning("%s; set its `revision` to a newer commit for those of now", rows)
 
 
 def unwritable(cache: Path, error: OSError) -> MixtureError:

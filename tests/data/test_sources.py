@@ -318,6 +318,19 @@ def test_hub_datasets_are_loaded_by_revision_and_fail_in_one_sentence(
         load_mixture({"datasets": {"faq": {"source": "owner/gone", "task": "retrieval"}}}, cache_dir=tmp_path)
 
 
+def test_rows_of_the_hub_that_were_read_before_are_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: Dataset.from_list(ROWS))
+    for revision, said in ((None, "dataset 'faq' has the rows of owner/name as they were read on 2"), ("abc", "")):
+        mixture = {"datasets": {"faq": {"source": "owner/name", "task": "retrieval", "revision": revision}}}
+        load_mixture(mixture, cache_dir=tmp_path)
+        assert not caplog.text
+        load_mixture(mixture, cache_dir=tmp_path)
+        assert said in caplog.text and bool(said) == bool(caplog.text)
+        caplog.clear()
+
+
 @pytest.fixture
 def dictionaries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package with dictionary files in jionlp's layout, found in its place."""
