@@ -125,10 +125,9 @@ def _load(config: str, cache: str | None) -> Mixture:
 
 @lru_cache(maxsize=1)
 def _evaluation_texts(job: Job) -> dict[str, pa.Array]:
-    texts: dict[str, pa.Array] = {}
-    for mixture in (job.mixture, job.mixture.test_sets()):
-        if mixture is not None:
-            texts |= _texts_of(mixture)
+    texts, tests = _texts_of(job.mixture), job.mixture.test_sets(job.cache)
+    for name, found in (_texts_of(tests) if tests is not None else {}).items():
+        texts[name] = pa.concat_arrays([texts[name], found]) if name in texts else found
     return texts
 
 

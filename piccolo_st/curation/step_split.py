@@ -159,7 +159,7 @@ def _earlier_tests(job: Job) -> dict[str, object]:
     if (known := tests_of(job.given)) is None:
         return {}
     specs, root, _policy = parse_mixture(known)
-    return {name: evaluation_entry(spec, root) for name, spec in specs.items()}
+    return {f"earlier-{name}": evaluation_entry(spec, root) for name, spec in specs.items()}
 
 
 def _read_as(task: dict[str, object]) -> dict[str, object]:

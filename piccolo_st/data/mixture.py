@@ -95,9 +95,9 @@ class Mixture:
     root: Path
     tests: Path | None = None
 
-    def test_sets(self) -> Mixture | None:
+    def test_sets(self, cache_dir: str | Path | None = None) -> Mixture | None:
         """The tests that were drawn of the same data, loaded now; None where there are none."""
-        return None if self.tests is None else load_mixture(self.tests)
+        return None if self.tests is None else load_mixture(self.tests, cache_dir=cache_dir)
 
     def texts(self) -> Iterator[str]:
         """Each text of the training sets once, those in lists too; 8 bytes a distinct text are kept in memory."""
