@@ -202,4 +202,4 @@ def test_later_steps_know_the_tests(tmp_path: Path, command: Command) -> None:
     code, _, error = command("prepare", "split", tmp_path / "out/dedup/mixture.yaml", "--data.output", tmp_path / "out")
     assert code == 0, error
     again = load_mixture(tmp_path / "out/split/tests.yaml", cache_dir=tmp_path / "cache")
-    assert set(again.holdouts) == {"faq-test", "earlier-faq-test"} and "earlier-topics-test" in again.evaluation
+    assert set(again.holdouts) >= {"faq-test", "earlier-faq-test"} and "earlier-topics-test" in again.evaluation
