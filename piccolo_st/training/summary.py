@@ -36,6 +36,8 @@ def describe(config: FinetuneConfig, mixture: Mixture, train_dataset: DatasetDic
     precision = "fp16" if arguments.fp16 else "bf16" if arguments.bf16 else "fp32"
     engine = "DeepSpeed" if trainer.is_deepspeed_enabled else "plain" if plan.world_size == 1 else "DDP"
     held = [f"{len(h.queries):,} queries among {len(h.corpus):,} texts ({n})" for n, h in mixture.holdouts.items()]
+    if held and arguments.eval_strategy == "no" and not arguments.eval_on_start:
+        held.append("none of them is searched, since train.eval_strategy is no: set it to steps or epoch")
     lines = [
         f"model      {model.name_or_path or 'built from the data'}, {parameters:,} parameters",
         f"weights    {weights_in_words(trainer.model, model.revision)}",
