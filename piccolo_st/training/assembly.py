@@ -11,10 +11,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from statistics import fmean
 from typing import Any
 
 from datasets import DatasetDict
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.evaluation import SequentialEvaluator
 from transformers import set_seed
 
 from piccolo_st import cache
@@ -246,7 +248,7 @@ def make_trainer(
         args=arguments,
         train_dataset=DatasetDict(train_dataset),
         loss=losses,
-        evaluator=evaluators or None,
+        evaluator=SequentialEvaluator(evaluators, main_score_function=fmean) if evaluators else None,
     )
     if negatives is not None:
         trainer.remine(negatives)

@@ -102,7 +102,8 @@ def summarize(config: FinetuneConfig, mixture: Mixture, trainer: PiccoloTrainer)
     """The table before and after, where everything is, and the lines that search with the model."""
     state, output = trainer.state, Path(str(config.train.output_dir))
     folder, curves = output / "model", output / "curves.png"
-    lines = [before_and_after(state.log_history)]
+    averaged = bool(config.train.average_with_start)  # and searched once more
+    lines = [before_and_after(state.log_history, None if averaged else trainer.best_loaded)]
     if trainer.out_of_time and state.global_step < state.max_steps:
         limit = f"train.max_seconds={config.train.max_seconds:g}"
         more = "the same command without it (or PICCOLO_ST_MAX_SECONDS) goes on from there"

@@ -10,11 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from sentence_transformers.base.evaluation import BaseEvaluator
 from transformers import TrainerCallback
 
+from piccolo_st.config import parse_run
+from piccolo_st.evaluation import held_out_evaluators
+from piccolo_st.modeling import load_portable
+from piccolo_st.training import FinetuneConfig, TrainingRun
 from piccolo_st.training.guards import TrainingStopped
+from tests.helpers.mixtures import jsonl
 from tests.helpers.resume_cases import Case, at_step, make_trainer, record_rows, weights_hash
+
+DIGITS = "一二三四五六七八九十"
 
 
 class Search(BaseEvaluator):
@@ -121,3 +129,46 @@ def test_a_run_that_is_stopped_is_saved_there_once(
     again = searching(encoder_dir, tmp_path, **options)
     again.train()
     assert again.finished_before and weights_hash(again.model) == weights_hash(trainer.model)
+
+
+@pytest.mark.parametrize("average", [0.0, 0.5])
+def test_after_is_a_search_with_the_model_that_is_left(encoder_dir: Path, tmp_path: Path, average: float) -> None:
+    """Over two sets, whose mean is sequential_score; the lowest is taken for the best, so that it is not the last."""
+    sets = {}
+    for name in ("words", "numbers"):
+        rows = [{"query": f"{name}{a}{b}", "positive": f"{a}{b}的结果{name}"} for a in DIGITS for b in DIGITS]
+        sets[name] = {"source": str(jsonl(tmp_path / f"{name}.jsonl", rows)), "task": "retrieval",
+                      "holdout": {"queries": 10, "min_corpus": 20}}  # fmt: skip
+    content = {
+        "model": {"name_or_path": str(encoder_dir)},
+        "data": {"mixture": {"datasets": sets}, "batch_size": 16},
+        "train": {"output_dir": str(tmp_path / "run"), "max_steps": 6, "learning_rate": 3e-3, "save_steps": 2,
+                  "eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "greater_is_better": False,
+                  "metric_for_best_model": "sequential_score", "average_with_start": average, "disable_tqdm": True},
+    }  # fmt: skip
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
+    tables = []
+    for _ in range(2):  # the second finds a run that has ended
+        run = TrainingRun(parse_run([str(path)], FinetuneConfig, path))
+        run.train()
+        assert run.trainer.best_loaded != 6
+        tables.append(run.summary().partition("\n\n")[0].splitlines())
+    assert run.trainer.finished_before and tables[0] == tables[1]
+
+    searches = [entry for entry in run.trainer.state.log_history if "eval_sequential_score" in entry]
+    for entry in searches:
+        scores = [entry["eval_words_ndcg@10"], entry["eval_numbers_ndcg@10"]]
+        assert entry["eval_sequential_score"] == pytest.approx(sum(scores) / 2)
+    assert entry["eval_words_ndcg@10"] != entry["eval_numbers_ndcg@10"]
+    model = load_portable(tmp_path / "run" / "model", device="cpu")
+    found = [one(model)[f"{one.name}_ndcg@10"] for one in held_out_evaluators(run.mixture, write_csv=False)]
+    head, _, row, *_ = tables[0]
+    assert "first search (step 2)" in head and row.startswith("nDCG@10")
+    first, after = map(float, row.split()[1:3])
+    assert first == pytest.approx(100 * searches[0]["eval_sequential_score"], abs=0.01)
+    assert (
+        after
+        == pytest.approx(50 * sum(found), abs=0.01)
+        != pytest.approx(100 * searches[2]["eval_sequential_score"], abs=0.01)
+    )
