@@ -15,9 +15,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import pyarrow as pa
-from datasets import Dataset
-
 from piccolo_st.cache import default_cache, write_whole
 from piccolo_st.curation.job import Job, Part, finish, write_part
 from piccolo_st.curation.stages import Stage
@@ -26,6 +23,7 @@ from piccolo_st.mining import (
     Miner,
     MiningReport,
     MiningSettings,
+    column_texts,
     further_documents,
     load_alike,
     reading,
@@ -98,11 +96,7 @@ class MineStep:
 
     def shards(self, name: str) -> int:
         """How many shards a dataset is mined in."""
-        return len(list(shard_rows(_column(self.job.mixture.train[name], "query"), self.of(name).shard_rows)))
-
-
-def _column(dataset: Dataset, name: str) -> pa.Array:
-    return dataset.select_columns([name]).with_format("arrow")[:][name].combine_chunks()
+        return len(list(shard_rows(column_texts(self.job.mixture.train[name], "query"), self.of(name).shard_rows)))
 
 
 @lru_cache(maxsize=1)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from piccolo_st.mining.limits import reading as reading
     from piccolo_st.mining.miner import UNTRAINED as UNTRAINED
     from piccolo_st.mining.miner import Miner as Miner
+    from piccolo_st.mining.miner import column_texts as column_texts
     from piccolo_st.mining.miner import shard_rows as shard_rows
     from piccolo_st.mining.miner import with_negatives as with_negatives
     from piccolo_st.mining.mixture import further_documents as further_documents

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict, load_from_disk
+from datasets import Dataset, DatasetDict
 
 from piccolo_st import cache
-from piccolo_st.data import forbidden
+from piccolo_st.data import forbidden, open_arrow, write_arrow
 from piccolo_st.errors import InputError
 from piccolo_st.hashing import text_key
 from piccolo_st.mining.candidates import MiningSettings
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from piccolo_st.data import Mixture
 
 logger = logging.getLogger(__name__)
+
+_DOCUMENTS = 100_000  # compared with the tests at once: an Arrow array holds 2 GiB of texts
 
 
 def mine_mixture(
@@ -83,7 +85,7 @@ def mine_mixture(
         judge = Path(chosen.judge or "")
         if chosen.judge and judge.is_dir():
             files += cache.content_digest(sorted(path for path in judge.rglob("*") if path.is_file()), folder)
-        key = cache.digest(["mined", 2, name, mixture.fingerprint, files, *made_of, asdict(chosen)])
+        key = cache.digest(["mined", 3, name, mixture.fingerprint, files, *made_of, asdict(chosen)])
 
         def mine(target: Path, dataset: Dataset = dataset, chosen: MiningSettings = chosen, name: str = name) -> None:
             corpus = further_documents(mixture, chosen)
@@ -92,13 +94,13 @@ def mine_mixture(
                     if not isinstance(one, str):
                         stack.enter_context(reading(one, mixture.specs[name]))
                 miner = Miner(dataset, models, chosen, tokenizer=tokenizer, corpus=corpus, folder=folder / "embeddings")
-                result, report = miner.mine_all(dataset)
-            result.save_to_disk(str(target / "rows"))
+                tables, report = miner.mine_all(dataset)
+            write_arrow(target / "rows.arrow", tables)
             (target / "report.json").write_text(report.to_json(), encoding="utf-8")
             write_report({name: report}, target / "report.txt")
 
         place = cache.entry(folder, key, mine)
-        mined[name] = load_from_disk(str(place / "rows"))
+        mined[name] = open_arrow(place / "rows.arrow")
         reports[name] = MiningReport.from_json((place / "report.json").read_text(encoding="utf-8"))
         logger.info("what mining %s did, with examples: %s", name, place / "report.txt")
     if reports:
@@ -144,9 +146,11 @@ def further_documents(mixture: Mixture, settings: MiningSettings) -> list[str]:
     """The texts of ``settings.corpus``, without those of a held-out search of the mixture, or of its tests."""
     if settings.corpus is None:
         return []
-    texts = pa.array(read_documents(settings.corpus, mixture.root), type=pa.string())
+    texts = read_documents(settings.corpus, mixture.root)
     tests = mixture.test_sets()
-    searches = {**mixture.holdouts, **(tests.holdouts if tests else {})}
-    held_out = pc.is_in(text_key(texts), forbidden(searches).anywhere)
-    kept: list[str] = texts.filter(pc.invert(held_out)).to_pylist()
+    held_out = forbidden({**mixture.holdouts, **(tests.holdouts if tests else {})}).anywhere
+    kept: list[str] = []
+    for start in range(0, len(texts), _DOCUMENTS):
+        part = pa.array(texts[start : start + _DOCUMENTS], type=pa.string())
+        kept += part.filter(pc.invert(pc.is_in(text_key(part), held_out))).to_pylist()
     return kept

@@ -183,6 +183,24 @@ def test_mined_negatives_come_after_the_given_ones_or_in_their_place() -> None:
     assert with_negatives(ragged, [["m"]], "keep")["negative"].to_pylist() == [["x", "m"]]
 
 
+def test_more_texts_than_an_arrow_array_holds_are_mined() -> None:
+    """2 GiB of positives, all but one of them views of one text."""
+    long = pa.array(["x" * 100_000_000])
+    positives = pa.chunked_array([*[long] * 22, pa.array(["short"])])
+    assert positives.nbytes > 2**31
+    dataset = Dataset(pa.table({"query": [f"{i}" for i in range(23)], "positive": positives}), fingerprint="large")
+    mined = mine_negatives(dataset, "random", MiningSettings(num_negatives=1, shard_rows=1, range_max=20))
+    assert mined[0]["negative"] == ["short"] and len(mined) == 23
+    assert [len(texts[0]) for texts in mined[-1:]["negative"]] == [100_000_000]
+
+
+def test_negatives_stand_in_arrays_that_no_list_of_texts_outgrows() -> None:
+    mined = [[f"{row}"] * (row % 3) for row in range(2500)]
+    column = with_negatives(pa.table({"query": ["q"] * 2500}), mined)["negative"]
+    assert column.to_pylist() == mined
+    assert max(map(len, column.chunks)) == 1000
+
+
 class _Reranker:
     """Scores a pair by a rule, and counts what it is asked."""
 
