@@ -277,9 +277,11 @@ def with_negatives(table: pa.Table, mined: Sequence[Sequence[str]], existing: st
     if existing == "keep":
         for column in reversed(names):
             merged = [
-                list(dict.fromkeys([*([own] if isinstance(own, str) else own or []), *texts]))
+                [*([own] if isinstance(own, str) else own or []), *texts]
                 for own, texts in zip(table[column].to_pylist(), merged, strict=True)
             ]
+        if not is_scored(table):  # each text has its score, there twice or not
+            merged = [list(dict.fromkeys(texts)) for texts in merged]
     kind = pa.list_(pa.string())
     lists = [pa.array(merged[start : start + _LISTS], type=kind) for start in range(0, len(merged), _LISTS)]
     return table.drop_columns(names).append_column("negative", pa.chunked_array(lists, type=kind))

@@ -109,11 +109,12 @@ def mine_mixture(
 
 
 def _settings_of(mixture: Mixture, name: str, settings: Mapping[str, object] | None) -> MiningSettings | None:
-    """How a training set is mined, if it is: its rows must be for retrieval, with one positive each."""
+    """How a training set is mined, if it is: its rows must be for retrieval, with one positive each, and get some."""
     spec = mixture.specs[name]
     if spec.task != "retrieval" or isinstance(mixture.train[name][0]["positive"], list):
         return None
-    return MiningSettings.of(settings, spec.mining, place=f"mining of dataset {name!r}")
+    chosen = MiningSettings.of(settings, spec.mining, place=f"mining of dataset {name!r}")
+    return chosen if chosen.num_negatives else None
 
 
 def negatives_in_use(
@@ -135,7 +136,7 @@ def negatives_in_use(
     datasets = {}
     for name, dataset in mined.items():
         chosen = _settings_of(mixture, name, settings)
-        if chosen is not None and chosen.num_negatives:
+        if chosen is not None:
             datasets[name] = RowNegatives.of(dataset, mixture.train[name], mixture.specs[name], chosen)
     found = NegativesInUse(remining, list(mined), datasets)
     found.begin(model, folder / "embeddings")

@@ -185,20 +185,47 @@ def test_mined_negatives_come_after_the_given_ones_or_in_their_place() -> None:
 
 def test_more_texts_than_an_arrow_array_holds_are_mined() -> None:
     """2 GiB of positives, all but one of them views of one text."""
-    long = pa.array(["x" * 100_000_000])
-    positives = pa.chunked_array([*[long] * 22, pa.array(["short"])])
+    long = pa.array(["x" * 50_000_000])
+    positives = pa.chunked_array([*[long] * 44, pa.array(["short"])])
     assert positives.nbytes > 2**31
-    dataset = Dataset(pa.table({"query": [f"{i}" for i in range(23)], "positive": positives}), fingerprint="large")
+    dataset = Dataset(pa.table({"query": [f"{i}" for i in range(45)], "positive": positives}), fingerprint="large")
     mined = mine_negatives(dataset, "random", MiningSettings(num_negatives=1, shard_rows=1, range_max=20))
-    assert mined[0]["negative"] == ["short"] and len(mined) == 23
-    assert [len(texts[0]) for texts in mined[-1:]["negative"]] == [100_000_000]
+    assert mined[0]["negative"] == ["short"] and len(mined) == 45
+    assert [len(texts[0]) for texts in mined[-1:]["negative"]] == [50_000_000]
 
 
 def test_negatives_stand_in_arrays_that_no_list_of_texts_outgrows() -> None:
-    mined = [[f"{row}"] * (row % 3) for row in range(2500)]
+    mined = [[f"{row}-{place}" for place in range(row % 3)] for row in range(2500)]
     column = with_negatives(pa.table({"query": ["q"] * 2500}), mined)["negative"]
     assert column.to_pylist() == mined
     assert max(map(len, column.chunks)) == 1000
+
+
+def test_a_dataset_that_mines_none_stays_as_it_is(tmp_path: Path) -> None:
+    """Under a run that replaces negatives, and where a teacher has scored one text twice."""
+    own = {"query": "天", "positive": "地", "negative_1": "山", "negative_2": "山"}
+    rows = {"own": own, "scored": {**own, "label": [0.9, 0.2, 0.1]}, "mined": own | {"query": "水"}}
+    for name, row in rows.items():
+        lines = [row, {**row, "query": "河", "positive": "海"}]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(line) for line in lines), "utf-8")
+    datasets = {
+        name: {"source": f"{name}.jsonl", "task": "retrieval", "mining": {"num_negatives": int(name == "mined")}}
+        for name in rows
+    }
+    mixture = load_mixture({"root": str(tmp_path), "datasets": datasets}, cache_dir=tmp_path / "cache")
+    found = mine_mixture(mixture, "random", {"existing": "replace", "relative_margin": None}, tmp_path / "mined")
+    assert found["mined"]["negative"] == [["海"], ["地"]]
+    for name in ("own", "scored"):
+        assert list(found[name]) == list(mixture.train[name])
+        assert [found[name][0][column] for column in own] == list(own.values())
+
+
+def test_rows_with_scores_keep_a_text_that_was_scored_twice() -> None:
+    table = pa.table({"query": ["q"], "positive": ["p"], "negative_1": ["n"], "negative_2": ["n"]})
+    scored = table.append_column("label", pa.array([[0.9, 0.2, 0.1]]))
+    assert with_negatives(scored, [[]])["negative"].to_pylist() == [["n", "n"]]
+    with pytest.raises(MixtureError, match="set num_negatives of mining to 0 for their dataset"):
+        with_negatives(scored, [["m"]])
 
 
 class _Reranker:
