@@ -201,7 +201,8 @@ class Miner:
             chosen, dropped = choose(hits, known, self.settings, count, hashes)
             report.count(hits, known, dropped, queries, positives, self.documents)
             if search is (self.judge or self.searches[0]):
-                report.rank(hits, known)
+                unknown = np.full_like(hits.right, np.nan)  # among queries positives have no rank
+                report.rank(replace(hits, right=unknown) if self.answers else hits, known)
             found.append(np.pad(chosen, ((0, 0), (0, count - chosen.shape[1])), constant_values=-1))
         ranked = np.stack(found, axis=2).reshape(len(queries), -1)  # the best of each search, the second best, ...
         texts = [[self.documents[place] for place in dict.fromkeys(row) if place >= 0] for row in ranked.tolist()]

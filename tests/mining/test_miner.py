@@ -29,6 +29,7 @@ from piccolo_st.mining.miner import (
     with_negatives,
 )
 from piccolo_st.mining.mixture import mine_mixture
+from piccolo_st.mining.report import report_table
 
 # Three topics; a text's topic is its first character, and texts of one topic share two characters.
 TOPICS = ("猫狗", "山水", "红绿")
@@ -144,6 +145,25 @@ def test_searching_among_queries_gives_the_answers_of_similar_questions() -> Non
         assert sorted(row["negative"]) == sorted(
             f"{row['positive'][0]}{i}" for i in range(4) if f"{row['positive'][0]}{i}" != row["positive"]
         )
+
+
+def test_among_queries_margins_are_below_the_query_itself_and_no_rank_is_known(
+    make_model: Callable[..., Any], tmp_path: Path
+) -> None:
+    model = make_model()
+    dataset = Dataset.from_dict({"query": ["天气", "天天气", "山水"], "positive": ["猫", "狗", "鱼"]})
+    queries = model.encode_query(dataset["query"], normalize_embeddings=True)
+    scores = queries @ queries.T
+    margin = float(1 - np.sort(scores[0])[[1, 0]].mean())  # between the two others
+    settings = MiningSettings(num_negatives=2, search="queries", relative_margin=margin)
+    negatives, report = Miner(dataset, model, settings, folder=tmp_path).mine(0)
+    below = scores < 1 - margin
+    assert [set(own) for own in negatives] == [
+        {text for text, low in zip(dataset["positive"], row, strict=True) if low} for row in below
+    ]
+    assert len(negatives[0]) == 1 and report.dropped["relative_margin"]
+    assert report.ranks == {"unknown": 3}
+    assert "positive first" in report_table({"faq": report}) and "100" not in report_table({"faq": report})
 
 
 def test_searching_among_queries_skips_answers_that_are_right_too() -> None:
