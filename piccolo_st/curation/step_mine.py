@@ -85,6 +85,12 @@ class MineStep:
         return [name for name in self.job.pairs() if self.of(name).num_negatives]
 
     @property
+    def listed(self) -> list[str]:
+        """Those that would, did their rows not list their positives."""
+        retrieval = [name for name in self.job.mixture.train if self.job.mixture.specs[name].task == "retrieval"]
+        return [name for name in retrieval if name not in self.job.pairs() and self.of(name).num_negatives]
+
+    @property
     def copied(self) -> list[Part]:
         """Parts of the others."""
         return [part for part in self.job.parts(200_000) if part.dataset not in self.mined]
@@ -149,6 +155,6 @@ def _finish(step: MineStep, _: int) -> None:
         for task in range(step.shards(name)):
             text = (step.job.folder / "mined" / f"{name}-{task:05d}.json").read_text(encoding="utf-8")
             reports[name].add(MiningReport.from_json(text))
-    write_report(reports, step.job.folder / "report.txt")
+    write_report(reports, step.job.folder / "report.txt", step.listed)
     parts = [Part(name, task, 0, 0) for name in step.mined for task in range(step.shards(name))]
     finish(step.job, "mine", [*parts, *step.copied])

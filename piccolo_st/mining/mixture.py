@@ -68,7 +68,7 @@ def mine_mixture(
     models = [model] if isinstance(model, str) or not isinstance(model, Sequence) else model
     for name, dataset in mixture.train.items():
         chosen = _settings_of(mixture, name, settings)
-        if chosen is None:
+        if chosen is None or _lists_positives(dataset):
             mined[name] = dataset
             continue
         if mixture.specs[name].streaming:
@@ -103,18 +103,24 @@ def mine_mixture(
         mined[name] = open_arrow(place / "rows.arrow")
         reports[name] = MiningReport.from_json((place / "report.json").read_text(encoding="utf-8"))
         logger.info("what mining %s did, with examples: %s", name, place / "report.txt")
-    if reports:
-        say(report_table(reports))
+    asked = [name for name in mixture.train if _settings_of(mixture, name, settings)]
+    listed = [name for name in asked if name not in reports]
+    if asked:
+        say(report_table(reports, listed))
     return DatasetDict(mined)
 
 
 def _settings_of(mixture: Mixture, name: str, settings: Mapping[str, object] | None) -> MiningSettings | None:
-    """How a training set is mined, if it is: its rows must be for retrieval, with one positive each, and get some."""
+    """How a training set is mined, if it is to be: its rows are for retrieval and get negatives."""
     spec = mixture.specs[name]
-    if spec.task != "retrieval" or isinstance(mixture.train[name][0]["positive"], list):
+    if spec.task != "retrieval":
         return None
     chosen = MiningSettings.of(settings, spec.mining, place=f"mining of dataset {name!r}")
     return chosen if chosen.num_negatives else None
+
+
+def _lists_positives(dataset: Dataset) -> bool:
+    return isinstance(dataset[0]["positive"], list)
 
 
 def negatives_in_use(
@@ -136,7 +142,7 @@ def negatives_in_use(
     datasets = {}
     for name, dataset in mined.items():
         chosen = _settings_of(mixture, name, settings)
-        if chosen is not None:
+        if chosen is not None and not _lists_positives(dataset):
             datasets[name] = RowNegatives.of(dataset, mixture.train[name], mixture.specs[name], chosen)
     found = NegativesInUse(remining, list(mined), datasets)
     found.begin(model, folder / "embeddings")

@@ -123,6 +123,7 @@ DATASET: tuple[Rule, ...] = (
         ("mining",),
         lambda s: "" if s.task == "retrieval" else f"it is for {s.task}, and negatives are mined for retrieval",
     ),
+    (("mining",), lambda s: "rows that list their positives are not mined" if s.positives == "list" else ""),
     (
         ("score_range",),
         lambda s: "" if _scored(s) else "its rows have no scores",

@@ -240,6 +240,21 @@ def test_a_dataset_that_mines_none_stays_as_it_is(tmp_path: Path) -> None:
         assert [found[name][0][column] for column in own] == list(own.values())
 
 
+def test_a_dataset_whose_rows_list_their_positives_is_told_not_to_be_mined(tmp_path: Path) -> None:
+    rows = [{"query": text, "pos": ["地", "海"], "neg": ["山"]} for text in "天水"]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    faq = {"source": "rows.jsonl", "task": "retrieval", "positives": "list"}
+    datasets = {"faq": faq, "none": {**faq, "mining": {"num_negatives": 0}}, "rows": {**faq, "positives": "all"}}
+    for names in (list(datasets), ["faq"]):
+        content = {"root": str(tmp_path), "datasets": {name: datasets[name] for name in names}}
+        mixture = load_mixture(content, cache_dir=tmp_path / "cache")
+        said: list[str] = []
+        found = mine_mixture(mixture, "random", None, tmp_path / "mined", say=said.append)
+        assert list(found["faq"]) == list(mixture.train["faq"])
+        line = "faq: not mined, since its rows list their positives; `positives: all` makes a row of each"
+        assert said[0].splitlines()[-1] == line and "none" not in said[0] and len(said) == 1
+
+
 def test_rows_with_scores_keep_a_text_that_was_scored_twice() -> None:
     table = pa.table({"query": ["q"], "positive": ["p"], "negative_1": ["n"], "negative_2": ["n"]})
     scored = table.append_column("label", pa.array([[0.9, 0.2, 0.1]]))

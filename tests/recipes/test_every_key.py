@@ -318,6 +318,8 @@ UNREAD = [
     ({"data.mining_model": "random", "data.mining": {"dimensions": 9}},
      "dimensions of data.mining: data.mining_model random does not read it"),
     ({f"{FAQ}.mining": {"seed": 2}}, "mining: data.mining_model is empty (dataset 'faq')"),
+    ({"data.mining_model": "random", f"{FAQ}.mining": {"seed": 2}, f"{FAQ}.positives": "list"},
+     "mining: rows that list their positives are not mined (dataset 'faq')"),
     ({f"{FAQ}.score_range": [0, 2]}, "score_range: its rows have no scores (dataset 'faq')"),
     ({f"{FAQ}.columns": {"label": "score"}}, "columns.label: loss.distillation is empty (dataset 'faq')"),
     ({f"{FAQ}.labels": ["a"]}, "labels: its rows have no classes (dataset 'faq')"),
