@@ -127,12 +127,17 @@ class RowNegatives:
         self, model: SentenceTransformer, rows: NDArray[np.int64], settings: ReminingSettings
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """What ``update`` takes of some rows, by the model as it is; any process may do some of them."""
+        places, whole = self.places[rows], settings.rule == "hardest"
+        if whole:
+            order = np.arange(int(self.lengths.max(initial=0)), dtype=np.int32)
+            places = np.where(order < self.lengths[rows, None], order, np.int32(-1))
+        found, right = np.full(places.shape, np.nan, np.float32), np.full(len(rows), np.nan, np.float32)
         with reading(model, self.spec):
             embed = EmbeddingSearch(model, (), self.mining, None).encode
-            if settings.rule == "easy":
-                return self.scores(rows, self.places[rows], embed)
-            order = np.arange(int(self.lengths.max(initial=0)), dtype=np.int32)
-            return self.scores(rows, np.where(order < self.lengths[rows, None], order, np.int32(-1)), embed, True)
+            for start in range(0, len(rows), _ROWS):
+                part = slice(start, start + _ROWS)
+                found[part], right[part] = self.scores(rows[part], places[part], embed, whole)
+        return found, right
 
     def update(
         self,
