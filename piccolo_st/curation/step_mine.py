@@ -15,9 +15,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import pyarrow as pa
-from datasets import Dataset
-
 from piccolo_st.cache import default_cache, write_whole
 from piccolo_st.curation.job import Job, Part, finish, write_part
 from piccolo_st.curation.stages import Stage
@@ -26,6 +23,7 @@ from piccolo_st.mining import (
     Miner,
     MiningReport,
     MiningSettings,
+    column_texts,
     further_documents,
     load_alike,
     reading,
@@ -87,6 +85,12 @@ class MineStep:
         return [name for name in self.job.pairs() if self.of(name).num_negatives]
 
     @property
+    def listed(self) -> list[str]:
+        """Those that would, did their rows not list their positives."""
+        retrieval = [name for name in self.job.mixture.train if self.job.mixture.specs[name].task == "retrieval"]
+        return [name for name in retrieval if name not in self.job.pairs() and self.of(name).num_negatives]
+
+    @property
     def copied(self) -> list[Part]:
         """Parts of the others."""
         return [part for part in self.job.parts(200_000) if part.dataset not in self.mined]
@@ -98,11 +102,7 @@ class MineStep:
 
     def shards(self, name: str) -> int:
         """How many shards a dataset is mined in."""
-        return len(list(shard_rows(_column(self.job.mixture.train[name], "query"), self.of(name).shard_rows)))
-
-
-def _column(dataset: Dataset, name: str) -> pa.Array:
-    return dataset.select_columns([name]).with_format("arrow")[:][name].combine_chunks()
+        return len(list(shard_rows(column_texts(self.job.mixture.train[name], "query"), self.of(name).shard_rows)))
 
 
 @lru_cache(maxsize=1)
@@ -155,6 +155,6 @@ def _finish(step: MineStep, _: int) -> None:
         for task in range(step.shards(name)):
             text = (step.job.folder / "mined" / f"{name}-{task:05d}.json").read_text(encoding="utf-8")
             reports[name].add(MiningReport.from_json(text))
-    write_report(reports, step.job.folder / "report.txt")
+    write_report(reports, step.job.folder / "report.txt", step.listed)
     parts = [Part(name, task, 0, 0) for name in step.mined for task in range(step.shards(name))]
     finish(step.job, "mine", [*parts, *step.copied])

@@ -40,6 +40,7 @@ from piccolo_st.data import (
     HoldoutSpec,
     Mixture,
     RetrievalHoldout,
+    arrow_parts,
     clean,
     draw,
     forbidden,
@@ -131,7 +132,8 @@ def _split(step: SplitStep, _: int) -> None:
     tests = _earlier_tests(step.job)
     for name in names:
         lost = HeldOutCounts()
-        kept = _write(folder / name / "part-00000.parquet", clean(name, _tables(raw.evaluation[name]), keys, lost))
+        tables = clean(name, arrow_parts(raw.evaluation[name], _ROWS), keys, lost)
+        kept = _write(folder / name / "part-00000.parquet", tables)
         if name in searches:
             write_beir(folder / f"{name}_test", searches[name])
             task: dict[str, object] = {"type": "Retrieval", "data": f"{name}_test"}
@@ -174,13 +176,8 @@ def _first(rows: Dataset | pa.Table) -> str:
     return next(name for name in _FIRST if name in rows.column_names)
 
 
-def _tables(dataset: Dataset) -> Iterator[pa.Table]:
-    for table in dataset.with_format("arrow").iter(_ROWS):
-        yield pa.Table.from_batches(table.to_batches())
-
-
 def _hashes(dataset: Dataset, first: str, seed: int) -> list[NDArray[np.uint64]]:
-    return [text_hashes(table[first], seed) for table in _tables(dataset.select_columns([first]))]
+    return [text_hashes(table[first], seed) for table in arrow_parts(dataset.select_columns([first]), _ROWS)]
 
 
 def _count(settings: SplitSettings, name: str, dataset: Dataset, first: str) -> int:
@@ -198,7 +195,7 @@ def _rows_of(dataset: Dataset, first: str, count: int, seed: int) -> pa.Table:
     """The rows of the ``count`` first texts with the smallest hashes."""
     hashes = _hashes(dataset, first, seed)
     chosen = np.unique(np.concatenate(hashes))[:count]
-    found = [t.filter(pa.array(np.isin(h, chosen))) for t, h in zip(_tables(dataset), hashes, strict=True)]
+    found = [t.filter(pa.array(np.isin(h, chosen))) for t, h in zip(arrow_parts(dataset, _ROWS), hashes, strict=True)]
     return pa.concat_tables(found)
 
 

@@ -33,6 +33,9 @@ from typing import TYPE_CHECKING
 from piccolo_st._lazy import lazily
 
 if TYPE_CHECKING:
+    from piccolo_st.data.build import arrow_parts as arrow_parts
+    from piccolo_st.data.build import open_arrow as open_arrow
+    from piccolo_st.data.build import write_arrow as write_arrow
     from piccolo_st.data.chunks import Reject as Reject
     from piccolo_st.data.chunks import excerpt as excerpt
     from piccolo_st.data.columns import SCORE_ROLES as SCORE_ROLES

@@ -76,6 +76,12 @@ def write_arrow(path: Path, tables: Iterable[pa.Table]) -> int:
     return rows
 
 
+def arrow_parts(dataset: Dataset, rows: int) -> Iterator[pa.Table]:
+    """The rows of a dataset as tables that ``write_arrow`` takes, so many at a time."""
+    for table in dataset.with_format("arrow").iter(rows):
+        yield pa.Table.from_batches(table.to_batches())
+
+
 def open_arrow(path: Path) -> Dataset:
     """The dataset in a file of ``write_arrow``, memory-mapped."""
     return Dataset.from_file(str(path))

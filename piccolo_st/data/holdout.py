@@ -24,7 +24,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from piccolo_st.cache import digest, entry
-from piccolo_st.data.build import LAYOUT, open_arrow, write_arrow
+from piccolo_st.data.build import LAYOUT, arrow_parts, open_arrow, write_arrow
 from piccolo_st.data.by_id import Judged
 from piccolo_st.data.report import HeldOutCounts
 from piccolo_st.data.scores import keep_joined
@@ -188,9 +188,9 @@ def hold_out(
             if isinstance(dataset.data, StreamedTable):
                 _write_kept(folder, name, dataset.data, forbidden(holdouts))
                 return
-            tables = (pa.Table.from_batches(t.to_batches()) for t in dataset.with_format("arrow").iter(100_000))
             counts = HeldOutCounts()
-            write_arrow(folder / "data.arrow", clean(name, tables, forbidden(holdouts), counts))
+            tables = clean(name, arrow_parts(dataset, 100_000), forbidden(holdouts), counts)
+            write_arrow(folder / "data.arrow", tables)
             _write_counts(folder, counts)
 
         own = name if name in holdouts else ""

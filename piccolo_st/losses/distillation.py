@@ -149,14 +149,14 @@ class DistillationLoss(PiccoloLoss):
         )
 
     def _loss(self, embeddings: Sequence[Tensor], batch: Batch) -> Tensor:
-        settings, loss = self.distillation, embeddings[0].new_zeros((), dtype=torch.float32)
-        world = get_world_size() if self.gather_across_devices else 1
+        settings, world = self.distillation, get_world_size() if self.gather_across_devices else 1
         assert isinstance(batch, _Taught)
+        texts = torch.cat([unit(rows) for rows in embeddings])
+        loss = texts[:0].sum(dtype=torch.float32)  # zero, and can go backward where a smaller dimension has no term
         if batch.scores is not None:
             terms = self._terms(embeddings, batch.own_owner, batch.scores)
             loss = loss + terms.sum() * (settings.weight * world / batch.total)
         widest = not self.matryoshka_dims or embeddings[0].shape[1] == self.matryoshka_dims[0]  # MRL's first call
-        texts = torch.cat([unit(rows) for rows in embeddings])
         if settings.matryoshka_weight and widest:
             loss = loss + settings.matryoshka_weight * self._nested(texts, world)
         if batch.vectors is not None:

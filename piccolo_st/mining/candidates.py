@@ -33,7 +33,8 @@ class MiningSettings(Overlaid):
 
     Attributes:
         num_negatives: negatives a row, at most; 0 mines none.
-        search: ``positives``: texts like the query; ``queries``: the positives of queries like the query.
+        search: ``positives``: texts like the query; ``queries``: the positives of queries like the query, and margins
+            are below its similarity to itself.
         range_min: the nearest candidates to skip, of those that the rules below leave.
         range_max: how far down the ranking to look; None: ten times ``num_negatives`` beyond ``range_min``.
         max_score, min_score: candidates more or less similar to the query than this are skipped.
@@ -84,6 +85,11 @@ class MiningSettings(Overlaid):
             raise MixtureError(
                 f"range_min={self.range_min} to range_max={self.range_max} of mining leaves fewer candidates than "
                 f"num_negatives={self.num_negatives}; raise range_max"
+            )
+        if self.search == "queries" and self.corpus is not None:
+            raise MixtureError(
+                "corpus of mining must be empty with search: queries, whose negatives are positives of other queries, "
+                f"got {self.corpus!r}; set it to null, or search: positives"
             )
 
     @property

@@ -13,7 +13,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from piccolo_st.data import DatasetSpec
+from piccolo_st.data import DatasetSpec, arrow_parts
 from piccolo_st.mining.candidates import MiningSettings
 from piccolo_st.mining.limits import reading
 from piccolo_st.mining.miner import with_negatives
@@ -69,10 +69,11 @@ class RowNegatives:
             before: the same rows before they were mined.
             spec, mining: as the attributes.
         """
-        own = with_negatives(before.with_format("arrow")[:], [()] * len(before), mining.existing)
+        tables = arrow_parts(before, _ROWS)
+        own = (with_negatives(table, [()] * table.num_rows, mining.existing) for table in tables)
         lengths, own_lengths = (
-            pc.list_value_length(table["negative"]).to_numpy().astype(np.int32)
-            for table in (dataset.select_columns(["negative"]).with_format("arrow")[:], own)
+            np.concatenate([pc.list_value_length(table["negative"]).to_numpy() for table in parts]).astype(np.int32)
+            for parts in (arrow_parts(dataset.select_columns(["negative"]), _ROWS), own)
         )
         return cls(dataset, spec, mining, lengths, np.minimum(lengths, own_lengths + mining.num_negatives))
 
@@ -126,12 +127,17 @@ class RowNegatives:
         self, model: SentenceTransformer, rows: NDArray[np.int64], settings: ReminingSettings
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """What ``update`` takes of some rows, by the model as it is; any process may do some of them."""
+        places, whole = self.places[rows], settings.rule == "hardest"
+        if whole:
+            order = np.arange(int(self.lengths.max(initial=0)), dtype=np.int32)
+            places = np.where(order < self.lengths[rows, None], order, np.int32(-1))
+        found, right = np.full(places.shape, np.nan, np.float32), np.full(len(rows), np.nan, np.float32)
         with reading(model, self.spec):
             embed = EmbeddingSearch(model, (), self.mining, None).encode
-            if settings.rule == "easy":
-                return self.scores(rows, self.places[rows], embed)
-            order = np.arange(int(self.lengths.max(initial=0)), dtype=np.int32)
-            return self.scores(rows, np.where(order < self.lengths[rows, None], order, np.int32(-1)), embed, True)
+            for start in range(0, len(rows), _ROWS):
+                part = slice(start, start + _ROWS)
+                found[part], right[part] = self.scores(rows[part], places[part], embed, whole)
+        return found, right
 
     def update(
         self,

@@ -29,8 +29,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
+from datasets.fingerprint import generate_random_fingerprint
 
-from piccolo_st.data import is_scored
+from piccolo_st.data import arrow_parts, is_scored
 from piccolo_st.errors import MixtureError
 from piccolo_st.hashing import text_hashes
 from piccolo_st.mining.candidates import JUDGE, MiningSettings, choose
@@ -51,6 +52,8 @@ Model: TypeAlias = "SentenceTransformer | Literal['lexical', 'bm25', 'random']"
 Models: TypeAlias = "Model | Sequence[Model]"
 
 _QUERIES = 4096  # whose candidates stand in memory at once
+_ROWS = 20_000  # that are joined with their negatives at once
+_LISTS = 1_000  # of negatives in one Arrow array, which holds 2 GiB of texts
 
 
 def mine_negatives(
@@ -59,7 +62,9 @@ def mine_negatives(
     """The dataset with a column ``negative``: for every row a list of 0 to ``num_negatives`` texts; see ``Miner``."""
     with TemporaryDirectory() as folder:
         miner = Miner(dataset, model, settings or MiningSettings(), reranker=reranker, folder=Path(folder))
-        return miner.mine_all(dataset)[0]
+        tables, _ = miner.mine_all(dataset)
+    # Without a fingerprint ``datasets`` would make one of a copy of all the texts.
+    return Dataset(pa.concat_tables(tables), fingerprint=generate_random_fingerprint())
 
 
 class Miner:
@@ -99,7 +104,8 @@ class Miner:
             self.second = by_cross_encoder(reranker, settings.batch_size)
         elif settings.judge is not None:
             self.second = load_judge(settings.judge, settings, folder)
-        self.queries, self.positives = _texts(dataset, "query"), _texts(dataset, "positive")
+        self.queries, self.positives = column_texts(dataset, "query"), column_texts(dataset, "positive")
+        self.rows = dataset.select_columns(["query", "positive"]).with_format("arrow")
         self.shards = list(shard_rows(self.queries, settings.shard_rows))
         documents = list(dict.fromkeys([*pc.unique(self.positives).to_pylist(), *(corpus or [])]))
         self.answers: dict[str, list[str]] = {}  # all positives of every query, for searching among queries
@@ -125,7 +131,7 @@ class Miner:
             return ChanceSearch(self.documents, self.settings.seed)
         settings = self.settings
         if model == "lexical":
-            texts = pc.unique(pa.concat_arrays([self.queries, self.positives])).to_pylist()
+            texts = pc.unique(pa.chunked_array([*self.queries.chunks, *self.positives.chunks])).to_pylist()
             model = lexical_encoder(texts, tokenizer, dimensions=settings.dimensions, seed=settings.seed)
             settings = replace(settings, batch_size=max(settings.batch_size, 1024))
             return EmbeddingSearch(model, self.documents, settings, None, trained=False)
@@ -136,8 +142,8 @@ class Miner:
         second: Side = "query" if self.answers else "document"
         return EmbeddingSearch(model, self.documents, settings, folder, sides=("query", second))
 
-    def mine_all(self, dataset: Dataset) -> tuple[Dataset, MiningReport]:
-        """The dataset with its negatives, and what was dropped and why."""
+    def mine_all(self, dataset: Dataset) -> tuple[Iterator[pa.Table], MiningReport]:
+        """The rows of the dataset with their negatives, some at a time, and what was dropped and why."""
         mined: list[list[str]] = [[] for _ in range(len(dataset))]
         report = MiningReport()
         for number, rows in enumerate(self.shards):
@@ -145,13 +151,15 @@ class Miner:
             report.add(own)
             for row, texts in zip(rows, found, strict=True):
                 mined[row] = texts
-        return Dataset(with_negatives(dataset.with_format("arrow")[:], mined, self.settings.existing)), report
+        parts = zip(arrow_parts(dataset, _ROWS), range(0, len(mined), _ROWS), strict=True)
+        existing = self.settings.existing
+        return (with_negatives(table, mined[start : start + _ROWS], existing) for table, start in parts), report
 
     def mine(self, number: int) -> tuple[list[list[str]], MiningReport]:
         """The negatives of each row of a shard, and what was dropped and why."""
         report, count = MiningReport(), self.settings.num_negatives
-        rows = pa.array(self.shards[number])
-        own, right = self.queries.take(rows).to_pylist(), self.positives.take(rows).to_pylist()
+        rows = self.rows[self.shards[number]]
+        own, right = rows["query"].to_pylist(), rows["positive"].to_pylist()
         negatives: list[list[str]] = [[] for _ in own]
         if count:
             asked: dict[str, list[str]] = {}
@@ -193,7 +201,8 @@ class Miner:
             chosen, dropped = choose(hits, known, self.settings, count, hashes)
             report.count(hits, known, dropped, queries, positives, self.documents)
             if search is (self.judge or self.searches[0]):
-                report.rank(hits, known)
+                unknown = np.full_like(hits.right, np.nan)  # among queries positives have no rank
+                report.rank(replace(hits, right=unknown) if self.answers else hits, known)
             found.append(np.pad(chosen, ((0, 0), (0, count - chosen.shape[1])), constant_values=-1))
         ranked = np.stack(found, axis=2).reshape(len(queries), -1)  # the best of each search, the second best, ...
         texts = [[self.documents[place] for place in dict.fromkeys(row) if place >= 0] for row in ranked.tolist()]
@@ -226,21 +235,26 @@ def _answers_of(query: str, similar: Sequence[str], answers: Mapping[str, Sequen
     return list(dict.fromkeys(text for text in texts if text is not None))
 
 
-def _texts(dataset: Dataset, column: str) -> pa.Array:
+def column_texts(dataset: Dataset, column: str) -> pa.ChunkedArray:
+    """The texts of a column as they lie on the disk, with offsets of 64 bits: there may be more than 2 GiB of them.
+
+    Raises:
+        MixtureError: there is no such column, or it holds something else than texts.
+    """
     if column not in dataset.column_names:
         raise MixtureError(
             f"mining needs the column {column!r}, got the columns {', '.join(dataset.column_names)}; "
             "only retrieval data can be mined"
         )
-    texts = dataset.select_columns([column]).with_format("arrow")[:][column].combine_chunks()
+    texts = dataset.select_columns([column]).with_format("arrow")[:][column]
     if not pa.types.is_string(texts.type):
         raise MixtureError(f"mining needs one text a row in {column!r}, got {texts.type}")
-    return texts
+    return texts.cast(pa.large_string())
 
 
-def shard_rows(queries: pa.Array, size: int) -> Iterator[np.ndarray]:
+def shard_rows(queries: pa.Array | pa.ChunkedArray, size: int) -> Iterator[np.ndarray]:
     """Row numbers in shards of at most ``size`` rows; the rows of one query are never parted."""
-    codes = queries.dictionary_encode().indices.to_numpy(False)
+    codes = np.asarray(pc.index_in(queries, pc.unique(queries)))
     order = np.argsort(codes, kind="stable")
     begins = np.flatnonzero(np.diff(codes[order], prepend=-1))  # where each query begins in that order
     ends = np.append(begins[1:], len(order))
@@ -264,7 +278,11 @@ def with_negatives(table: pa.Table, mined: Sequence[Sequence[str]], existing: st
     if existing == "keep":
         for column in reversed(names):
             merged = [
-                list(dict.fromkeys([*([own] if isinstance(own, str) else own or []), *texts]))
+                [*([own] if isinstance(own, str) else own or []), *texts]
                 for own, texts in zip(table[column].to_pylist(), merged, strict=True)
             ]
-    return table.drop_columns(names).append_column("negative", pa.array(merged, type=pa.list_(pa.string())))
+        if not is_scored(table):  # each text has its score, there twice or not
+            merged = [list(dict.fromkeys(texts)) for texts in merged]
+    kind = pa.list_(pa.string())
+    lists = [pa.array(merged[start : start + _LISTS], type=kind) for start in range(0, len(merged), _LISTS)]
+    return table.drop_columns(names).append_column("negative", pa.chunked_array(lists, type=kind))

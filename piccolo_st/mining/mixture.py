@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict, load_from_disk
+from datasets import Dataset, DatasetDict
 
 from piccolo_st import cache
-from piccolo_st.data import forbidden
+from piccolo_st.data import forbidden, open_arrow, write_arrow
 from piccolo_st.errors import InputError
 from piccolo_st.hashing import text_key
 from piccolo_st.mining.candidates import MiningSettings
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from piccolo_st.data import Mixture
 
 logger = logging.getLogger(__name__)
+
+_DOCUMENTS = 100_000  # compared with the tests at once: an Arrow array holds 2 GiB of texts
 
 
 def mine_mixture(
@@ -66,7 +68,7 @@ def mine_mixture(
     models = [model] if isinstance(model, str) or not isinstance(model, Sequence) else model
     for name, dataset in mixture.train.items():
         chosen = _settings_of(mixture, name, settings)
-        if chosen is None:
+        if chosen is None or _lists_positives(dataset):
             mined[name] = dataset
             continue
         if mixture.specs[name].streaming:
@@ -83,7 +85,7 @@ def mine_mixture(
         judge = Path(chosen.judge or "")
         if chosen.judge and judge.is_dir():
             files += cache.content_digest(sorted(path for path in judge.rglob("*") if path.is_file()), folder)
-        key = cache.digest(["mined", 2, name, mixture.fingerprint, files, *made_of, asdict(chosen)])
+        key = cache.digest(["mined", 3, name, mixture.fingerprint, files, *made_of, asdict(chosen)])
 
         def mine(target: Path, dataset: Dataset = dataset, chosen: MiningSettings = chosen, name: str = name) -> None:
             corpus = further_documents(mixture, chosen)
@@ -92,26 +94,33 @@ def mine_mixture(
                     if not isinstance(one, str):
                         stack.enter_context(reading(one, mixture.specs[name]))
                 miner = Miner(dataset, models, chosen, tokenizer=tokenizer, corpus=corpus, folder=folder / "embeddings")
-                result, report = miner.mine_all(dataset)
-            result.save_to_disk(str(target / "rows"))
+                tables, report = miner.mine_all(dataset)
+            write_arrow(target / "rows.arrow", tables)
             (target / "report.json").write_text(report.to_json(), encoding="utf-8")
             write_report({name: report}, target / "report.txt")
 
         place = cache.entry(folder, key, mine)
-        mined[name] = load_from_disk(str(place / "rows"))
+        mined[name] = open_arrow(place / "rows.arrow")
         reports[name] = MiningReport.from_json((place / "report.json").read_text(encoding="utf-8"))
         logger.info("what mining %s did, with examples: %s", name, place / "report.txt")
-    if reports:
-        say(report_table(reports))
+    asked = [name for name in mixture.train if _settings_of(mixture, name, settings)]
+    listed = [name for name in asked if name not in reports]
+    if asked:
+        say(report_table(reports, listed))
     return DatasetDict(mined)
 
 
 def _settings_of(mixture: Mixture, name: str, settings: Mapping[str, object] | None) -> MiningSettings | None:
-    """How a training set is mined, if it is: its rows must be for retrieval, with one positive each."""
+    """How a training set is mined, if it is to be: its rows are for retrieval and get negatives."""
     spec = mixture.specs[name]
-    if spec.task != "retrieval" or isinstance(mixture.train[name][0]["positive"], list):
+    if spec.task != "retrieval":
         return None
-    return MiningSettings.of(settings, spec.mining, place=f"mining of dataset {name!r}")
+    chosen = MiningSettings.of(settings, spec.mining, place=f"mining of dataset {name!r}")
+    return chosen if chosen.num_negatives else None
+
+
+def _lists_positives(dataset: Dataset) -> bool:
+    return isinstance(dataset[0]["positive"], list)
 
 
 def negatives_in_use(
@@ -133,7 +142,7 @@ def negatives_in_use(
     datasets = {}
     for name, dataset in mined.items():
         chosen = _settings_of(mixture, name, settings)
-        if chosen is not None and chosen.num_negatives:
+        if chosen is not None and not _lists_positives(dataset):
             datasets[name] = RowNegatives.of(dataset, mixture.train[name], mixture.specs[name], chosen)
     found = NegativesInUse(remining, list(mined), datasets)
     found.begin(model, folder / "embeddings")
@@ -144,9 +153,11 @@ def further_documents(mixture: Mixture, settings: MiningSettings) -> list[str]:
     """The texts of ``settings.corpus``, without those of a held-out search of the mixture, or of its tests."""
     if settings.corpus is None:
         return []
-    texts = pa.array(read_documents(settings.corpus, mixture.root), type=pa.string())
+    texts = read_documents(settings.corpus, mixture.root)
     tests = mixture.test_sets()
-    searches = {**mixture.holdouts, **(tests.holdouts if tests else {})}
-    held_out = pc.is_in(text_key(texts), forbidden(searches).anywhere)
-    kept: list[str] = texts.filter(pc.invert(held_out)).to_pylist()
+    held_out = forbidden({**mixture.holdouts, **(tests.holdouts if tests else {})}).anywhere
+    kept: list[str] = []
+    for start in range(0, len(texts), _DOCUMENTS):
+        part = pa.array(texts[start : start + _DOCUMENTS], type=pa.string())
+        kept += part.filter(pc.invert(pc.is_in(text_key(part), held_out))).to_pylist()
     return kept

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -137,8 +137,9 @@ def _score(value: np.float32) -> float | None:
     return None if np.isnan(value) else round(float(value), 4)
 
 
-def report_table(reports: Mapping[str, MiningReport]) -> str:
-    """A line for each dataset, and what to do where most rows have no negative."""
+def report_table(reports: Mapping[str, MiningReport], listed: Iterable[str] = ()) -> str:
+    """A line for each dataset, what to do where most rows have no negative, and the datasets that are not mined since
+    their rows list their positives."""
     reasons = [reason for reason in (*REASONS, JUDGE) if any(report.dropped[reason] for report in reports.values())]
     header = ("dataset", "rows", "negatives a row", "rows without", "candidates", *reasons, "positive first, %",
               "among ten, %")  # fmt: skip
@@ -151,7 +152,10 @@ def report_table(reports: Mapping[str, MiningReport]) -> str:
         shares = [100 * count / ranked if ranked else "" for count in (first, ten)]
         dropped = [report.dropped[reason] for reason in reasons]
         rows.append((name, lines, mined / max(1, lines), report.negatives[0], report.candidates, *dropped, *shares))
-    return "\n".join([table(header, rows), *(line for name, one in reports.items() if (line := _advice(name, one)))])
+    told = [line for name, one in reports.items() if (line := _advice(name, one))]
+    told += [f"{name}: not mined, since its rows list their positives; `positives: all` makes a row of each"
+             for name in listed]  # fmt: skip
+    return "\n".join([table(header, rows), *told] if rows else told)
 
 
 def _advice(name: str, report: MiningReport) -> str:
@@ -165,9 +169,9 @@ def _advice(name: str, report: MiningReport) -> str:
     )
 
 
-def report_text(reports: Mapping[str, MiningReport]) -> str:
+def report_text(reports: Mapping[str, MiningReport], listed: Iterable[str] = ()) -> str:
     """The table, and for each dataset the negatives of its rows, the ranks of its positives and the examples."""
-    parts = [report_table(reports)]
+    parts = [report_table(reports, listed)]
     for name, report in reports.items():
         negatives = ", ".join(f"{count}: {rows:,}" for count, rows in sorted(report.negatives.items()))
         ranks = ", ".join(
@@ -191,6 +195,6 @@ def report_text(reports: Mapping[str, MiningReport]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write_report(reports: Mapping[str, MiningReport], path: Path) -> None:
+def write_report(reports: Mapping[str, MiningReport], path: Path, listed: Iterable[str] = ()) -> None:
     """The text, as a file."""
-    write_whole(path, report_text(reports))
+    write_whole(path, report_text(reports, listed))

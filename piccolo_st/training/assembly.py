@@ -31,6 +31,7 @@ from piccolo_st.mining import (
     ReminingSettings,
     check_dataset,
     dataset_limits,
+    drawn_alike,
     mine_mixture,
     negatives_in_use,
 )
@@ -183,13 +184,9 @@ def _mine(config: FinetuneConfig, mixture: Mixture, model: SentenceTransformer) 
     if not given:
         return mixture.train
     names = [given] if isinstance(given, str) else given
-    kept = {name: getattr(config.model, name) for name in ("instructions", "query_length", "document_length")}
     miners: Any = [
-        name if name in UNTRAINED
-        else model if name == "self"
-        else load_encoder(name, place="data.mining_model", dtype="stored", **kept)
-        for name in names
-    ]  # fmt: skip
+        name if name in UNTRAINED else model if name == "self" else _load_miner(config, name) for name in names
+    ]
     remining = _remining(config)
     made_of = [tokenizer_state(model.tokenizer) if isinstance(one, str) else content_hash(one) for one in miners]
     return mine_mixture(
@@ -202,6 +199,12 @@ def _mine(config: FinetuneConfig, mixture: Mixture, model: SentenceTransformer) 
         oversample=1 if remining is None else remining.oversample,
         say=print if process_state().is_main_process else lambda _: None,
     )
+
+
+def _load_miner(config: FinetuneConfig, name: str) -> SentenceTransformer:
+    kept = {name: getattr(config.model, name) for name in ("instructions", "query_length", "document_length")}
+    with drawn_alike():
+        return load_encoder(name, place="data.mining_model", dtype="stored", **kept)
 
 
 def _remining(config: FinetuneConfig) -> ReminingSettings | None:

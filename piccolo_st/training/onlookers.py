@@ -13,8 +13,8 @@ from piccolo_st import cache
 from piccolo_st.data import Mixture
 from piccolo_st.errors import InputError, shown
 from piccolo_st.losses import DistillationSettings, check_width
-from piccolo_st.mining import StoredGuide, StoredTeachers, store_guide
-from piccolo_st.modeling import load_pretrained, set_prompts
+from piccolo_st.mining import StoredGuide, StoredTeachers, load_alike, store_guide
+from piccolo_st.modeling import set_prompts
 from piccolo_st.training.training_arguments import FinetuneConfig
 
 
@@ -97,7 +97,7 @@ def _teachers(
 
 def _other(name: str, model: SentenceTransformer, place: str) -> SentenceTransformer:
     """The model of that name, or the encoder itself."""
-    return model if name == "self" else load_pretrained(SentenceTransformer, name, place)
+    return model if name == "self" else load_alike(name, place)
 
 
 def _embeddings() -> Path:

@@ -8,7 +8,7 @@ default.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,7 @@ DATASET: tuple[Rule, ...] = (
         ("mining",),
         lambda s: "" if s.task == "retrieval" else f"it is for {s.task}, and negatives are mined for retrieval",
     ),
+    (("mining",), lambda s: "rows that list their positives are not mined" if s.positives == "list" else ""),
     (
         ("score_range",),
         lambda s: "" if _scored(s) else "its rows have no scores",
@@ -141,6 +142,9 @@ DATASET: tuple[Rule, ...] = (
 DATASET_IN_RUN: tuple[Rule, ...] = (
     (("mining",), lambda c: "" if c.data.mining_model else "data.mining_model is empty"),
 )
+
+LOSS_OF_ALL = ("mini_batch_size", "mini_batch_num_tokens", "chunk_tokens", "quantised", "matryoshka_dims")
+"""What the losses of other tasks than retrieval read of the section ``loss``."""
 
 PRESET: Mapping[str, tuple[str, ...]] = {
     "nli": ("neutral_as_negative",),
@@ -177,6 +181,8 @@ def unread(config: FinetuneSections, specs: Iterable[DatasetSpec] = (), plan: bo
     }
     typed = {f"{name}.{key}" for name, section in config.resolved.items() for key in section}
     found = list(_told((*RUN, *(PLAN if plan else ON_DEVICE)), config, sections.keys() & typed))
+    specs = list(specs)
+    found += _of_retrieval(specs, sections.keys() & typed)
     found += _of_mining(config, "data.mining", config.data.mining)
     remining = config.data.remining or {}
     if remining.get("rule") == "hardest":
@@ -195,6 +201,16 @@ def unread(config: FinetuneSections, specs: Iterable[DatasetSpec] = (), plan: bo
         keys = {line.partition(":")[0]: line for line in reversed(told)}  # one reason is enough
         found += [f"{line} (dataset {spec.name!r})" for line in reversed(keys.values())]
     return found
+
+
+def _of_retrieval(specs: Sequence[DatasetSpec], present: Collection[str]) -> list[str]:
+    """Settings of the loss that reach no dataset: none is for retrieval, or each that is has set them to null."""
+    if not specs:
+        return []
+    own = [spec.loss for spec in specs if spec.task == "retrieval" and spec.use == "train"]
+    keys = (key for key in present if key.startswith("loss.") and key.removeprefix("loss.") not in LOSS_OF_ALL)
+    idle = [key for key in sorted(keys) if all(one.get(key.removeprefix("loss."), key) is None for one in own)]
+    return [f"{key}: no retrieval dataset is trained with it" for key in idle]
 
 
 def _of_mining(config: FinetuneSections, place: str, settings: Mapping[str, object] | None) -> list[str]:

@@ -242,6 +242,10 @@ def test_filter_can_write_simplified_characters(tmp_path: Path) -> None:
 
 
 def test_mine_gives_every_retrieval_row_negatives_and_copies_the_rest(folder: Path) -> None:
+    _write(folder / "lists.jsonl", [{"query": f"问{i}", "pos": ["答", f"好{i}"]} for i in range(9)])
+    given = yaml.safe_load((folder / "mixture.yaml").read_text())
+    given["datasets"]["lists"] = {"source": "lists.jsonl", "task": "retrieval", "positives": "list"}
+    (folder / "mixture.yaml").write_text(yaml.safe_dump(given, sort_keys=False))
     mined = MineSettings(settings={"num_negatives": 2, "shard_rows": 20, "range_min": 1, "relative_margin": None})
     out, said = _step(folder, "mine", mined)
     before = load_mixture(folder / "mixture.yaml", cache_dir=folder / "cache")
@@ -255,8 +259,9 @@ def test_mine_gives_every_retrieval_row_negatives_and_copies_the_rest(folder: Pa
         assert len(row["negative"]) >= 2
     assert list(left.train["scores"]) == list(before.train["scores"])
     assert list(left.train["labels"]) == list(before.train["labels"])
+    assert list(left.train["lists"]) == list(before.train["lists"])
     report = (out / "report.txt").read_text(encoding="utf-8")
-    assert report.split("\n\n")[0] in said
+    assert report.split("\n\n")[0] in said and "lists: not mined, since its rows list their positives" in said
     assert report.splitlines()[2].split()[:4] == ["pairs", "60", "2.00", "0"]
     assert "dropped by range_min: " in report
     assert f"what was dropped and why, with examples: {out / 'report.txt'}" in said

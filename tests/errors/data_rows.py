@@ -35,6 +35,8 @@ ROWS: dict[str, list[Row]] = {
     "mining.candidates": [
         Row("a range of two for seven", prepare("mine", "--mine.settings", "{num_negatives: 7, range_max: 2}"),
             "range_min=0 to range_max=2 of mining leaves fewer candidates than num_negatives=7; raise range_max"),
+        Row("documents among queries", prepare("mine", "--mine.settings", "{search: queries, corpus: more.jsonl}"),
+            "corpus of mining must be empty with search: queries, …got 'more.jsonl'; set it to null, or…"),
     ],
     "batches.lists": [
         Row("a row without a positive", collate({"query": "猫", "positive": ["狗"]}, {"query": "鱼", "positive": []}),

@@ -21,7 +21,7 @@ from sentence_transformers.util import pairwise_cos_sim
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from piccolo_st.losses import DIRECTIONS, DistillationLoss, PiccoloLoss
+from piccolo_st.losses import DIRECTIONS, DistillationLoss, PiccoloLoss, QuantisedLoss
 from piccolo_st.losses.distillation import divergence, margin_mse
 from piccolo_st.losses.ranking import ranking_loss
 from piccolo_st.losses.similarity import similarity_loss
@@ -295,6 +295,25 @@ def test_in_mrl_the_cosine_is_that_of_the_largest_dimension(make_model: Callable
     similar = [20 * (one @ one.T - torch.eye(8)).square().mean().item() for one in cut]
     assert values["similarity"] == pytest.approx(sum(similar), rel=1e-9)
     assert values["cosine"] == pytest.approx((1 - cut[0].diagonal()).mean().item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("precisions", [[], ["int8"]])
+def test_the_cosine_alone_is_cached_in_mrl(make_model: Callable[..., Any], precisions: list[Any]) -> None:
+    """Its smaller dimensions learn nothing, and go backward all the same."""
+    model = make_model().double()
+    batch = [{**column, "teacher": torch.eye(32)[2 * n : 2 * n + 2]} for n, column in enumerate(square(model))]
+    settings = {"weight": 0, **ALONE, **SEEN, "similarity_weight": 0, "cosine_weight": 10.0}
+    found = []
+    for options in ({}, {"mini_batch_size": 1}):
+        loss: Any = DistillationLoss(model, settings, matryoshka_dims=[32, 8], **options)
+        loss = QuantisedLoss(model, loss, precisions) if precisions else loss
+        value = MatryoshkaLoss(model, loss, [32, 8])([dict(column) for column in batch], None)
+        model.zero_grad()
+        value.backward()
+        found.append((value.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])))
+    for plain, cached in zip(*found, strict=True):
+        torch.testing.assert_close(cached, plain, rtol=1e-9, atol=1e-10)
+        assert plain.norm() > 1e-3
 
 
 def test_teachers_that_do_not_fit_are_refused(make_model: Callable[..., Any]) -> None:

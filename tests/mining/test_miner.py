@@ -29,6 +29,7 @@ from piccolo_st.mining.miner import (
     with_negatives,
 )
 from piccolo_st.mining.mixture import mine_mixture
+from piccolo_st.mining.report import report_table
 
 # Three topics; a text's topic is its first character, and texts of one topic share two characters.
 TOPICS = ("猫狗", "山水", "红绿")
@@ -146,6 +147,25 @@ def test_searching_among_queries_gives_the_answers_of_similar_questions() -> Non
         )
 
 
+def test_among_queries_margins_are_below_the_query_itself_and_no_rank_is_known(
+    make_model: Callable[..., Any], tmp_path: Path
+) -> None:
+    model = make_model()
+    dataset = Dataset.from_dict({"query": ["天气", "天天气", "山水"], "positive": ["猫", "狗", "鱼"]})
+    queries = model.encode_query(dataset["query"], normalize_embeddings=True)
+    scores = queries @ queries.T
+    margin = float(1 - np.sort(scores[0])[[1, 0]].mean())  # between the two others
+    settings = MiningSettings(num_negatives=2, search="queries", relative_margin=margin)
+    negatives, report = Miner(dataset, model, settings, folder=tmp_path).mine(0)
+    below = scores < 1 - margin
+    assert [set(own) for own in negatives] == [
+        {text for text, low in zip(dataset["positive"], row, strict=True) if low} for row in below
+    ]
+    assert len(negatives[0]) == 1 and report.dropped["relative_margin"]
+    assert report.ranks == {"unknown": 3}
+    assert "positive first" in report_table({"faq": report}) and "100" not in report_table({"faq": report})
+
+
 def test_searching_among_queries_skips_answers_that_are_right_too() -> None:
     dataset = Dataset.from_dict({"query": ["天气一", "天气二", "天气三"], "positive": ["晴", "晴", "雨"]})
     mined = mine_negatives(dataset, "lexical", unaware(num_negatives=2, search="queries"))
@@ -181,6 +201,66 @@ def test_mined_negatives_come_after_the_given_ones_or_in_their_place() -> None:
     assert with_negatives(table, mined, "replace")["negative"].to_pylist() == [["z", "m"], []]
     ragged = pa.table({"query": ["a"], "negative": [["x"]]})
     assert with_negatives(ragged, [["m"]], "keep")["negative"].to_pylist() == [["x", "m"]]
+
+
+def test_more_texts_than_an_arrow_array_holds_are_mined() -> None:
+    """2 GiB of positives, all but one of them views of one text."""
+    long = pa.array(["x" * 50_000_000])
+    positives = pa.chunked_array([*[long] * 44, pa.array(["short"])])
+    assert positives.nbytes > 2**31
+    dataset = Dataset(pa.table({"query": [f"{i}" for i in range(45)], "positive": positives}), fingerprint="large")
+    mined = mine_negatives(dataset, "random", MiningSettings(num_negatives=1, shard_rows=1, range_max=20))
+    assert mined[0]["negative"] == ["short"] and len(mined) == 45
+    assert [len(texts[0]) for texts in mined[-1:]["negative"]] == [50_000_000]
+
+
+def test_negatives_stand_in_arrays_that_no_list_of_texts_outgrows() -> None:
+    mined = [[f"{row}-{place}" for place in range(row % 3)] for row in range(2500)]
+    column = with_negatives(pa.table({"query": ["q"] * 2500}), mined)["negative"]
+    assert column.to_pylist() == mined
+    assert max(map(len, column.chunks)) == 1000
+
+
+def test_a_dataset_that_mines_none_stays_as_it_is(tmp_path: Path) -> None:
+    """Under a run that replaces negatives, and where a teacher has scored one text twice."""
+    own = {"query": "天", "positive": "地", "negative_1": "山", "negative_2": "山"}
+    rows = {"own": own, "scored": {**own, "label": [0.9, 0.2, 0.1]}, "mined": own | {"query": "水"}}
+    for name, row in rows.items():
+        lines = [row, {**row, "query": "河", "positive": "海"}]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(line) for line in lines), "utf-8")
+    datasets = {
+        name: {"source": f"{name}.jsonl", "task": "retrieval", "mining": {"num_negatives": int(name == "mined")}}
+        for name in rows
+    }
+    mixture = load_mixture({"root": str(tmp_path), "datasets": datasets}, cache_dir=tmp_path / "cache")
+    found = mine_mixture(mixture, "random", {"existing": "replace", "relative_margin": None}, tmp_path / "mined")
+    assert found["mined"]["negative"] == [["海"], ["地"]]
+    for name in ("own", "scored"):
+        assert list(found[name]) == list(mixture.train[name])
+        assert [found[name][0][column] for column in own] == list(own.values())
+
+
+def test_a_dataset_whose_rows_list_their_positives_is_told_not_to_be_mined(tmp_path: Path) -> None:
+    rows = [{"query": text, "pos": ["地", "海"], "neg": ["山"]} for text in "天水"]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    faq = {"source": "rows.jsonl", "task": "retrieval", "positives": "list"}
+    datasets = {"faq": faq, "none": {**faq, "mining": {"num_negatives": 0}}, "rows": {**faq, "positives": "all"}}
+    for names in (list(datasets), ["faq"]):
+        content = {"root": str(tmp_path), "datasets": {name: datasets[name] for name in names}}
+        mixture = load_mixture(content, cache_dir=tmp_path / "cache")
+        said: list[str] = []
+        found = mine_mixture(mixture, "random", None, tmp_path / "mined", say=said.append)
+        assert list(found["faq"]) == list(mixture.train["faq"])
+        line = "faq: not mined, since its rows list their positives; `positives: all` makes a row of each"
+        assert said[0].splitlines()[-1] == line and "none" not in said[0] and len(said) == 1
+
+
+def test_rows_with_scores_keep_a_text_that_was_scored_twice() -> None:
+    table = pa.table({"query": ["q"], "positive": ["p"], "negative_1": ["n"], "negative_2": ["n"]})
+    scored = table.append_column("label", pa.array([[0.9, 0.2, 0.1]]))
+    assert with_negatives(scored, [[]])["negative"].to_pylist() == [["n", "n"]]
+    with pytest.raises(MixtureError, match="set num_negatives of mining to 0 for their dataset"):
+        with_negatives(scored, [["m"]])
 
 
 class _Reranker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,25 @@ def test_the_hardest_are_those_most_like_the_query_that_stay_below_the_positive(
     places = np.array([[0, 1], [1, -1], [2, 3]], np.int32)
     assert hardest(places, counts, scores, right, 0.05).tolist() == [[3, 2], [0, -1], [2, 3]]
     assert hardest(places, counts, scores, right, None).tolist() == [[1, 3], [0, -1], [0, 1]]
+
+
+@pytest.mark.parametrize("rule", ["easy", "hardest"])
+def test_a_judgement_has_the_texts_of_some_rows_in_memory_at_once(
+    rule: Any, make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, settings = make_model(), ReminingSettings(rule=rule)
+    own = state(settings).datasets["faq"]
+    rows = np.arange(1, ROWS)
+    expected = own.judge(model, rows, settings)
+    asked: list[int] = []
+    encode = model.encode_query
+    monkeypatch.setattr(model, "encode_query", lambda texts, **how: asked.append(len(texts)) or encode(texts, **how))
+    monkeypatch.setattr("piccolo_st.mining.in_use._ROWS", 7)
+    found = own.judge(model, rows, settings)
+    assert asked == [7, 7, 7, 2]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    assert np.isfinite(found[0]).all() and np.isfinite(found[1]).all() == (rule == "hardest")
 
 
 def test_own_negatives_are_in_use_beside_the_mined() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from datasets import Dataset
 from numpy.typing import NDArray
@@ -71,9 +72,10 @@ def test_the_report_says_what_was_dropped_and_where_the_positives_stand(
     dataset: Dataset, model: SentenceTransformer, tmp_path: Path
 ) -> None:
     settings = MiningSettings(num_negatives=2, shard_rows=25, max_score=0.4)
-    mined, report = Miner(dataset, model, settings, folder=tmp_path).mine_all(dataset)
+    tables, report = Miner(dataset, model, settings, folder=tmp_path).mine_all(dataset)
+    negatives = [texts for table in tables for texts in table["negative"].to_pylist()]
     assert report.queries == 90
-    assert report.negatives == {n: sum(len(texts) == n for texts in mined["negative"]) for n in report.negatives}
+    assert report.negatives == {n: sum(len(texts) == n for texts in negatives) for n in report.negatives}
     texts = [*dataset["query"], *dataset["positive"]]
     score = dict(zip(texts, model.encode(texts, normalize_embeddings=True), strict=True))
     answers: dict[str, list[str]] = {}
@@ -243,7 +245,8 @@ def test_a_judge_drops_what_it_finds_as_good_as_the_positive(
 
     for name, score in (("guide", by_guide), ("cross", by_cross)):
         settings = MiningSettings(num_negatives=2, relative_margin=None, judge=str(tmp_path / name), oversample=4)
-        mined, report = Miner(dataset, model, settings, folder=tmp_path / "kept").mine_all(dataset)
+        tables, report = Miner(dataset, model, settings, folder=tmp_path / "kept").mine_all(dataset)
+        mined = pa.concat_tables(tables).to_pylist()
         plain = mine_negatives(dataset, model, MiningSettings(num_negatives=8, relative_margin=None))
         for row, texts in zip(mined, plain["negative"], strict=True):
             limit = score(row["query"], row["positive"])

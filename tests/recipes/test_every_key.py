@@ -24,7 +24,7 @@ from torch import nn
 from piccolo_st.config import parse_run
 from piccolo_st.data.specs import DatasetSpec, HoldoutSpec, PresetSpec
 from piccolo_st.errors import InputError
-from piccolo_st.losses import DistillationSettings, TeacherSettings
+from piccolo_st.losses import DistillationSettings, PiccoloLoss, SINCERELoss, TeacherSettings
 from piccolo_st.mining.candidates import MiningSettings
 from piccolo_st.mining.remining import ReminingSettings
 from piccolo_st.modeling.packed.packing import packs
@@ -33,7 +33,7 @@ from piccolo_st.schema import build
 from piccolo_st.training.estimate import show_plan
 from piccolo_st.training.run import TrainingRun
 from piccolo_st.training.training_arguments import FinetuneConfig, PiccoloTrainingArguments, PretrainConfig
-from piccolo_st.training.unread import unread
+from piccolo_st.training.unread import LOSS_OF_ALL, unread
 from tests.recipes import every_key as table
 from tests.recipes.every_key import FAQ, Row
 
@@ -318,6 +318,8 @@ UNREAD = [
     ({"data.mining_model": "random", "data.mining": {"dimensions": 9}},
      "dimensions of data.mining: data.mining_model random does not read it"),
     ({f"{FAQ}.mining": {"seed": 2}}, "mining: data.mining_model is empty (dataset 'faq')"),
+    ({"data.mining_model": "random", f"{FAQ}.mining": {"seed": 2}, f"{FAQ}.positives": "list"},
+     "mining: rows that list their positives are not mined (dataset 'faq')"),
     ({f"{FAQ}.score_range": [0, 2]}, "score_range: its rows have no scores (dataset 'faq')"),
     ({f"{FAQ}.columns": {"label": "score"}}, "columns.label: loss.distillation is empty (dataset 'faq')"),
     ({f"{FAQ}.labels": ["a"]}, "labels: its rows have no classes (dataset 'faq')"),
@@ -342,6 +344,21 @@ def test_a_setting_that_nothing_reads_beside_the_others_is_told(
 ) -> None:
     assert f"not read    {line}" in show_plan(configure(files, settings)).splitlines()
     assert line not in show_plan(configure(files, {}))
+
+
+def test_what_only_retrieval_learns_from_is_told_where_nothing_is_for_retrieval(files: Path) -> None:
+    teachers = {"teachers": [{"name_or_path": "self"}], "similarity_weight": 200}
+    config = configure(files, {"loss.guide": "self", "loss.distillation": teachers, "loss.mini_batch_size": 4})
+    faq, pairs = (DatasetSpec(task, source="", task=task) for task in ("retrieval", "sts"))
+    without = dataclasses.replace(faq, loss={"guide": None, "distillation": None})
+    told = [f"loss.{key}: no retrieval dataset is trained with it" for key in ("distillation", "guide")]
+    for specs in ([pairs], [without, pairs], [dataclasses.replace(faq, use="evaluate"), pairs]):
+        assert [
+            line for line in unread(config, specs) if line.split(":")[0] in ("loss.distillation", "loss.guide")
+        ] == told
+    assert not set(told) & {*unread(config, [faq, without, pairs]), *unread(config)}
+    of_retrieval = inspect.signature(PiccoloLoss).parameters.keys() - inspect.signature(SINCERELoss).parameters.keys()
+    assert set(keys_of(SECTIONS["loss"])) - set(LOSS_OF_ALL) == of_retrieval | {"temperature", "distillation"}
 
 
 def test_no_key_is_missing() -> None:

@@ -13,9 +13,11 @@ import pytest
 import torch
 import yaml
 from sentence_transformers import SentenceTransformer
+from transformers import AutoTokenizer, BertModel
 
 from piccolo_st.config import parse_run
 from piccolo_st.training import FinetuneConfig, TrainingRun
+from piccolo_st.training.assembly import load
 from tests.helpers.ranks import run_ranks
 from tests.helpers.resume_cases import ZERO1_ENVIRONMENT
 
@@ -58,6 +60,31 @@ def test_a_run_comes_nearer_to_its_teachers(
     trained = SentenceTransformer(str(tmp_path / "run" / "model"), device="cpu")
     assert apart(trained) < 0.5 * apart(start)
     assert "zhang2024jasperstella" in (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_checkpoint_without_a_pooler_is_one_model_under_every_seed(
+    encoder_dir_no_dropout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As teacher, guide and miner: its texts are embedded once."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    bare = str(tmp_path / "bare")
+    BertModel.from_pretrained(encoder_dir_no_dropout, add_pooling_layer=False).save_pretrained(bare)
+    AutoTokenizer.from_pretrained(encoder_dir_no_dropout).save_pretrained(bare)
+    rows = [{"query": query, "positive": text} for query, text in zip(TEXTS[:20], TEXTS[20:40], strict=True)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    faq = {"source": str(tmp_path / "rows.jsonl"), "task": "retrieval"}
+    content: dict[str, Any] = {
+        "model": {"name_or_path": str(encoder_dir_no_dropout)},
+        "data": {"mixture": {"datasets": {"faq": faq}}, "mining_model": bare},
+        "loss": {"guide": bare, "distillation": {"teachers": [{"name_or_path": bare}], "similarity_weight": 1.0}},
+    }
+    found = []
+    for seed in (1, 2):
+        content["train"] = {"output_dir": str(tmp_path / f"{seed}"), "seed": seed}
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(content), "utf-8")
+        load(parse_run([str(tmp_path / "run.yaml")], FinetuneConfig, tmp_path / "run.yaml"))
+        found.append(sorted(path.relative_to(tmp_path) for path in tmp_path.glob("cache/**/*.npy")))
+    assert found[0] and found[0] == found[1]
 
 
 def _train(rank: int, world: int, path: str) -> list[float]:
