@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import TrainerState, set_seed
 from transformers.trainer_utils import TrainOutput
@@ -29,7 +31,7 @@ from piccolo_st.distributed import agree, get_rank
 from piccolo_st.errors import InputError
 from piccolo_st.hashing import mix
 from piccolo_st.modeling import bare_encoders, check_savable, load_trained
-from piccolo_st.training import checkpoint, fingerprint, manifest, resume, zero
+from piccolo_st.training import accepted, checkpoint, fingerprint, manifest, resume, zero
 from piccolo_st.training.manifest import Checkpoint, CheckpointError
 from piccolo_st.training.metrics import Batch
 from piccolo_st.training.ownership import own
@@ -55,6 +57,7 @@ class ResumableTrainer(SavingTrainer):
         self.run_configuration: Mapping[str, object] = {}
         self.finished_before = False
         self._resumed: Checkpoint | None = None
+        self._own_settings: list[dict[str, object]] = []
         self._starting_weights = fingerprint.weights_fingerprint(self.model)
 
     # Step (1).
@@ -211,9 +214,21 @@ class ResumableTrainer(SavingTrainer):
                     super()._load_from_checkpoint(resume_from_checkpoint)
             resume.load_loss(self.loss, Path(resume_from_checkpoint))
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """The stock create_scheduler, after which a checkpoint takes the place of the optimizer's settings."""
+        schedule = super().create_scheduler(num_training_steps, optimizer)
+        if self._resumed is not None and self.optimizer is not None:
+            named = self.get_optimizer_cls_and_kwargs(self.args, self.model)[1]
+            self._own_settings = accepted.own_settings(self.optimizer, named)
+        return schedule
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with resume.loading(Path(str(checkpoint))):
             super()._load_optimizer_and_scheduler(checkpoint)
+        optimizer, schedule, found = self.optimizer, self.lr_scheduler, self._resumed
+        assert optimizer is not None and schedule is not None and found is not None
+        if fingerprint.changes(found.run["signature"], self._fingerprint):
+            accepted.put_back(self._own_settings, optimizer, schedule)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         with resume.loading(Path(str(checkpoint))):

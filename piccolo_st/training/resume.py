@@ -32,6 +32,7 @@ from piccolo_st.errors import InputError, reason
 from piccolo_st.mining import NEGATIVES, NegativesInUse
 from piccolo_st.schema import Natural
 from piccolo_st.stored import read_json
+from piccolo_st.training.accepted import check_groups
 from piccolo_st.training.fingerprint import changes, differences
 from piccolo_st.training.manifest import Checkpoint, CheckpointError, RunFacts, lacking
 
@@ -117,6 +118,7 @@ def decide(
             + ("train more steps or epochs than it had" if finished else "go on with the change")
             + f" with {spelled.accept}"
         )
+    check_groups(before["signature"], now["signature"])
     for change in changed:
         logger.warning("going on with a change that was accepted: %s", change)
     if before["engine"] != now["engine"]:
