@@ -33,7 +33,7 @@ from piccolo_st.mining import NEGATIVES, NegativesInUse
 from piccolo_st.schema import Natural
 from piccolo_st.stored import read_json
 from piccolo_st.training.accepted import check_groups
-from piccolo_st.training.fingerprint import changes, differences
+from piccolo_st.training.fingerprint import changes, differences, roundings
 from piccolo_st.training.manifest import Checkpoint, CheckpointError, RunFacts, lacking
 
 logger = logging.getLogger(__name__)
@@ -143,7 +143,8 @@ def decide(
             now["world_size"],
         )
     else:
-        for difference in differences(before["environment"], now["environment"]):
+        elsewhere = differences(before["environment"], now["environment"])
+        for difference in [*elsewhere, *roundings(before["signature"], now["signature"])]:
             logger.warning("going on, though perhaps not bit for bit: %s", difference)
 
 
