@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from piccolo_st._version import __version__
 from piccolo_st.distributed import agree, get_rank
 from piccolo_st.errors import InputError
 from piccolo_st.hashing import mix
-from piccolo_st.modeling import bare_encoders, check_savable, load_trained
+from piccolo_st.modeling import bare_encoders, check_savable, load_trained, wrapped
+from piccolo_st.releasing import RunRecord
 from piccolo_st.training import accepted, checkpoint, fingerprint, manifest, resume, zero
 from piccolo_st.training.manifest import Checkpoint, CheckpointError
 from piccolo_st.training.metrics import Batch
@@ -49,12 +50,15 @@ class ResumableTrainer(SavingTrainer):
     Attributes:
         run_configuration: sections of the configuration that decide the run and that the trainer does not see
             otherwise, as JSON; a checkpoint of a run with others is refused.
+        left: given the fingerprint, the steps of the whole run, and whether a checkpoint of the last one is there, the
+            record of the run if it has ended in the output directory without one; an error where another has.
         finished_before: whether ``train`` found the run at its end already, and trained nothing.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.run_configuration: Mapping[str, object] = {}
+        self.left: Callable[[Mapping[str, object], int, bool], RunRecord | None] = lambda *of: None
         self.finished_before = False
         self._resumed: Checkpoint | None = None
         self._own_settings: list[dict[str, object]] = []
@@ -103,6 +107,10 @@ class ResumableTrainer(SavingTrainer):
             found = self._resumed = on_first_rank(lambda: self._find(wanted, output_dir, steps))
             self._seconds_before = 0.0 if found is None else float(found.run.get("seconds", 0.0))
             self.finished_before = found is not None and found.step >= steps
+            if self.finished_before or (found is None and wanted == "auto"):
+                left = on_first_rank(lambda: self.left(self._fingerprint, steps, self.finished_before))
+                if left is not None:
+                    return self._load_left(left, output_dir)
             if found is None:
                 return super().train(None, trial, ignore_keys_for_eval)
             if self.finished_before:
@@ -175,6 +183,19 @@ class ResumableTrainer(SavingTrainer):
             self._load_from_checkpoint(str(found.path))
         losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
         return TrainOutput(found.step, losses[-1] if losses else float("nan"), {})
+
+    def _load_left(self, record: RunRecord, output_dir: Path) -> TrainOutput:
+        """Take over the model and the log of a run that has ended and kept no checkpoint."""
+        words = resume.words(self.run_configuration)
+        logger.warning(
+            f"{output_dir} holds what this run left, so nothing is trained. To train again, use {words.never} or "
+            f"another {words.output}"
+        )
+        self.finished_before = True
+        self.state.log_history = [{**entry} for entry in record.log]
+        self.state.global_step = self.state.max_steps = record.steps or 0
+        self._load_from_checkpoint(str(output_dir / ("adapter" if wrapped(self.model) else "model")))
+        return TrainOutput(self.state.global_step, float("nan"), {})
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The stock save_model, of a finished run too."""

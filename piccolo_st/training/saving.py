@@ -199,6 +199,11 @@ class SavingTrainer(PortablePushes, SentenceTransformerTrainer):
         }
 
     @property
+    def signature(self) -> Mapping[str, object]:
+        """The fingerprint of the run, once ``train`` has been called."""
+        return self._fingerprint
+
+    @property
     def seconds_so_far(self) -> float:
         """Seconds since ``train`` was called, and those that led to the checkpoint that it went on from."""
         return self._seconds_before + time.perf_counter() - self._called

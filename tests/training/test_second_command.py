@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,3 +75,48 @@ def test_a_run_goes_on_where_a_mini_batch_may_have_another_size(
     monkeypatch.undo()
     code, error = finetune("--loss.mini_batch_num_tokens", 150, "--train.max_steps", 3)
     assert code == 2 and "configuration.loss.mini_batch_num_tokens was auto and is 150" in error
+
+
+SEARCHED = ("--train.eval_strategy", "steps", "--train.eval_steps", 1)
+OTHERS: list[tuple[tuple[object, ...], tuple[object, ...], str]] = [
+    ((), ("--train.average_with_start", 0.5), r"train\.average_with_start was 0\.0 and is 0\.5"),
+    (SEARCHED, ("--train.load_best_model_at_end", "true", "--train.metric_for_best_model", "faq_ndcg@10"),
+     r"train\.load_best_model_at_end was False and is True"),
+    (("--train.save_strategy", "no"), ("--train.learning_rate", 1e-3), r"train\.learning_rate was \S+ and is 0\.001"),
+    (("--train.save_strategy", "no"), ("--train.average_with_start", 0.5), r"train\.average_with_start was 0\.0 and"),
+    (("--train.save_strategy", "no", "--lora.rank", 4), ("--train.seed", 7), r"train\.seed was 42 and is 7"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("first", "other", "message"), OTHERS)
+def test_the_same_command_trains_nothing_and_another_is_refused(
+    first: tuple[object, ...],
+    other: tuple[object, ...],
+    message: str,
+    finetune: Callable[..., tuple[int, str]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert finetune(*first)[0] == 0
+    files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    code, error = finetune(*first, *other)
+    assert code == 2 and re.search(rf"another run, which has ended: .*{message}.*--train\.resume never", error), error
+    assert "nothing is trained" not in caplog.text
+    assert finetune(*first)[0] == 0 and "nothing is trained" in caplog.text
+    assert files == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_what_is_missing_is_written_again_and_more_steps_go_on(
+    finetune: Callable[..., tuple[int, str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    unsaved, weights = ("--train.save_strategy", "no"), tmp_path / "run" / "model" / "model.safetensors"
+    assert finetune(*unsaved)[0] == 0
+    before = record(tmp_path / "run")["content_hash"]
+    weights.unlink()
+    assert finetune(*unsaved)[0] == 0
+    assert weights.exists() and record(tmp_path / "run")["content_hash"] == before
+    assert "nothing is trained" not in caplog.text
+    assert finetune("--train.resume", "never", "--train.average_with_start", 0.5)[0] == 0
+    more = ("--train.max_steps", 3, "--train.accept_changes", "true")
+    assert finetune(*more)[0] == 0  # the record is of the two steps, and of another average
+    assert record(tmp_path / "run")["steps"] == 3
