@@ -27,6 +27,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from piccolo_st.data import StreamedTable
+from piccolo_st.mining import StoredGuide, StoredTeachers
 from piccolo_st.modeling.fingerprint import sampled_hash
 from piccolo_st.redaction import redact
 
@@ -266,4 +267,6 @@ def _plain(value: object) -> object:
         return str(value)
     if isinstance(value, partial):
         return _plain(value.func)
+    if isinstance(value, StoredGuide | StoredTeachers):
+        return value.made_of
     return getattr(value, "__qualname__", type(value).__name__)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 DIGITS = "一二三四五六七八九十"
@@ -120,3 +121,26 @@ def test_what_is_missing_is_written_again_and_more_steps_go_on(
     more = ("--train.max_steps", 3, "--train.accept_changes", "true")
     assert finetune(*more)[0] == 0  # the record is of the two steps, and of another average
     assert record(tmp_path / "run")["steps"] == 3
+
+
+@pytest.mark.parametrize("kind", ["guide", "teacher"])
+def test_a_run_whose_guide_or_teacher_has_changed_is_refused(
+    kind: str,
+    finetune: Callable[..., tuple[int, str]],
+    stopped: Callable[..., None],
+    make_model: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    other, folder = make_model(dropout=True), str(tmp_path / "other")
+    other.save_pretrained(folder)
+    taught = ("--loss.distillation", json.dumps({"teachers": [{"name_or_path": folder}], "similarity_weight": 1.0}))
+    looking = ("--loss.guide", folder) if kind == "guide" else taught
+    stopped(*looking)
+    with torch.no_grad():
+        other[0].auto_model.encoder.layer[1].output.dense.weight[3, 5] += 0.01
+    other.save_pretrained(folder)
+    code, error = finetune(*looking)
+    assert code == 2 and re.search(rf"another run: trainer\.collator\.{kind}\.\S+ was \w+ and is \w+; ", error), error
+    make_model(dropout=True).save_pretrained(folder)
+    code, error = finetune(*looking)
+    assert code == 0, error
