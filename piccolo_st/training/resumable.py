@@ -298,6 +298,4 @@ class ResumableTrainer(SavingTrainer):
                 resume_from_checkpoint = str(
                     stack.enter_context(zero.universal(found, Path(str(self.args.output_dir))))
                 )
-            return super()._prepare_for_training(  # type: ignore[no-untyped-call]
-                max_steps, train_dataloader, resume_from_checkpoint
-            )
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
