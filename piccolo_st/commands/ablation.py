@@ -2,7 +2,7 @@
 
 python -m piccolo_st ablation --data.mixture.root ROOT               the variants of ablation-zh-mini
 python -m piccolo_st ablation CONFIG --data.mixture.root ROOT --ablation.seeds "[1]"
-python -m piccolo_st ablation CONFIG --only stock,full ...      some of them
+python -m piccolo_st ablation CONFIG --only stock,mined ...      some of them
 python -m piccolo_st ablation CONFIG --table ...                the table of what is finished
 
 CONFIG is the path of a YAML file or the name of a shipped one. A variant and seed that has a result for the same
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> None:
     if "--only" in rest:
         place = rest.index("--only")
         if not rest[place + 1 :]:
-            raise ConfigError("--only needs the names of variants, got none; write --only stock,full")
+            raise ConfigError("--only needs the names of variants, got none; write --only stock,mined")
         only = rest[place + 1].split(",")
         del rest[place : place + 2]
     ablation = experiments.Ablation(path, parse_overrides(rest))

@@ -12,6 +12,7 @@ from pathlib import Path
 from piccolo_st.config import Configuration
 from piccolo_st.curation import PrepareConfig
 from piccolo_st.data import DatasetSpec
+from piccolo_st.data.columns import ALIASES
 from piccolo_st.data.layouts import LAYOUTS
 from piccolo_st.data.shapes import SHAPES
 from piccolo_st.data.specs import MixtureSpec
@@ -61,6 +62,9 @@ A teacher's scores are read where `columns` names them: FlagEmbedding's with
 `{positive_score: pos_scores, negative_score: neg_scores}`, sentence-transformers' with `{label: scores}`, a list of
 the positive's and then each negative's, or of how far each negative is below the positive. A row without one finite
 number for each text is rejected; what learns from them is `loss.distillation`.
+
+The usual names, which need no `columns`, in the order in which they are looked for; of two columns with other names
+`describe` writes the `columns`:
 """
 
 
@@ -163,13 +167,18 @@ def reference() -> str:
     parts += [_table(key for key in _keys(PretrainConfig) if key not in of_finetune)]
     parts += _part("## A mixture", json_schema(MixtureSpec))
     parts += _part("### A dataset of a mixture: `datasets.NAME`", _dataset())
-    parts += ["### Shapes that are read as they are\n", _SHAPES, _shapes()]
+    parts += ["### Shapes that are read as they are\n", _SHAPES, _names(), _shapes()]
     parts += ["### Data by id\n", _BY_ID, _markdown(("of", "what it is", "what names it"), LAYOUTS)]
     parts += _sections("Preparing data: `prepare`", PrepareConfig)
     parts += ["## Comparing variants: `ablation`\n", "The sections of `finetune`, and these:\n"]
     parts += _part("### ablation", json_schema(AblationSettings)) + _part("### variants.NAME", _variant())
     parts += _part("## Evaluation tasks of one's own: an item of `tasks`", json_schema(LocalTaskSpec))
     return "\n".join(parts)
+
+
+def _names() -> str:
+    found = [(role, ", ".join(f"`{name}`" for name in names)) for role, names in ALIASES.items()]
+    return _markdown(("role", "columns"), [*found, ("negatives in several columns", "`negative_1`, `neg_2`, ...")])
 
 
 def _shapes() -> str:

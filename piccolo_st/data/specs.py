@@ -94,7 +94,8 @@ class DatasetSpec:
         batch_multiple: this dataset's per-device batch as a multiple of the run's.
         query_length, document_length: where this dataset's queries and other texts are cut, in tokens, instruction
             included; None: the run's.
-        loss: options of the loss for this dataset.
+        loss: options of the loss for this dataset: ``weight`` (by default 1; of sts and pair 0.04, of classes without
+            labels 0.2), ``temperature``, for retrieval those of section ``loss`` and ``distillation``.
         licence, note: for the reader and the model card.
     """
 

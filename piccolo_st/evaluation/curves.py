@@ -57,17 +57,27 @@ def interval(entry: Mapping[str, float], key: str | None = None) -> tuple[float,
     return 100 * (mean - below) / len(keys), 100 * (mean + above) / len(keys)
 
 
-def before_and_after(history: Sequence[Mapping[str, float]]) -> str:
-    """The table of the first evaluation against the last one, in percent; empty text when there are not two."""
-    points = evaluations(history)
-    if len(points) < 2:
+def before_and_after(history: Sequence[Mapping[str, float]], left: int | None = None) -> str:
+    """The table of the first evaluation against that of the model that was left, in percent.
+
+    Args:
+        history: of a trainer's log.
+        left: the step whose weights were left; None: the last evaluation is theirs.
+
+    Returns:
+        Empty text when there are not two evaluations.
+    """
+    entries = [entry for entry in history if evaluations([entry])]
+    if len(entries) < 2:
         return ""
-    first, last = points[0], points[-1]
-    ends = [interval(entry) for entry in history if evaluations([entry])]
-    intervals = {"nDCG@10": f"{ends[-1][0]:.2f} to {ends[-1][1]:.2f}"} if ends[-1] else {}
+    after = next((entry for entry in reversed(entries) if entry.get("step") == left), entries[-1])
+    first, last = evaluations([entries[0], after])
+    ends = interval(after)
+    intervals = {"nDCG@10": f"{ends[0]:.2f} to {ends[1]:.2f}"} if ends else {}
     rows = [[name, first[name], last[name], last[name] - first[name], intervals.get(name, "")] for name in METRICS]
     width = 5 if intervals else 4
-    return table(["held-out search", "before", "after", "gain", "95% of after"][:width], [row[:width] for row in rows])
+    before = f"first search (step {first['step']:g})" if first["step"] else "before"
+    return table(["held-out search", before, "after", "gain", "95% of after"][:width], [row[:width] for row in rows])
 
 
 def plot_curves(history: Sequence[Mapping[str, float]], path: Path, title: str = "") -> Path:

@@ -85,9 +85,10 @@ class BenchmarkEncoder(AbsEncoder):
         remember: bool = False,
         progress: bool = False,
     ) -> None:
-        self.model = model
         if model.device.type == "cpu":  # encoding is in float32, which no kernel on a GPU takes
+            model = _sharing_copy(model)  # the caller may train on, with padding
             use_packing(model)
+        self.model = model
         self.settings = dict(settings or {})
         self.remember = remember
         self.progress = progress
@@ -240,6 +241,13 @@ class BenchmarkEncoder(AbsEncoder):
         return results
 
 
+def _sharing_copy(model: SentenceTransformer) -> SentenceTransformer:
+    """A copy with the same weights: what is set or installed in one, the other does not have."""
+    # The card's data hold the trainer of a model that has just been trained.
+    shared = (*model.parameters(), *model.buffers(), model.model_card_data)
+    return copy.deepcopy(model, {id(one): one for one in shared})
+
+
 def _is_instruction_name(name: str) -> bool:
     return name in ("query", "document", "passage", "corpus") or name.endswith(("-query", "-document"))
 
@@ -261,9 +269,7 @@ def side_by_side(
 
     def enter() -> None:
         torch.set_num_threads(threads // lanes)
-        # The card's data hold the trainer of a model that has just been trained.
-        shared = (*model.parameters(), *model.buffers(), model.model_card_data)
-        own.model = copy.deepcopy(model, {id(one): one for one in shared})
+        own.model = _sharing_copy(model)
 
     pool = ThreadPoolExecutor(lanes, initializer=enter)
     try:

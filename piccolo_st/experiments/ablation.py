@@ -212,7 +212,7 @@ class Ablation:
         self, resolved: ResolvedVariant, seed: int, folder: Path
     ) -> tuple[FinetuneConfig, Mixture, SentenceTransformer]:
         fixed: Sections = {"train.seed": seed, "train.save_strategy": "no", "train.resume": "never"}
-        sections = merge(resolved.sections, {"model.name_or_path": self._encoder(resolved.sections)})
+        sections = merge(resolved.sections, self._encoder(resolved.sections))
         if resolved.stage1 is not None:
             before = merge(sections, {**resolved.stage1, **fixed, "train.output_dir": str(folder / "stage1")})
             TrainingRun(_parsed(before, PretrainConfig, folder / "stage1.yaml")).train()
@@ -231,15 +231,16 @@ class Ablation:
             return config, mixture, train_flag_embedding(config, mixture, options, folder / "run")
         return config, mixture, start_model(config)
 
-    def _encoder(self, sections: Sections) -> str:
+    def _encoder(self, sections: Sections) -> Sections:
         """The checkpoint that the sections name, or one encoder for all variants, built from the file's own mixture."""
         model = sections.get("model") or {}
         if model.get("name_or_path"):
-            return str(model["name_or_path"])
+            return {}
         settings = build(EncoderSettings, model.get("build") or {}, "model.build", section="model.build")
         mixture = load_mixture(self._base["data"]["mixture"])
         made_of = [mixture.fingerprint, "each text once"]
-        return str(cached_encoder(settings, mixture.texts(), made_of, [PRESETS["piccolo"]]))
+        built = cached_encoder(settings, mixture.texts(), made_of, [PRESETS["piccolo"]])
+        return {"model.name_or_path": str(built), "model.instructions": model.get("instructions") or "piccolo"}
 
     def _score(
         self, model: SentenceTransformer, mixture: Mixture, config: FinetuneConfig, folder: Path

@@ -22,7 +22,8 @@ from sentence_transformers import SentenceTransformer
 
 from piccolo_st.data import Mixture
 from piccolo_st.errors import InputError
-from piccolo_st.modeling import PRESETS, load_encoder
+from piccolo_st.experiments.stock import start_model
+from piccolo_st.modeling import load_encoder, saved_instructions
 from piccolo_st.schema import Positive
 from piccolo_st.training import FinetuneConfig
 
@@ -61,7 +62,9 @@ def train_flag_embedding(
     data.mkdir(parents=True, exist_ok=True)
     for name, dataset in mixture.train.items():
         _write_rows(dataset, data / f"{name}.jsonl", config.train.seed)
-    instructions = config.model.instructions or PRESETS["piccolo"]
+    if config.model.instructions is None:
+        config.model.instructions = saved_instructions(start_model(config))
+    instructions = config.model.instructions
     prompts, warmup = instructions.prompts, config.train.warmup_steps
     arguments = {
         "model_name_or_path": start,

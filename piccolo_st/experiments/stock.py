@@ -13,7 +13,7 @@ from torch import nn
 from transformers import set_seed
 
 from piccolo_st.data import Mixture
-from piccolo_st.modeling import PRESETS, dataset_prompts, load_encoder, saved_instructions
+from piccolo_st.modeling import Instructions, dataset_prompts, load_encoder, saved_instructions
 from piccolo_st.schema import Positive
 from piccolo_st.training import FinetuneConfig, own
 
@@ -71,7 +71,7 @@ def train_stock(config: FinetuneConfig, mixture: Mixture, options: StockOptions 
     set_seed(arguments.seed)
     model = start_model(config)
     model.max_seq_length = config.model.document_length  # what the stock collator cuts at
-    instructions = config.model.instructions or PRESETS["piccolo"]
+    instructions = config.model.instructions or Instructions()  # settled by start_model
     prompts: dict[str, str] | dict[str, dict[str, str]]
     rows: Dataset | DatasetDict
     if options.concatenated:

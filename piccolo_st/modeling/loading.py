@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -14,6 +15,7 @@ from piccolo_st.hub import unreachable
 from piccolo_st.modeling.adapters import LoraSettings, add_lora, in_4_bits, need_peft
 from piccolo_st.modeling.decoders import append_end_token, see_both_ways
 from piccolo_st.modeling.instructions import (
+    PRESETS,
     Instructions,
     InstructionSpec,
     resolve_instructions,
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 Loaded = TypeVar("Loaded")
+
+logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float16", "stored")
 """What the weights of an encoder can be loaded in; "stored" is the checkpoint's own."""
@@ -151,8 +155,8 @@ def load_encoder(
         place: the setting that names it, for messages.
         revision: branch, tag or commit of a Hub model.
         pooling: pooling mode of a bare encoder, by default mean; a sentence-transformers model has its own.
-        instructions: the prompts, a preset's name or instructions of your own. Default: those that an adapter has
-            saved, and else piccolo's.
+        instructions: the prompts, a preset's name or instructions of your own. Default: those saved in the checkpoint;
+            where it has none, piccolo's, with a warning.
         other_instructions: what texts may begin with beside them, of single datasets.
         task_instructions: of single mteb tasks or task types, by name; saved as prompts that mteb finds.
         include_instruction: whether the instruction's tokens are pooled.
@@ -221,11 +225,17 @@ def load_encoder(
         add_lora(model, lora, revision)
     _check_padding(model[0], place)
     per_task, texts = task_instructions or {}, set[str]()
-    if instructions is None and adapter and saved_instructions(model).texts:
-        own = saved_instructions(model)
+    if instructions is None and (own := saved_instructions(model)).texts:
         texts.update(filter(None, model.prompts.values()))
+    elif instructions is None:
+        own = PRESETS["piccolo"]
+        logger.warning(
+            "model.instructions is empty and %s has no prompts saved: its queries begin with %r and its passages with "
+            "%r, as Piccolo's; set it to what the checkpoint was trained with (%s, or your own), or to piccolo",
+            *(name_or_path, own.query, own.document, ", ".join(name for name in PRESETS if "piccolo" not in name)),
+        )
     else:
-        own = resolve_instructions("piccolo" if instructions is None else instructions)
+        own = resolve_instructions(instructions)
     set_prompts(model, own, per_task)
     texts |= {text for one in (own, *other_instructions, *per_task.values()) for text in one.texts}
     if texts:

@@ -58,7 +58,7 @@ class ModelArguments:
         setting(
             None,
             f"A preset ({', '.join(PRESETS)}), or your own: {{query: ..., document: ...}} or {{task: ...}}; empty: "
-            "those saved with an adapter in `name_or_path`, and else piccolo.",
+            "those saved in the checkpoint, and where it has none, piccolo, with a warning.",
         )
     )
     task_instructions: Annotated[

@@ -11,10 +11,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from statistics import fmean
 from typing import Any
 
 from datasets import DatasetDict
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.evaluation import SequentialEvaluator
 from transformers import set_seed
 
 from piccolo_st import cache
@@ -120,7 +122,8 @@ def _load_model(config: FinetuneConfig, mixture: Mixture) -> SentenceTransformer
             name,
             revision=arguments.revision,
             pooling=arguments.pooling,
-            instructions=arguments.instructions,
+            # An encoder that is built has none to be missed.
+            instructions=arguments.instructions or (None if arguments.name_or_path else PRESETS["piccolo"]),
             other_instructions=own,
             task_instructions=arguments.task_instructions,
             include_instruction=arguments.include_instruction,
@@ -145,25 +148,16 @@ def _load_model(config: FinetuneConfig, mixture: Mixture) -> SentenceTransformer
 
 
 def _check_lora(config: FinetuneConfig) -> None:
-    """Refuse what an adapter cannot be trained with.
+    """Refuse what an adapter cannot be trained with, or not on this machine.
 
     Raises:
         InputError: naming the setting.
     """
-    if not config.model.name_or_path:
-        raise InputError(
-            "lora.rank must be empty for an encoder that is built, whose random weights an adapter would leave as they "
-            f"are, got {config.lora.rank}; set model.name_or_path"
-        )
+    config.check_adapter()
     if config.lora.load_in_4bit and config.train.device.type != "cuda":
         raise InputError(
             "lora.load_in_4bit needs a CUDA GPU, since on a CPU bitsandbytes rounds the weights anew in an evaluation, "
             f"got {config.train.device.type}; set it to false"
-        )
-    if config.train.average_with_start:
-        raise InputError(
-            "train.average_with_start must be 0 with an adapter, which leaves the checkpoint's weights as they are and "
-            f"begins at nothing, got {config.train.average_with_start:g}; lower lora.alpha for less of what was learnt"
         )
 
 
@@ -254,7 +248,7 @@ def make_trainer(
         args=arguments,
         train_dataset=DatasetDict(train_dataset),
         loss=losses,
-        evaluator=evaluators or None,
+        evaluator=SequentialEvaluator(evaluators, main_score_function=fmean) if evaluators else None,
     )
     if negatives is not None:
         trainer.remine(negatives)

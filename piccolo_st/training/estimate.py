@@ -307,8 +307,10 @@ def show_plan(config: FinetuneSections) -> str:
     """What a run needs, as text.
 
     Raises:
-        InputError: the run does not fit the GPU, with the largest part and its remedy; or it cannot be computed.
+        InputError: the run does not fit the GPU, with the largest part and its remedy; it cannot be computed, or has an
+            adapter beside settings that it cannot have.
     """
+    config.check_adapter()
     found, plan = estimate(config, encoder_shape(config)), config.plan
     if plan.gpu_memory_gib is not None:
         found.check(plan.gpu_memory_gib, plan.reserve)

@@ -2,7 +2,8 @@
 
 (1) ``score_start``: before the first step the encoder is scored on the tasks of ``evaluation.general`` and searches the
     held-out queries. The results stay in the output directory, in ``general``, where a run that goes on finds them;
-(2) ``score_end``: the same of the model that the run leaves, as it was saved;
+(2) ``score_end``: the same of the model that the run leaves, as it was saved and as ``load_portable`` loads it: texts
+    are cut and pooled as at the start;
 (3) both are compared example by example, with paired bootstrap intervals (evaluation/bootstrap.py).
 """
 
@@ -21,8 +22,10 @@ from sentence_transformers import SentenceTransformer
 
 from piccolo_st import evaluation  # what needs mteb is loaded where it is used
 from piccolo_st.data import Mixture
+from piccolo_st.distributed import process_state
 from piccolo_st.errors import InputError
 from piccolo_st.evaluation import Benchmark, Comparison, compare_examples, search_held_out
+from piccolo_st.modeling import load_portable, load_pretrained
 from piccolo_st.training.training_arguments import FinetuneConfig
 from piccolo_st.turns import on_first_rank
 
@@ -65,13 +68,15 @@ class Forgetting:
             return
         try:
             on_first_rank(lambda: None)  # none reads what the first has not written
-            end = self._score(mixture, str(folder), "run/end")
+            device = str(process_state().device)
+            model = load_pretrained(load_portable, str(folder), "the model that was left", device=device)
+            end = self._score(mixture, model, "run/end")
             pairs = zip(self._start, end, strict=True)
             self._compared = [compare_examples((before, after), group) for (group, before), (_, after) in pairs]
         except InputError as error:
             logger.warning("what the run gained and lost is not known: %s", error)
 
-    def _score(self, mixture: Mixture, model: SentenceTransformer | str, name: str) -> list[tuple[Benchmark, Path]]:
+    def _score(self, mixture: Mixture, model: SentenceTransformer, name: str) -> list[tuple[Benchmark, Path]]:
         """Each group of tasks, the run's own first, and where the examples of this model are."""
         with warnings.catch_warnings():  # of mteb's own code, as evaluate's command does
             for module in (r"mteb\.", r"sklearn\."):
@@ -83,12 +88,8 @@ class Forgetting:
         if not mixture.holdouts:
             return found
         folder = self._folder / "held-out" / evaluations[0].identity.revision / mixture.fingerprint
-
-        def search() -> Benchmark:
-            own = SentenceTransformer(model) if isinstance(model, str) else model
-            return search_held_out(mixture, own, folder, self._batch_size)
-
-        return [(on_first_rank(search), folder), *found]
+        held_out = on_first_rank(lambda: search_held_out(mixture, model, folder, self._batch_size))
+        return [(held_out, folder), *found]
 
     def rows(self) -> list[dict[str, str | float]]:
         """What :class:`piccolo_st.releasing.RunRecord` keeps as ``gains``."""

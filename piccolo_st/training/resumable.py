@@ -53,6 +53,7 @@ class ResumableTrainer(SavingTrainer):
         left: given the fingerprint, the steps of the whole run, and whether a checkpoint of the last one is there, the
             record of the run if it has ended in the output directory without one; an error where another has.
         finished_before: whether ``train`` found the run at its end already, and trained nothing.
+        best_loaded: the step of the best search, where its weights took the place of the last at the end of ``train``.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -60,6 +61,7 @@ class ResumableTrainer(SavingTrainer):
         self.run_configuration: Mapping[str, object] = {}
         self.left: Callable[[Mapping[str, object], int, bool], RunRecord | None] = lambda *of: None
         self.finished_before = False
+        self.best_loaded: int | None = None
         self._resumed: Checkpoint | None = None
         self._own_settings: list[dict[str, object]] = []
         self._starting_weights = fingerprint.weights_fingerprint(self.model)
@@ -85,7 +87,7 @@ class ResumableTrainer(SavingTrainer):
             InputError: another process writes to the output directory, or no checkpoint could hold the model.
         """
         with own(str(self.args.output_dir)):
-            self._called = time.perf_counter()
+            self._called, self.best_loaded = time.perf_counter(), None
             wanted = resume_from_checkpoint
             if wanted is None:
                 wanted = False if trial is not None else getattr(self.args, "resume", "never")
@@ -178,8 +180,9 @@ class ResumableTrainer(SavingTrainer):
         self.state = TrainerState.load_from_json(str(found.path / "trainer_state.json"))
         best = self.state.best_model_checkpoint
         if self.args.load_best_model_at_end and best is not None and Path(best).is_dir():
-            self._load_from_checkpoint(best)
+            self._load_best_model()
         else:
+            self._tell_of_no_best()
             self._load_from_checkpoint(str(found.path))
         losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
         return TrainOutput(found.step, losses[-1] if losses else float("nan"), {})
@@ -255,11 +258,32 @@ class ResumableTrainer(SavingTrainer):
         with resume.loading(Path(str(checkpoint))):
             super()._load_scaler(checkpoint)
 
+    def _finalize_training(self, *args: Any) -> TrainOutput:
+        if self.state.best_model_checkpoint is None:
+            self._tell_of_no_best()
+        # With a limit of 1 the stock trainer deletes here all checkpoints but the best: the one that a stopped run goes
+        # on from, and the one by which a run is known to have ended. ``checkpoint.rotate`` has seen to the limit.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            output: TrainOutput = super()._finalize_training(*args)
+            return output
+        finally:
+            self.args.save_total_limit = limit
+
+    def _tell_of_no_best(self) -> None:
+        if self.args.load_best_model_at_end:
+            logger.warning(
+                "train.load_best_model_at_end loads the checkpoint of the best search, and there is none%s; the "
+                "weights are those of the last step",
+                f" of step {self.state.best_global_step}" if self.state.best_global_step else "",
+            )
+
     def _load_best_model(self) -> None:
         # Not ST's, which logs what fails and leaves the last weights in the place of the best.
         best = Path(str(self.state.best_model_checkpoint))
         on_first_rank(lambda: self._check_best(best))
-        self.model.model_card_data.set_best_model_step(manifest.step_of(best))
+        self.best_loaded = manifest.step_of(best)
+        self.model.model_card_data.set_best_model_step(self.best_loaded)
         self._load_from_checkpoint(str(best))
 
     @staticmethod

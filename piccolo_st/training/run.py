@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -81,10 +82,12 @@ class TrainingRun:
         with self._owned:
             self._forgetting.score_start(self.mixture, self.model)
             self.trainer.train()
-            if not (self.trainer.finished_before and on_first_rank(self._is_left)):
+            left = on_first_rank(self._left) if self.trainer.finished_before else None
+            if left is None:
                 self._average_with_start()
                 self._leave(self.trainer.seconds_so_far)
             else:
+                self.trainer.state.log_history = left  # with the search of the average
                 self._forgetting.score_end(self.mixture, self.output / "model")  # found where it was kept
             if self.trainer.args.push_to_hub:
                 self.trainer.push_saved(self.output / "model", "End of training")
@@ -98,15 +101,16 @@ class TrainingRun:
             if self.trainer.evaluator is not None and self.trainer.args.eval_strategy != "no":
                 self.trainer.evaluate()
 
-    def _is_left(self) -> bool:
-        """Whether the output directory holds what this run left when it ended: its log, and the model of its record."""
+    def _left(self) -> list[dict[str, Any]] | None:
+        """The log of the record, where the output directory holds it and its model as this run left them."""
         try:
             record = RunRecord.read(self.output)
             model = SentenceTransformer(str(self.output / "model"), device="cpu")
         except (OSError, ValueError):  # InputError among them
-            return False
+            return None
         log = json.loads(json.dumps(self.trainer.state.log_history))
-        return record.log[: len(log)] == log and record.content_hash == content_hash(model)
+        left = record.log[: len(log)] == log and record.content_hash == content_hash(model)
+        return [dict(entry) for entry in record.log] if left else None
 
     def _leave(self, seconds: float) -> None:
         """Write the model, its card, the record and the picture; no rank ends before all of it is there."""

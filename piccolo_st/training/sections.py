@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from piccolo_st.config import Configuration
-from piccolo_st.errors import ConfigError
+from piccolo_st.errors import ConfigError, InputError
 from piccolo_st.losses import Direction
 from piccolo_st.modeling import LoraSettings
 from piccolo_st.schema import Count, setting
@@ -108,6 +108,26 @@ class FinetuneSections(Configuration):
                 f"{self.path} names no data; set data.mixture to a mixture file or write the mapping there"
             )
         return self.data.mixture
+
+    def check_adapter(self) -> None:
+        """Refuse what an adapter cannot be trained with.
+
+        Raises:
+            InputError: naming the setting.
+        """
+        if self.lora.rank is None:
+            return
+        if not self.model.name_or_path:
+            raise InputError(
+                "lora.rank must be empty for an encoder that is built, whose random weights an adapter would leave as "
+                f"they are, got {self.lora.rank}; set model.name_or_path"
+            )
+        if self.train.average_with_start:
+            raise InputError(
+                "train.average_with_start must be 0 with an adapter, which leaves the checkpoint's weights as they are "
+                f"and begins at nothing, got {self.train.average_with_start:g}; write --train.average_with_start 0, "
+                "and lower lora.alpha for less of what was learnt"
+            )
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ def describe(config: FinetuneConfig, mixture: Mixture, train_dataset: DatasetDic
     precision = "fp16" if arguments.fp16 else "bf16" if arguments.bf16 else "fp32"
     engine = "DeepSpeed" if trainer.is_deepspeed_enabled else "plain" if plan.world_size == 1 else "DDP"
     held = [f"{len(h.queries):,} queries among {len(h.corpus):,} texts ({n})" for n, h in mixture.holdouts.items()]
+    if held and arguments.eval_strategy == "no" and not arguments.eval_on_start:
+        held.append("none of them is searched, since train.eval_strategy is no: set it to steps or epoch")
     lines = [
         f"model      {model.name_or_path or 'built from the data'}, {parameters:,} parameters",
         f"weights    {weights_in_words(trainer.model, model.revision)}",
@@ -100,7 +102,8 @@ def summarize(config: FinetuneConfig, mixture: Mixture, trainer: PiccoloTrainer)
     """The table before and after, where everything is, and the lines that search with the model."""
     state, output = trainer.state, Path(str(config.train.output_dir))
     folder, curves = output / "model", output / "curves.png"
-    lines = [before_and_after(state.log_history)]
+    averaged = bool(config.train.average_with_start)  # and searched once more
+    lines = [before_and_after(state.log_history, None if averaged else trainer.best_loaded)]
     if trainer.out_of_time and state.global_step < state.max_steps:
         limit = f"train.max_seconds={config.train.max_seconds:g}"
         more = "the same command without it (or PICCOLO_ST_MAX_SECONDS) goes on from there"

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import SaveStrategy, TrainOutput
 
 from piccolo_st.batches import HomogeneousBatchSampler, PiccoloDataCollator, homogeneous_dataloader, list_missing
 from piccolo_st.distributed import agree
@@ -209,6 +209,16 @@ class PiccoloTrainer(ResumableTrainer):
         with self.encoding():
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """The stock comparison with the best search so far; whether to save now, where ``save_strategy`` is best.
+
+        The stock trainer then forgets that a save was asked for, as it is of a last step. And the best model can be
+        loaded at the end only if it was saved, also where saves are rarer than searches.
+        """
+        asked, best = self.control.should_save, super()._determine_best_metric(metrics, trial)
+        self.control.should_save = asked or (best and self.args.load_best_model_at_end)
+        return best or asked
+
     def _check_supported(self) -> None:
         """Refuse what is known to fail, then what could not be saved."""
         cached = sorted({type(one).__name__ for one in self._loss_modules() if caches_gradients(one)})
@@ -367,7 +377,7 @@ class _BoundaryCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Save and end where a signal or the clock asks for it.
+        """Save and end where a signal or the clock asks for it; save the end of a run that saves the best alone.
 
         The clock's last step is evaluated as any last one is. A signal's is not: whoever sent it may not wait for long.
         """
@@ -376,3 +386,12 @@ class _BoundaryCallback(TrainerCallback):
         if self.trainer._stopping or self.trainer.out_of_time:
             control.should_save = control.should_training_stop = True
             control.should_evaluate = not self.trainer._stopping and args.eval_strategy != "no"
+        elif args.save_strategy == SaveStrategy.BEST and state.global_step >= state.max_steps:
+            control.should_save = True  # by which the run is known to have ended
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Nothing more where the run ends before its time: its last step has just been saved, which ends no epoch."""
+        if self.trainer._stopping or self.trainer.out_of_time:
+            control.should_save = control.should_evaluate = False

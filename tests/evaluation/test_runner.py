@@ -158,8 +158,8 @@ def encode_column(encoder: BenchmarkEncoder, task: str, texts: list[str], role: 
 
 def test_every_text_is_encoded_once_and_comes_back_in_its_place(model: SentenceTransformer) -> None:
     texts = ["天气今明", "雨", "天气今明", "山川河海" * 9, "猫狗", "雨"]
-    encoder = BenchmarkEncoder(model, Identity("a/b", "0" * 40, "0" * 40), tokens_per_batch=12)
     encoded = Encoded(model)
+    encoder = BenchmarkEncoder(model, Identity("a/b", "0" * 40, "0" * 40), tokens_per_batch=12)
 
     found = encode_column(encoder, "STSB", texts)
 

@@ -48,6 +48,15 @@ def test_the_comparison_takes_the_first_and_the_last() -> None:
     assert before_and_after(HISTORY[:2]) == ""
 
 
+def test_the_comparison_is_with_what_was_left_and_says_where_it_begins() -> None:
+    log = [*HISTORY, {**HISTORY[-1], "eval_words_ndcg@10": 0.3, "step": 4}]
+    assert before_and_after(log).splitlines()[2].split()[1:] == ["10.00", "30.00", "20.00"]
+    assert before_and_after(log, left=2).splitlines()[2].split()[1:] == ["10.00", "50.00", "40.00"]
+    head, _, row, *_ = before_and_after(log[1:], left=4).splitlines()
+    assert "before" not in head and "first search (step 2)" in head
+    assert row.split()[1:] == ["50.00", "30.00", "-20.00"]
+
+
 def test_the_interval_of_a_mean_is_narrower_than_those_of_its_sets() -> None:
     [row] = [line for line in before_and_after(WITH_INTERVALS).splitlines() if line.startswith("nDCG@10")]
     assert row.split()[-3:] == ["5.00", "to", "60.00"]

@@ -99,6 +99,7 @@ def make_trainer(encoder: Path, output: Path, case: Case, **options: Any) -> Pic
     if case.lora:
         add_lora(model, LoraSettings(rank=4))
     datasets = options.pop("datasets", None) or make_datasets(case.rows)
+    evaluator = options.pop("evaluator", None)
     loss_class = options.pop("loss_class", PiccoloLoss)
     settings: dict[str, Any] = {
         "num_train_epochs": 3,
@@ -127,7 +128,7 @@ def make_trainer(encoder: Path, output: Path, case: Case, **options: Any) -> Pic
     if case.streamed:
         stream = datasets["pairs"].to_iterable_dataset()
         return PiccoloTrainer(model=model, args=arguments, train_dataset=stream, loss=losses["pairs"])
-    return PiccoloTrainer(model=model, args=arguments, train_dataset=datasets, loss=losses)
+    return PiccoloTrainer(model=model, args=arguments, train_dataset=datasets, loss=losses, evaluator=evaluator)
 
 
 def record_rows(trainer: Any) -> list[tuple[int, str, tuple[int, ...]]]:

@@ -17,6 +17,7 @@ from piccolo_st.errors import InputError
 from piccolo_st.modeling.instructions import PRESETS
 from piccolo_st.modeling.loading import load_encoder, load_pretrained
 from piccolo_st.modeling.pooling import InstructionPooling
+from piccolo_st.modeling.portable import save_portable
 from piccolo_st.modeling.tiny_bert import EncoderSettings, build_encoder, cached_encoder
 from piccolo_st.schema import build
 from tests.helpers.hub_server import HubServer
@@ -123,6 +124,19 @@ def test_an_encoder_with_fewer_positions_is_extended_and_another_left_alone(buil
 def test_no_instructions_leaves_stock_pooling(built: Path) -> None:
     model = load_encoder(str(built), instructions="none", query_length=16, document_length=48)
     assert type(model[1]).__name__ == "Pooling" and model.prompts["query"] == ""
+
+
+def test_prompts_of_the_checkpoint_stay_and_where_it_has_none_it_is_said_what_is_used(
+    built: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = load_encoder(str(built), instructions={"query": "今天", "document": "明天"}, document_length=48)
+    save_portable(own, tmp_path / "own", create_model_card=False)
+    assert load_encoder(str(tmp_path / "own"), document_length=48).prompts == own.prompts
+    load_encoder(str(tmp_path / "own"), instructions="none", document_length=48)
+    assert not caplog.text
+    load_encoder(str(built), document_length=48)
+    assert f"model.instructions is empty and {built} has no prompts saved" in caplog.text
+    assert "'查询：'" in caplog.text and "(none, bge-zh, e5, " in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import yaml
 from piccolo_st.commands.reference import LIBRARIES, RECIPES, files, schemas
 from piccolo_st.config import Configuration, parse_run
 from piccolo_st.curation import PrepareConfig
+from piccolo_st.losses.hybrid import LABELLED, OWN_NEGATIVES, SCORED
 from piccolo_st.training import FinetuneConfig, PretrainConfig
 from piccolo_st.training.training_arguments import PiccoloTrainingArguments
 
@@ -120,6 +121,12 @@ def descriptions(schema: dict[str, Any], place: str) -> Iterator[tuple[str, str]
             yield f"{place}.{name}", of_key.get("description", "")
             for one in of_key.get("anyOf", [of_key]):
                 yield from descriptions(one, f"{place}.{name}")
+
+
+def test_the_help_of_a_dataset_says_the_weights_that_the_losses_have() -> None:
+    said = schemas()["mixture"]["$defs"]["dataset"]["properties"]["loss"]["description"]
+    assert f"by default {LABELLED['weight']:g}; of sts and pair {SCORED['weight']}" in said
+    assert f"of classes without labels {OWN_NEGATIVES['weight']}" in said
 
 
 def test_every_key_has_a_help() -> None:

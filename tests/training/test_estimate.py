@@ -344,6 +344,10 @@ def test_plan_is_printed_and_nothing_is_made(command: Command, monkeypatch: pyte
         (["--plan.encoder", "{layers: 2}"], "the shape of the encoder must have layers, .*, got layers"),
         (["--plan.encoder", "null"], "the configuration of model.name_or_path cannot be loaded"),
         (["--plan.zero_stage", "3"], "plan.zero_stage must be one of 0, 1, got 3"),
+        (
+            ["--lora.rank", "8", "--train.average_with_start", "0.5"],
+            "average_with_start must be 0 with an adapter, .* got 0.5; write --train.average_with_start 0",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(command: Command, arguments: list[str], said: str) -> None:

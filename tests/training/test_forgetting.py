@@ -17,6 +17,7 @@ pytest.importorskip("mteb")
 from piccolo_st.config import parse_run
 from piccolo_st.training import FinetuneConfig, TrainingRun
 from tests.helpers.evaluation_data import write_local_tasks
+from tests.helpers.mixtures import jsonl
 from tests.helpers.ranks import run_ranks
 
 DIGITS = "一二三四五六七八九十"
@@ -45,14 +46,15 @@ def test_a_run_says_what_it_gained_and_lost(
             "model": {"name_or_path": str(encoder_dir)},
             "data": {"mixture": mixture},
             "evaluation": evaluation,
-            "train": {"output_dir": str(tmp_path / name), "max_steps": 4, "learning_rate": 1e-3},
+            "train": {"output_dir": str(tmp_path / name), "max_steps": 4, "learning_rate": 1e-3, "packing": False},
         }
         (tmp_path / "run.yaml").write_text(yaml.safe_dump(content, allow_unicode=True), "utf-8")
         code, out, err = command("finetune", tmp_path / "run.yaml")
         assert code == 0, err
         found[name] = out, json.loads((tmp_path / name / "run.json").read_text("utf-8"))
     (plain, alone), (out, record) = found.values()
-    assert alone["content_hash"] == record["content_hash"]  # the random numbers of training are the same
+    # Training has the same random numbers, and the padding that it was asked for.
+    assert alone["content_hash"] == record["content_hash"]
     assert not alone["gains"] and "gained:" not in plain
     named = [(row["of"], row["task"]) for row in record["gains"]]
     assert named == [
@@ -66,6 +68,40 @@ def test_a_run_says_what_it_gained_and_lost(
     card = (tmp_path / "compared" / "model" / "README.md").read_text("utf-8")
     assert "### 得与失 · Gained and lost" in card and f"| general: {some[0]['name']} |" in card
     assert str(tmp_path) not in card.partition("### 得与失")[2]
+
+
+def test_weights_that_do_not_move_gain_and_lose_nothing(
+    encoder_dir: Path, tmp_path: Path, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    """Although sentence-transformers alone would give the saved model more of each text than the run does."""
+    cut = ["的结果" * 8 + text for text in TEXTS]
+    rows = [{"query": f"问{text}", "positive": text + behind} for text, behind in zip(TEXTS, cut[::-1], strict=True)]
+    faq = {"source": str(jsonl(tmp_path / "rows.jsonl", rows)), "task": "retrieval",
+           "holdout": {"queries": 30, "min_corpus": 30}}  # fmt: skip
+    search = tmp_path / "search"
+    search.mkdir()
+    jsonl(search / "corpus.jsonl", [{"_id": f"d{i}", "text": row["positive"]} for i, row in enumerate(rows)])
+    jsonl(search / "queries.jsonl", [{"_id": f"q{i}", "text": row["query"]} for i, row in enumerate(rows[:30])])
+    (search / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i in range(30)))
+    pairs = [{"sentence1": row["positive"], "sentence2": "天月年", "score": i % 7} for i, row in enumerate(rows)]
+    jsonl(tmp_path / "pairs.jsonl", pairs)
+    general = tmp_path / "general.yaml"
+    general.write_text(
+        "tasks: [{name: Far, type: Retrieval, data: search}, {name: Near, type: STS, data: pairs.jsonl}]\n", "utf-8"
+    )
+    content = {
+        "model": {"name_or_path": str(encoder_dir), "query_length": 12, "document_length": 16,
+                  "include_instruction": False},
+        "data": {"mixture": {"datasets": {"faq": faq}}},
+        "evaluation": {"general": str(general)},
+        "train": {"output_dir": str(tmp_path / "run"), "max_steps": 1, "learning_rate": 0.0},
+    }  # fmt: skip
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(content, allow_unicode=True), "utf-8")
+    code, _, err = command("finetune", tmp_path / "run.yaml")
+    assert code == 0, err
+    gains = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["gains"]
+    assert [row["task"] for row in gains] == ["faq", "mean of 1", "Far", "Near", "mean of 2"]
+    assert all(row["after"] == row["before"] and row["low"] == row["high"] == 0 for row in gains), gains
 
 
 def _start(rank: int, world: int, path: str, killed_at: int | None) -> tuple[str, int | None, float | None]:

@@ -45,6 +45,7 @@ def test_a_run_says_what_became_of_every_row(run: Run) -> None:
     assert line[:7] == ["faq", "retrieval", "300", "135", "0", "20", "145"]
     assert "faq: 135 rows rejected: positive: null" in out
     assert "faq: 20 rows held out: of a held-out query" in out
+    assert "none of them is searched, since train.eval_strategy is no" in out
     assert "warning: faq: 45% of its 300 rows are rejected" in out
     (place,) = (line.rpartition(": ")[2] for line in out.splitlines() if "the rejects, row by row" in line)
     assert len(Path(place).read_text(encoding="utf-8").splitlines()) == 135
