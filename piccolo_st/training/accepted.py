@@ -33,10 +33,9 @@ def check_groups(before: Mapping[str, object], now: Mapping[str, object]) -> Non
     old, new = (sorted(json.loads(str(side.get(_MAPPING, "{}")))) for side in (before, now))
     if old != new:
         raise CheckpointError(
-            "the weights that train.learning_rate_mapping puts into one group must stay together, since the moments of "
-            f"the optimizer are kept by group; the checkpoint has the patterns {old or 'none'} and this run "
-            f"{new or 'none'}; keep the patterns and change their rates alone, or start from the checkpoint's weights "
-            "with model.name_or_path in another train.output_dir"
+            f"train.learning_rate_mapping must have the patterns of the checkpoint, {old or 'none'}, by which the "
+            f"optimizer's moments are kept, got {new or 'none'}; change the rates alone, or start from the "
+            "checkpoint's weights with model.name_or_path in another train.output_dir"
         )
 
 
