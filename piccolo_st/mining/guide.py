@@ -30,9 +30,13 @@ class StoredGuide:
     Args:
         names: of the datasets.
         folders: where the embeddings of queries and of documents are.
+
+    Attributes:
+        made_of: the names of the folders, which say whose embeddings they hold and how it read the texts.
     """
 
     def __init__(self, names: Iterable[str], folders: Mapping[Task, Path]) -> None:
+        self.made_of = {task: folder.name for task, folder in folders.items()}
         self.names = frozenset(names)
         self._read = {task: StoredEmbeddings(folder) for task, folder in folders.items()}
 
@@ -49,9 +53,13 @@ class StoredTeachers:
 
     Args:
         teachers: each with its weight, at least one, all for the same datasets.
+
+    Attributes:
+        made_of: number of a teacher -> its ``made_of``.
     """
 
     def __init__(self, teachers: Sequence[tuple[float, StoredGuide]]) -> None:
+        self.made_of = {str(number): stored.made_of for number, (_, stored) in enumerate(teachers, start=1)}
         total = sum(weight for weight, _ in teachers)
         self._teachers = [((weight / total) ** 0.5, stored) for weight, stored in teachers]
 

@@ -22,6 +22,7 @@ from piccolo_st._lazy import lazily
 if TYPE_CHECKING:
     from piccolo_st.modeling.adapters import LoraSettings as LoraSettings
     from piccolo_st.modeling.adapters import bare_encoders as bare_encoders
+    from piccolo_st.modeling.adapters import exchanged as exchanged
     from piccolo_st.modeling.adapters import need_peft as need_peft
     from piccolo_st.modeling.adapters import wrapped as wrapped
     from piccolo_st.modeling.batching import Features as Features

@@ -9,6 +9,8 @@ model and trainer state are two commits. :class:`PortablePushes`, which PiccoloT
     every_save       one push at every save
     checkpoint       the same, and the trainer's state below ``last-checkpoint`` in the same commit
     all_checkpoints  the same below ``checkpoint-N``, which stay
+
+Where an adapter is trained, the model is pushed with it merged, as the run leaves it; the adapter is of the state.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from transformers.utils.hub import PushInProgress
 
 from piccolo_st.errors import InputError
 from piccolo_st.hub import finite_waits, hub_reason
-from piccolo_st.modeling import find_leaks, problems, split_files
+from piccolo_st.mining import NEGATIVES
+from piccolo_st.modeling import find_leaks, problems, split_files, wrapped
 from piccolo_st.releasing.checks import portable_problems
 
 if TYPE_CHECKING:
@@ -44,7 +47,7 @@ _PICKLED_ARGUMENTS = "training_args.bin"  # needs unpickling to read, and holds 
 # The trainer's state beside the model: all of it loads without running code. Anything else stays where it is.
 _STATE = (
     "manifest.json", "trainer_state.json", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "latest",
-    "global_step*",
+    "global_step*", "loss.safetensors", NEGATIVES,
 )  # fmt: skip
 
 
@@ -55,6 +58,7 @@ def push_checkpoint(
     message: str,
     revision: str | None = None,
     state_path: str | None = None,
+    checkpoint: str | Path | None = None,
     portable: bool = True,
     token: str | None = None,
 ) -> CommitInfo:
@@ -64,6 +68,7 @@ def push_checkpoint(
         folder: a checkpoint with a portable model in it; of its other files none is pushed, unless
         state_path: names a folder of the repository: then model and trainer state go there as well, for resuming
             elsewhere.
+        checkpoint: which state that is, where it does not lie in ``folder``: what is trained is in it as well.
         portable: refuse a model that is not portable. Otherwise it has sentence-transformers' own layout, whose files
             nobody knows beforehand: all but the trainer's state are the model's.
         repo_id: an existing repository.
@@ -76,20 +81,22 @@ def push_checkpoint(
             state a secret.
         HfHubHTTPError: the Hub refused or failed; nothing was committed.
     """
-    folder = Path(folder)
-    files, others = split_files(folder)
-    model_and_state, rest = split_files(folder, _STATE)
+    folder, trained = Path(folder), Path(checkpoint or folder)
+    files = split_files(folder)[0]
+    model_and_state, rest = split_files(trained, _STATE)
+    unknown = [name for name in rest if Path(name).name != _PICKLED_ARGUMENTS]
     if not portable:
-        files += [name for name in others if name in rest and Path(name).name != _PICKLED_ARGUMENTS]
-    state = sorted({*files, *model_and_state}) if state_path else []
+        files += unknown
+    more = unknown if trained != folder or not portable else []
+    state = sorted({*model_and_state, *more}) if state_path else []
     faults = portable_problems(folder, onnx=False)[0] if portable else []
     faults += find_leaks(folder, files)
-    faults += find_leaks(folder, sorted({*state} - {*files}), paths=False)
+    faults += find_leaks(trained, [name for name in state if trained != folder or name not in files], paths=False)
     if faults:
         raise InputError(f"{folder} is not pushed: {'; '.join(faults)}")
     operations = _additions(folder, files)
     if state_path:
-        operations += _additions(folder, state, state_path)
+        operations += _additions(trained, state, state_path)
     finite_waits()
     return HfApi(token=token).create_commit(repo_id, operations, commit_message=message, revision=revision)
 
@@ -131,19 +138,25 @@ class PortablePushes(_Base):
         }.get(HubStrategy(strategy))
         # The trainer deletes old checkpoints while a push may still read them: links keep the files.
         staging = Path(tempfile.mkdtemp(prefix="._push-", dir=args.output_dir))
-        shutil.copytree(checkpoint_folder, staging, copy_function=_link, dirs_exist_ok=True)
+        checkpoint, portable = staging / "checkpoint", not problems(self.model)
+        shutil.copytree(checkpoint_folder, checkpoint, copy_function=_link)
+        adapter = portable and wrapped(self.model)  # whose checkpoints hold nothing else
+        folder = staging / "model" if adapter else checkpoint
+        if adapter:
+            self._save(str(folder))
 
         message = f"Training in progress, step {self.state.global_step}"  # which goes on while a push waits
 
         def push() -> CommitInfo:
             try:
                 return push_checkpoint(
-                    staging,
+                    folder,
                     self.hub_model_id,
                     message=message,
                     revision=args.hub_revision,
                     state_path=state_path,
-                    portable=not problems(self.model),
+                    checkpoint=checkpoint,
+                    portable=portable,
                     token=args.hub_token,
                 )
             finally:

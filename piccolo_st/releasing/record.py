@@ -93,6 +93,7 @@ class RunRecord:
             "task", "metric", "before", "after", and "low" and "high", the interval of the difference, in percent.
         measured: anything else, name -> value.
         log: the trainer's log history.
+        signature: what decided its rows and numbers, dotted name -> value, by which the same run is known again.
     """
 
     configuration: Mapping[str, Values] = field(default_factory=dict)
@@ -112,6 +113,7 @@ class RunRecord:
     gains: Sequence[Values] = ()
     measured: Values = field(default_factory=dict)
     log: Sequence[Values] = ()
+    signature: Values = field(default_factory=dict)
 
     @classmethod
     def of(cls, configuration: Mapping[str, Values], trainer: Trainer, **facts: Any) -> RunRecord:

@@ -19,18 +19,21 @@ P parameters of an encoder with L layers of width h and feed-forward width f, on
     embeddings, sent by a rank     2 (W-1)   of its own rows: all-gather forward, reduce-scatter backward
 
 What it leaves out: the framework's own memory and fragmentation, for which ``reserve`` of the GPU is kept free. Tokens
-are counted as if every text had its longest length unless ``query_tokens`` and ``document_tokens`` say the mean.
+are counted as if every text had its longest length unless ``query_tokens`` and ``document_tokens`` say the mean. Of
+datasets with unlike lengths and ``batch_multiple`` the largest batch counts for memory; steps and hours are those of
+their mean, since how many rows each has is not read.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 
 from piccolo_st.data import parse_mixture
 from piccolo_st.errors import InputError
 from piccolo_st.tables import table
-from piccolo_st.training.arguments import DataArguments, ModelArguments, PlanArguments
+from piccolo_st.training.arguments import PlanArguments
 from piccolo_st.training.sections import FinetuneSections
 from piccolo_st.training.shape import EncoderShape, encoder_shape
 from piccolo_st.training.unread import unread
@@ -125,9 +128,9 @@ def estimate(config: FinetuneSections, shape: EncoderShape) -> Estimate:
         InputError: neither ``train.max_steps`` nor ``plan.rows`` says how long the run is, or the mixture cannot be
             used.
     """
-    data, loss, train, plan = config.data, config.loss, config.train, config.plan
+    loss, train, plan = config.loss, config.train, config.plan
     world, held, batch = plan.processes, _held(config, shape), _batch(config)
-    rows, tokens, texts = data.batch_size, batch.tokens, 2 + plan.negatives
+    tokens, texts = batch.tokens, 2 + plan.negatives
     covered, caching = batch.whole, loss.mini_batch_size is not None
     if loss.mini_batch_num_tokens == "auto":
         if plan.gpu_memory_gib is not None:
@@ -140,14 +143,14 @@ def estimate(config: FinetuneSections, shape: EncoderShape) -> Estimate:
         covered = min(covered, loss.mini_batch_size * batch.longest)
     checkpointing = bool(train.activation_checkpointing)
 
-    samples_per_step = rows * world * train.gradient_accumulation_steps
+    samples_per_step = round(batch.mean_rows * world * train.gradient_accumulation_steps)
     if train.max_steps > 0:
         steps = train.max_steps
     elif plan.rows:
         steps = math.ceil(plan.rows * train.num_train_epochs / samples_per_step)
     else:
         raise InputError("the length of the run is unknown; set train.max_steps, or plan.rows to the mixture's rows")
-    per_step = rows * tokens * train.gradient_accumulation_steps
+    per_step = round(batch.mean_rows * tokens * train.gradient_accumulation_steps)
     seconds, assumption = None, ""
     if plan.tokens_per_second is not None:
         seconds = per_step / plan.tokens_per_second
@@ -168,7 +171,7 @@ def estimate(config: FinetuneSections, shape: EncoderShape) -> Estimate:
         embeddings_sent=(world - 1) * held.embeddings // world * train.gradient_accumulation_steps,
         steps=steps,
         samples=steps * samples_per_step,
-        tokens_per_step=per_step,
+        tokens_per_step=batch.whole * train.gradient_accumulation_steps,
         hours=None if seconds is None else seconds * steps / 3600,
         assumption=assumption,
     )
@@ -201,7 +204,7 @@ def check_room_for_a_text(config: FinetuneSections, fit: int, free: float) -> No
 
 
 def tokens_of_a_batch(config: FinetuneSections) -> int:
-    """Tokens of a batch, each text as long as ``plan`` says, or as it may be."""
+    """Tokens of the largest batch, each text as long as ``plan`` says, or as it may be."""
     return _batch(config).whole
 
 
@@ -237,7 +240,7 @@ def _held(config: FinetuneSections, shape: EncoderShape) -> _Held:
         gradients=trained_width * trained,
         buckets=trained_width * trained if world > 1 and plan.zero_stage == 0 else 0,
         optimizer=(2 * moment * trained + masters) // (world if plan.zero_stage >= 1 else 1),
-        embeddings=2 * world * config.data.batch_size * (2 + plan.negatives) * dimension * _FLOAT,
+        embeddings=2 * world * _batch(config).rows * (2 + plan.negatives) * dimension * _FLOAT,
     )
 
 
@@ -260,26 +263,39 @@ def _kept(config: FinetuneSections, shape: EncoderShape, tokens: int) -> int:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Tokens of a row with all its texts, of the whole batch, and of its longest text."""
+    """The batches of a process and micro-step, one a dataset.
+
+    Attributes:
+        tokens: of a row with all its texts, in the dataset whose rows are the longest.
+        whole: tokens of the batch that has the most.
+        rows: of the batch that has the most.
+        mean_rows: over the datasets.
+        longest: tokens of the longest text.
+    """
 
     tokens: int
     whole: int
+    rows: int
+    mean_rows: float
     longest: int
 
 
 def _batch(config: FinetuneSections) -> _Batch:
-    query, document = _longest(config.model, config.data)
-    plan = config.plan
-    tokens = _tokens(plan.query_tokens or query, plan.document_tokens or document, plan)
-    return _Batch(tokens, config.data.batch_size * tokens, max(query, document))
-
-
-def _longest(model: ModelArguments, data: DataArguments) -> tuple[int, int]:
-    """The longest query and document of any dataset, in tokens; the mixture is parsed, its data are not read."""
+    """The batches; the mixture is parsed, its data are not read."""
+    model, data, plan = config.model, config.data, config.plan
     specs = parse_mixture(data.mixture)[0].values() if data.mixture else ()
-    own = [(spec.query_length, spec.document_length) for spec in specs if spec.use == "train"] or [(None, None)]
-    queries, documents = zip(*own, strict=True)
-    return max(n or model.query_length for n in queries), max(n or model.document_length for n in documents)
+    own = [(s.query_length, s.document_length, s.batch_multiple) for s in specs if s.use == "train"]
+    own = own or [(None, None, 1.0)]
+    lengths = [(query or model.query_length, document or model.document_length) for query, document, _ in own]
+    tokens = [_tokens(plan.query_tokens or one, plan.document_tokens or other, plan) for one, other in lengths]
+    rows = [round(data.batch_size * multiple) for *_, multiple in own]
+    return _Batch(
+        tokens=max(tokens),
+        whole=max(map(operator.mul, rows, tokens)),
+        rows=max(rows),
+        mean_rows=sum(rows) / len(rows),
+        longest=max(map(max, lengths)),
+    )
 
 
 def _tokens(query: int, document: int, plan: PlanArguments) -> int:

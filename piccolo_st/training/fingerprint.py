@@ -27,6 +27,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from piccolo_st.data import StreamedTable
+from piccolo_st.mining import StoredGuide, StoredTeachers
 from piccolo_st.modeling.fingerprint import sampled_hash
 from piccolo_st.redaction import redact
 
@@ -66,6 +67,10 @@ _ARGUMENTS = (
 _WITHOUT_EFFECT = ("training", "show_progress_bar")
 # Of a model's configuration: where it came from, which version wrote it, and what it gives out; not what it is.
 _ORIGIN = ("name_or_path", "transformers_version", "architectures", "torch_dtype", "dtype", "use_cache", "return_dict")
+
+# What loss.mini_batch_num_tokens: auto finds on the machine that a run starts on; with another the same is learnt.
+_TOKENS = "configuration.loss.mini_batch_num_tokens"
+_FOUND = ("mini_batch_num_tokens", "uses_gradient_cache")
 
 # What older checkpoints call a class -> its name.
 _RENAMED = {"OtherClassesLoss": "SINCERELoss"}
@@ -115,7 +120,8 @@ def differences(before: Mapping[str, object], now: Mapping[str, object]) -> list
 def changes(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
     """What two fingerprints differ in, in words.
 
-    What only one of them has of the trainer's part is no difference: a version knows facts that another does not.
+    What only one of them has of the trainer's part is no difference, since a version knows facts that another does not;
+    nor is what ``roundings`` tells.
     """
     before = {name: _RENAMED.get(value, value) if isinstance(value, str) else value for name, value in before.items()}
     both = before.keys() & now.keys()
@@ -123,7 +129,24 @@ def changes(before: Mapping[str, object], now: Mapping[str, object]) -> list[str
         {name: value for name, value in side.items() if name in both or not name.startswith("trainer.")}
         for side in (before, now)
     ]
+    if _is_found(before, now):
+        sides = [{name: value for name, value in side.items() if not _rounds(name)} for side in sides]
     return differences(*sides)
+
+
+def roundings(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    """What two fingerprints differ in that changes the last bits alone, in words."""
+    if not _is_found(before, now):
+        return []
+    return differences(*({name: value for name, value in side.items() if _rounds(name)} for side in (before, now)))
+
+
+def _is_found(*sides: Mapping[str, object]) -> bool:
+    return all(side.get(_TOKENS) == "auto" for side in sides)
+
+
+def _rounds(name: str) -> bool:
+    return name.startswith("trainer.loss.") and name.endswith(_FOUND)
 
 
 def data_fingerprints(datasets: Mapping[str, Dataset | IterableDataset]) -> dict[str, str]:
@@ -244,4 +267,6 @@ def _plain(value: object) -> object:
         return str(value)
     if isinstance(value, partial):
         return _plain(value.func)
+    if isinstance(value, StoredGuide | StoredTeachers):
+        return value.made_of
     return getattr(value, "__qualname__", type(value).__name__)

@@ -14,12 +14,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import TrainerState, set_seed
 from transformers.trainer_utils import TrainOutput
@@ -28,8 +30,9 @@ from piccolo_st._version import __version__
 from piccolo_st.distributed import agree, get_rank
 from piccolo_st.errors import InputError
 from piccolo_st.hashing import mix
-from piccolo_st.modeling import bare_encoders, check_savable, load_trained
-from piccolo_st.training import checkpoint, fingerprint, manifest, resume, zero
+from piccolo_st.modeling import bare_encoders, check_savable, load_trained, wrapped
+from piccolo_st.releasing import RunRecord
+from piccolo_st.training import accepted, checkpoint, fingerprint, manifest, resume, zero
 from piccolo_st.training.manifest import Checkpoint, CheckpointError
 from piccolo_st.training.metrics import Batch
 from piccolo_st.training.ownership import own
@@ -47,6 +50,8 @@ class ResumableTrainer(SavingTrainer):
     Attributes:
         run_configuration: sections of the configuration that decide the run and that the trainer does not see
             otherwise, as JSON; a checkpoint of a run with others is refused.
+        left: given the fingerprint, the steps of the whole run, and whether a checkpoint of the last one is there, the
+            record of the run if it has ended in the output directory without one; an error where another has.
         finished_before: whether ``train`` found the run at its end already, and trained nothing.
         best_loaded: the step of the best search, where its weights took the place of the last at the end of ``train``.
     """
@@ -54,9 +59,11 @@ class ResumableTrainer(SavingTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.run_configuration: Mapping[str, object] = {}
+        self.left: Callable[[Mapping[str, object], int, bool], RunRecord | None] = lambda *of: None
         self.finished_before = False
         self.best_loaded: int | None = None
         self._resumed: Checkpoint | None = None
+        self._own_settings: list[dict[str, object]] = []
         self._starting_weights = fingerprint.weights_fingerprint(self.model)
 
     # Step (1).
@@ -102,6 +109,10 @@ class ResumableTrainer(SavingTrainer):
             found = self._resumed = on_first_rank(lambda: self._find(wanted, output_dir, steps))
             self._seconds_before = 0.0 if found is None else float(found.run.get("seconds", 0.0))
             self.finished_before = found is not None and found.step >= steps
+            if self.finished_before or (found is None and wanted == "auto"):
+                left = on_first_rank(lambda: self.left(self._fingerprint, steps, self.finished_before))
+                if left is not None:
+                    return self._load_left(left, output_dir)
             if found is None:
                 return super().train(None, trial, ignore_keys_for_eval)
             if self.finished_before:
@@ -176,6 +187,19 @@ class ResumableTrainer(SavingTrainer):
         losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
         return TrainOutput(found.step, losses[-1] if losses else float("nan"), {})
 
+    def _load_left(self, record: RunRecord, output_dir: Path) -> TrainOutput:
+        """Take over the model and the log of a run that has ended and kept no checkpoint."""
+        words = resume.words(self.run_configuration)
+        logger.warning(
+            f"{output_dir} holds what this run left, so nothing is trained. To train again, use {words.never} or "
+            f"another {words.output}"
+        )
+        self.finished_before = True
+        self.state.log_history = [{**entry} for entry in record.log]
+        self.state.global_step = self.state.max_steps = record.steps or 0
+        self._load_from_checkpoint(str(output_dir / ("adapter" if wrapped(self.model) else "model")))
+        return TrainOutput(self.state.global_step, float("nan"), {})
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The stock save_model, of a finished run too."""
         if self.finished_before and self.is_deepspeed_enabled:  # which was not started: nothing was trained
@@ -214,9 +238,21 @@ class ResumableTrainer(SavingTrainer):
                     super()._load_from_checkpoint(resume_from_checkpoint)
             resume.load_loss(self.loss, Path(resume_from_checkpoint))
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """The stock create_scheduler, after which a checkpoint takes the place of the optimizer's settings."""
+        schedule = super().create_scheduler(num_training_steps, optimizer)
+        if self._resumed is not None and self.optimizer is not None:
+            named = self.get_optimizer_cls_and_kwargs(self.args, self.model)[1]
+            self._own_settings = accepted.own_settings(self.optimizer, named)
+        return schedule
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with resume.loading(Path(str(checkpoint))):
             super()._load_optimizer_and_scheduler(checkpoint)
+        optimizer, schedule, found = self.optimizer, self.lr_scheduler, self._resumed
+        assert optimizer is not None and schedule is not None and found is not None
+        if fingerprint.changes(found.run["signature"], self._fingerprint):
+            accepted.put_back(self._own_settings, optimizer, schedule)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         with resume.loading(Path(str(checkpoint))):
@@ -229,7 +265,7 @@ class ResumableTrainer(SavingTrainer):
         # on from, and the one by which a run is known to have ended. ``checkpoint.rotate`` has seen to the limit.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            output: TrainOutput = super()._finalize_training(*args)  # type: ignore[no-untyped-call]
+            output: TrainOutput = super()._finalize_training(*args)
             return output
         finally:
             self.args.save_total_limit = limit
@@ -286,6 +322,4 @@ class ResumableTrainer(SavingTrainer):
                 resume_from_checkpoint = str(
                     stack.enter_context(zero.universal(found, Path(str(self.args.output_dir))))
                 )
-            return super()._prepare_for_training(  # type: ignore[no-untyped-call]
-                max_steps, train_dataloader, resume_from_checkpoint
-            )
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)

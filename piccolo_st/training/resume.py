@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,8 @@ from piccolo_st.errors import InputError, reason
 from piccolo_st.mining import NEGATIVES, NegativesInUse
 from piccolo_st.schema import Natural
 from piccolo_st.stored import read_json
-from piccolo_st.training.fingerprint import changes, differences
+from piccolo_st.training.accepted import check_groups
+from piccolo_st.training.fingerprint import changes, differences, roundings
 from piccolo_st.training.manifest import Checkpoint, CheckpointError, RunFacts, lacking
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,25 @@ def words(configuration: Mapping[str, object]) -> Words:
     return COMMAND_LINE if configuration else PYTHON
 
 
+def another_run(place: Path, changed: Sequence[str], to: str, spelled: Words, last: str = "") -> CheckpointError:
+    """What is said where a place is of another run.
+
+    Args:
+        place: a checkpoint, or the directory of a run.
+        changed: what differs, in words.
+        to: what undoing the change is for.
+        spelled: the remedies.
+        last: a further remedy.
+    """
+    more, ended = len(changed) - _SHOWN_CHANGES, ", which has ended" if to == "load its model" else ""
+    shown = "; ".join([*changed[:_SHOWN_CHANGES], *([f"and {more} more"] if more > 0 else [])])
+    return CheckpointError(
+        f"{place} is of another run{ended}: {shown}; undo the change to {to}, or keep both runs with another "
+        f"{spelled.output}, or start anew here with {spelled.never} (earlier checkpoints are kept aside)"
+        + (f", or {last}" if last else "")
+    )
+
+
 def decide(
     found: Checkpoint,
     now: RunFacts,
@@ -108,15 +128,15 @@ def decide(
         )
     changed = changes(before["signature"], now["signature"])
     if changed and (finished or not accept_changes):
-        more = len(changed) - _SHOWN_CHANGES
-        shown = "; ".join([*changed[:_SHOWN_CHANGES], *([f"and {more} more"] if more > 0 else [])])
-        raise CheckpointError(
-            f"{found.path} is of another run{', which has ended' if finished else ''}: {shown}; undo the change to "
-            f"{'load its model' if finished else 'go on'}, or keep both runs with another {spelled.output}, or start "
-            f"anew here with {spelled.never} (earlier checkpoints are kept aside), or "
-            + ("train more steps or epochs than it had" if finished else "go on with the change")
-            + f" with {spelled.accept}"
+        raise another_run(
+            found.path,
+            changed,
+            "load its model" if finished else "go on",
+            spelled,
+            ("train more steps or epochs than it had" if finished else "go on with the change")
+            + f" with {spelled.accept}",
         )
+    check_groups(before["signature"], now["signature"])
     for change in changed:
         logger.warning("going on with a change that was accepted: %s", change)
     if before["engine"] != now["engine"]:
@@ -141,7 +161,8 @@ def decide(
             now["world_size"],
         )
     else:
-        for difference in differences(before["environment"], now["environment"]):
+        elsewhere = differences(before["environment"], now["environment"])
+        for difference in [*elsewhere, *roundings(before["signature"], now["signature"])]:
             logger.warning("going on, though perhaps not bit for bit: %s", difference)
 
 

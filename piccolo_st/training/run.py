@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from piccolo_st.releasing import DatasetRecord, RunRecord, add_training
 from piccolo_st.training.assembly import load, make_trainer
 from piccolo_st.training.forgetting import Forgetting
 from piccolo_st.training.guards import check_trackers
+from piccolo_st.training.left import what_was_left
 from piccolo_st.training.ownership import own
 from piccolo_st.training.settings import check_here, check_room
 from piccolo_st.training.summary import describe, summarize
@@ -66,6 +68,7 @@ class TrainingRun:
         if config.train.average_with_start:
             self._start = [weight.detach().to("cpu", copy=True) for weight in self.model.parameters()]
         self.trainer = make_trainer(config, self.mixture, self.model, self.train_dataset, seen, negatives)
+        self.trainer.left = partial(what_was_left, self.output, config.resolved)
 
     def describe(self) -> str:
         """What will run: steps, batch, precision and processes; of each dataset, what became of its rows."""
@@ -129,6 +132,7 @@ class TrainingRun:
                 measured=self.trainer.remining_statistics(),
                 content_hash=content_hash(SentenceTransformer(str(folder), device="cpu")),
                 gains=self._forgetting.rows(),
+                signature=self.trainer.signature,
             )
             record.write(self.output)
             tables.picture(plot_curves, record.log, self.output / "curves.png", self.output.name)

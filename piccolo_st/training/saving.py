@@ -5,7 +5,8 @@
 (2) ``_save_checkpoint`` lets the stock trainer write into a hidden folder, then seals and publishes it (see
     checkpoint.py). When one rank fails, all do, and the earlier checkpoints stay;
 (3) it holds a portable model (``save_portable``), or the adapter that is trained, and nothing that would have to be
-    unpickled to load it.
+    unpickled to load it. Its weights are those that are trained, float32 where ZeRO computes with others, and so are
+    the model's when ``train`` has ended.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from datasets import Dataset, IterableDataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers.trainer_utils import TrainOutput
 
 from piccolo_st.batches import BatchPlan, HomogeneousBatchSampler, check_dataloader
 from piccolo_st.mining import NegativesInUse
-from piccolo_st.modeling import problems, save_native, save_portable, wrapped
+from piccolo_st.modeling import exchanged, problems, save_native, save_portable, wrapped
 from piccolo_st.releasing import PortablePushes
 from piccolo_st.training import checkpoint, disk, manifest, resume, zero
 from piccolo_st.training.manifest import RunFacts
@@ -51,6 +53,7 @@ class SavingTrainer(PortablePushes, SentenceTransformerTrainer):
         self._plan: BatchPlan | None = None
         self._fingerprint: dict[str, object] = {}
         self._position = (0, 0)  # epoch, and batches of it that this rank has read
+        self._dtypes: dict[str, torch.dtype] = {}  # of the weights, before an engine cast them
         self._writing: Path | None = None  # the hidden folder, while a checkpoint is being written
 
     # Step (1).
@@ -119,11 +122,26 @@ class SavingTrainer(PortablePushes, SentenceTransformerTrainer):
     def _get_output_dir(self, trial: object) -> str:
         return str(self._writing) if self._writing is not None else super()._get_output_dir(trial)
 
+    def _prepare_for_training(self, *args: Any) -> object:
+        self._dtypes = {name: weight.dtype for name, weight in self.model.named_parameters()}
+        return super()._prepare_for_training(*args)  # type: ignore[no-untyped-call]
+
+    def _finalize_training(self, *args: Any) -> TrainOutput:
+        for weight, name, value in self._cast_weights():
+            setattr(weight, name, value)
+        output: TrainOutput = super()._finalize_training(*args)  # type: ignore[no-untyped-call]
+        return output
+
+    def _cast_weights(self, keep: bool = True) -> list[tuple[nn.Parameter, str, Tensor]]:
+        """What ZeRO trains in the place of weights that it has cast; see zero.py."""
+        return zero.trained_weights(self.model, self._dtypes, keep) if self.zero_stage in (1, 2) else []
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The stock save_model; while a checkpoint is written, all ranks fail where the writing one does."""
         error: Exception | None = None
         try:
-            super().save_model(output_dir, _internal_call)
+            with exchanged(self._cast_weights(self.args.should_save)):
+                super().save_model(output_dir, _internal_call)
         except Exception as raised:
             if self._writing is None:
                 raise
@@ -197,6 +215,11 @@ class SavingTrainer(PortablePushes, SentenceTransformerTrainer):
             "seconds": round(self.seconds_so_far, 1),
             "environment": resume.environment(self.args),
         }
+
+    @property
+    def signature(self) -> Mapping[str, object]:
+        """The fingerprint of the run, once ``train`` has been called."""
+        return self._fingerprint
 
     @property
     def seconds_so_far(self) -> float:

@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO checkpoints for another number of processes.
+"""DeepSpeed ZeRO: checkpoints for another number of processes, and the weights that a run in half precision trains.
 
 Under ZeRO each process writes its part of the float32 weights and of the optimizer's moments, and DeepSpeed loads them
 with as many processes only. Its *universal checkpoint* holds them by parameter, for any number:
@@ -8,6 +8,10 @@ with as many processes only. Its *universal checkpoint* holds them by parameter,
         frozen weights and buffers must come from the model in the checkpoint.
 
 Numbers are moved, not computed: converted and loaded again by as many processes, a run goes on bit for bit.
+
+In bf16 or fp16 DeepSpeed casts the model in place. What its optimizer trains are the float32 weights, in parts:
+
+    (3) ``trained_weights`` joins them, for what is saved and what is left.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import io
 import logging
 import shutil
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,8 +33,10 @@ from piccolo_st.training.manifest import Checkpoint, CheckpointError
 from piccolo_st.turns import fail_together, on_first_rank
 
 if TYPE_CHECKING:
+    import torch
     from accelerate.utils import DeepSpeedPlugin
     from deepspeed import DeepSpeedEngine
+    from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
@@ -132,3 +138,27 @@ def load_universal(plugin: DeepSpeedPlugin) -> Iterator[None]:
             del config["checkpoint"]
         else:
             config["checkpoint"] = before
+
+
+def trained_weights(
+    model: nn.Module, dtypes: Mapping[str, torch.dtype], keep: bool = True
+) -> list[tuple[nn.Parameter, str, Tensor]]:
+    """Step (3): each weight that DeepSpeed has cast, the name ``data``, and what is to stand there.
+
+    Every rank comes here while the engine is there.
+
+    Args:
+        model: inside the engine.
+        dtypes: of its weights, as they were before the engine was made.
+        keep: whether this rank wants them; the others only take part.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    found = []
+    for name, weight in model.named_parameters():
+        dtype = dtypes.get(name, weight.dtype)
+        if weight.dtype != dtype:
+            whole = safe_get_full_fp32_param(weight)  # None: it is not trained
+            if keep:
+                found.append((weight, "data", (weight.detach() if whole is None else whole).to(dtype)))
+    return found

@@ -249,6 +249,13 @@ ROWS: dict[str, list[Row]] = {
             call("evaluation.curves:plot_curves", lambda w: [], "TMP/x.png", without=["matplotlib.figure"]),
             'a picture needs matplotlib; run: pip install "piccolo_st[quickstart]"'),
     ],
+    "training.accepted": [
+        Row("other groups of weights",
+            call("training.accepted:check_groups", {}, {"trainer.arguments.learning_rate_mapping": '{"layer": 1e-4}'}),
+            "train.learning_rate_mapping must have the patterns of the checkpoint, none, by which the optimizer's "
+            "moments are kept, got ['layer']; change the rates alone, or start from the checkpoint's weights with "
+            "model.name_or_path in another train.output_dir"),
+    ],
     "training.resume": [
         Row("another run", decide({}, {"signature": {"seed": 2}}),
             "TMP/run/checkpoint-3 is of another run: seed was 1 and is 2; undo the change to go on, or keep…"),

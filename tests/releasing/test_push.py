@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from huggingface_hub import HfApi
 
@@ -20,8 +21,10 @@ from piccolo_st.modeling.portable.readers import ONNX_READERS, check_portable
 from piccolo_st.modeling.portable.saving import save_portable
 from piccolo_st.releasing.card import PiccoloModelCardData
 from piccolo_st.releasing.push import PortablePushes, push_checkpoint
+from piccolo_st.training.manifest import verify
 from tests.helpers.hub_clients import REPO, TOKEN
 from tests.helpers.hub_server import HubServer
+from tests.helpers.resume_cases import Case, make_trainer
 
 pytest_plugins = ["tests.helpers.hub_clients"]
 
@@ -152,6 +155,34 @@ def test_every_strategy_pushes_portable_models(
     assert "## 评测 · Evaluation" in card and "### Training Hyperparameters" in card and TOKEN not in card
     loaded = SentenceTransformer(str(tmp_path / "copy"), device="cpu")
     assert (loaded.encode(["今天"]) == model.encode(["今天"])).all()
+
+
+@pytest.mark.parametrize("strategy", ["every_save", "all_checkpoints"])
+def test_an_adapter_is_pushed_merged_and_goes_on_elsewhere(
+    hub: HubServer, encoder_dir: Path, tmp_path: Path, strategy: str
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    push = {"push_to_hub": True, "hub_model_id": REPO, "hub_strategy": strategy, "hub_always_push": True}
+    push |= {"max_steps": 2, "save_steps": 1}
+    trainer = make_trainer(encoder_dir, tmp_path / "run", Case(lora=True), **push)
+    trainer.train()
+    trainer.push_to_hub()
+    repo = hub.repos["model", REPO]
+    during = ["Training in progress, step 1", "Training in progress, step 2"]
+    assert [commit.title for commit in repo.history("main")][::-1] == ["initial commit", *during, "End of training"]
+    for commit, name in zip(repo.history("main"), ("end", "step-2"), strict=False):
+        for path, content in commit.files.items():
+            (tmp_path / name / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / path).write_bytes(repo.read(content))
+        assert not list((tmp_path / name).glob("adapter*"))
+        loaded = SentenceTransformer(str(tmp_path / name), device="cpu")
+        np.testing.assert_allclose(loaded.encode(["今天"]), trainer.model.encode(["今天"]), atol=1e-5)
+    states = {path.name for path in (tmp_path / "end").glob("checkpoint-*")}
+    assert states == ({"checkpoint-1", "checkpoint-2"} if strategy == "all_checkpoints" else set())
+    for state in states:
+        assert verify(tmp_path / "end" / state).run["resumable"]
+        assert (tmp_path / "end" / state / "adapter_model.safetensors").exists()
 
 
 def test_a_failed_push_is_logged_and_does_not_stop_training(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -284,6 +285,30 @@ def test_steps_and_hours(tmp_path: Path, encoder: Path) -> None:
     assert "assuming 1,000 tokens a second and process" in found.table()
     with pytest.raises(InputError, match=r"the length of the run is unknown; set train\.max_steps, or plan\.rows"):
         planned(tmp_path, encoder, "--train.max_steps", "-1")
+
+
+def _planned_with(tmp_path: Path, encoder: Path, datasets: dict[str, dict[str, Any]], *overrides: str) -> Estimate:
+    own = {name: {"source": "rows.jsonl", "task": "retrieval", **one} for name, one in datasets.items()}
+    return planned(tmp_path, encoder, "--data.mixture", json.dumps({"datasets": own}), *overrides)
+
+
+def test_a_multiple_of_the_batch_is_planned_as_a_batch_of_that_size(tmp_path: Path, encoder: Path) -> None:
+    rows = ["--plan.rows", "3200", "--train.max_steps", "-1", "--plan.tokens_per_second", "1000"]
+    eightfold = _planned_with(tmp_path, encoder, {"one": {}}, *rows, "--data.batch_size", str(8 * ROWS))
+    assert _planned_with(tmp_path, encoder, {"one": {"batch_multiple": 8}}, *rows) == eightfold
+
+    # The largest batch has the most tokens, not rows: 32 of 10 tokens a text beside 16 of 48.
+    short = {"query_length": 10, "document_length": 10, "batch_multiple": 2}
+    mixed = _planned_with(tmp_path, encoder, {"short": short, "long": {}}, "--data.batch_size", str(ROWS))
+    plain = _planned_with(tmp_path, encoder, {"long": {}})
+    assert mixed.activations == plain.activations and mixed.embeddings == 2 * plain.embeddings
+    assert mixed.tokens_per_step == plain.tokens_per_step and mixed.samples == plain.samples * 3 // 2
+    both = {"long": {}, "far": {**short, "query_length": 2 * LENGTH}}
+    assert _planned_with(tmp_path, encoder, both).tokens_per_step == 2 * ROWS * (2 * LENGTH + 10)
+
+    gpu = ["--loss.mini_batch_num_tokens", "auto", "--plan.gpu_memory_gib", str(24 / 1024)]
+    whole, cut = (_planned_with(tmp_path, encoder, {"one": one}, *gpu) for one in ({}, {"batch_multiple": 8}))
+    assert whole.activations < cut.activations and cut.memory <= 0.9 * 24 * 2**20
 
 
 def test_flops_are_six_for_each_weight_and_token() -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -409,6 +410,59 @@ def test_another_batch_goes_on_at_the_same_sample_or_not_at_all(encoder_dir: Pat
     shutil.rmtree(output / "checkpoint-12")  # what is left stands 16 samples and 4 steps of 8 into the run
     with pytest.raises(ValueError, match=r"multiple of the 5 samples .*, got 48"):
         odd.train()
+
+
+def _settings_of(rank: int, world: int, encoder: str, output: str, case: Case, options: dict[str, Any]) -> Any:
+    """Of each step that is trained: the rate that is logged, and of each group of weights rate, betas and decay."""
+    groups: dict[int, list[Any]] = {}
+
+    class Settings(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            found = kwargs["optimizer"].param_groups
+            groups[state.global_step] = [(one["lr"], one["betas"], one["weight_decay"]) for one in found]
+
+    trainer = make_trainer(Path(encoder), Path(output), case, **options)
+    trainer.add_callback(Settings())
+    trainer.train()
+    logged = {entry["step"]: entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry}
+    return [(step, logged[step], groups[step]) for step in groups]
+
+
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    [
+        (ALONE, "constant"),
+        (ALONE, "linear"),
+        pytest.param(Case(1, "zero1"), "linear", marks=pytest.mark.slow),
+    ],
+    ids=["constant", "linear", "zero1"],
+)
+def test_accepted_rates_decay_and_beta_are_those_it_goes_on_with(
+    case: Case, kind: str, encoder_dir: Path, tmp_path: Path
+) -> None:
+    if case.engine == "zero1":
+        pytest.importorskip("deepspeed")
+    pattern = "[.]layer[.]0[.]"
+    begun = {"lr_scheduler_type": kind, "max_steps": 12, "learning_rate_mapping": {pattern: 1e-4}, "logging_steps": 1}
+    other = begun | {"learning_rate": 1e-5, "learning_rate_mapping": {pattern: 2e-6}, "weight_decay": 0.1}
+    other |= {"adam_beta2": 0.95}
+    run = partial(run_ranks, timeout=240) if case.engine == "zero1" else lambda act, *given: [act(0, *given)]
+    run(train_with, 1, str(encoder_dir), str(tmp_path / "old"), case, {**begun, "stop": 6})
+    [resumed], [whole] = (
+        run(_settings_of, 1, str(encoder_dir), str(tmp_path / folder), case, {**other, "accept_changes": True})
+        for folder in ("old", "new")
+    )
+    assert [step for step, *_ in resumed] == list(range(5, 13)) and resumed == whole[4:]
+    assert {group[1:] for group in resumed[0][2]} == {((0.9, 0.95), 0.1), ((0.9, 0.95), 0.0)}
+    assert len({group[0] for group in resumed[0][2]}) == 2
+
+
+def test_a_change_of_which_weights_have_a_rate_of_their_own_is_not_accepted(encoder_dir: Path, output: Path) -> None:
+    mapping = {"[.]layer[.]0[.]": 1e-4}
+    trainer = make_trainer(encoder_dir, output, ALONE, max_steps=12, accept_changes=True, learning_rate_mapping=mapping)
+    message = r"patterns of the checkpoint, none, .*, got \['\[\.\]layer.*model\.name_or_path"
+    with pytest.raises(CheckpointError, match=message):
+        trainer.train()
 
 
 def test_a_finished_run_is_loaded_and_not_trained(
