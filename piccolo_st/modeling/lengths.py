@@ -25,6 +25,7 @@ from piccolo_st.modeling.positions import usable_positions
 def set_lengths(model: SentenceTransformer, query_length: int = 64, document_length: int = 512) -> None:
     """Cut queries of ``model`` at ``query_length`` tokens and documents at ``document_length``.
 
+    Its ``max_seq_length`` is raised to the longer of them: a saved model keeps no other length that every reader knows.
     Pretraining uses 128 for both, finetuning 64 and 512. Set the prompts first: they are what is checked.
 
     Args:
@@ -39,9 +40,9 @@ def set_lengths(model: SentenceTransformer, query_length: int = 64, document_len
     check_lengths(model, query_length, document_length)
     transformer = _transformer(model)
     transformer.query_length, transformer.document_length = query_length, document_length
-    limit = usable_positions(transformer.auto_model)
-    if limit is not None and (model.max_seq_length is None or model.max_seq_length > limit):
-        model.max_seq_length = limit  # RoBERTa's config counts the padding rows, and ST believes it
+    longest = max(model.max_seq_length or 0, query_length, document_length)
+    # RoBERTa's config counts the padding rows, and ST believes it.
+    model.max_seq_length = min(longest, usable_positions(transformer.auto_model) or longest)
 
 
 def check_lengths(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from piccolo_st.modeling.instructions import Instructions, set_prompts
 from piccolo_st.modeling.lengths import check_lengths, other_lengths, set_lengths
+from piccolo_st.modeling.loading import load_encoder
 from piccolo_st.modeling.pooling import set_instruction_pooling
+from piccolo_st.modeling.portable import load_portable, save_portable
 
 ModelMaker = Callable[..., SentenceTransformer]
 
@@ -68,6 +71,23 @@ def test_pretraining_has_one_length_and_keeps_the_room_for_more(make_model: Mode
     assert model.max_seq_length == 512
     set_lengths(model, 64, 512)
     assert model[0].document_length == 512
+
+
+def test_a_model_that_read_less_is_saved_with_the_length_at_which_it_is_trained(
+    make_model: ModelMaker, tmp_path: Path
+) -> None:
+    model = make_model()
+    model.max_seq_length = 16  # of a published checkpoint, which the lengths of a run go beyond
+    save_portable(model, tmp_path / "published")
+    texts = ["天" * 50, "天" * 30]
+    short = SentenceTransformer(str(tmp_path / "published"), device="cpu").encode_document(texts)
+    assert (short[0] == short[1]).all(), "it was cut at 16 tokens"
+    trained = load_encoder(str(tmp_path / "published"), instructions="piccolo", query_length=8, document_length=64)
+    save_portable(trained, tmp_path / "saved")
+    vectors = trained.encode_document(texts)
+    assert (vectors[0] != vectors[1]).any()
+    for load in (SentenceTransformer, load_portable):
+        assert (load(str(tmp_path / "saved"), device="cpu").encode_document(texts) == vectors).all()
 
 
 def test_the_instruction_has_to_fit_with_one_token_of_text(make_model: ModelMaker) -> None:

@@ -73,7 +73,6 @@ def test_the_model_is_between_start_and_end_and_was_searched_with(
     resolved = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     model = SentenceTransformer(str(run / "model"), device="cpu")
     [search] = held_out_evaluators(load_mixture(resolved["data"]["mixture"]), batch_size=128, write_csv=False)
-    model.max_seq_length = 512
     assert search(model)["faq_ndcg@10"] == pytest.approx(searched[-1], abs=1e-6) != searched[-2]
 
 
