@@ -43,7 +43,6 @@ from piccolo_st.modeling import (
     SortedRows,
     columns_stay_apart,
     embed_columns,
-    model_reads_task,
     packs_now,
     sort_rows,
 )
@@ -198,7 +197,7 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
             )
         refuse_early_reduction(self.model)
         packed = packs_now(self.model)
-        rows = sort_rows(columns, model_reads_task(self.model), packed)
+        rows = sort_rows(columns, self.model, packed)
         # The mixin hands what it calls the labels to calculate_loss as they are. Ours are the step.
         step = cast(Tensor, _Step(batch, rows))
         tokens = self.mini_batch_num_tokens

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from piccolo_st.modeling.batching import SortedRows as SortedRows
     from piccolo_st.modeling.batching import columns_stay_apart as columns_stay_apart
     from piccolo_st.modeling.batching import embed_columns as embed_columns
-    from piccolo_st.modeling.batching import model_reads_task as model_reads_task
     from piccolo_st.modeling.batching import row_borders as row_borders
     from piccolo_st.modeling.batching import row_count as row_count
     from piccolo_st.modeling.batching import sort_rows as sort_rows

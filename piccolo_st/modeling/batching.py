@@ -4,9 +4,10 @@ A batch comes as one feature dict a column, each padded to its longest row. Embe
 computes that padding: half of all tokens on short Chinese questions. Here:
 
 (1) Columns that the model treats alike become one group: same keys, same settings (``prompt_length``, and ``task``
-    where the model reads it). Columns padded on the left, flattened ones (``cu_seq_lens_q``, or ``offsets`` as
-    StaticEmbedding has them), those without an attention mask and those that are not text alone (images have tensors
-    that do not go by row) are groups of their own and are embedded as they came.
+    where the model reads it). Padding before a row's tokens first goes behind them. Flattened columns
+    (``cu_seq_lens_q``, or ``offsets`` as StaticEmbedding has them), those without an attention mask, those that are not
+    text alone (images have tensors that do not go by row), and those padded on the left for a model that counts
+    positions from the padding, are groups of their own and are embedded as they came.
 (2) Within a group all rows are sorted by length, longest first.
 (3) The sorted rows are cut into chunks (``cutting.py``), each no wider than its longest row.
 (4) Each chunk is one forward pass.
@@ -36,6 +37,7 @@ from piccolo_st.distributed import last_forward_syncs
 from piccolo_st.modeling.cutting import chunk_ranges, few_chunks, token_chunks
 from piccolo_st.modeling.packed.packing import ROW_LENGTHS, packs_now
 from piccolo_st.modeling.packed.varlen import Features as Features
+from piccolo_st.modeling.positions import counts_from_padding
 
 # What the collator writes for the loss and no model may see: whose row a hard negative is, which text a row holds, and
 # what a guide or teachers make of it and a teacher scores it.
@@ -116,9 +118,10 @@ class RowGroup:
         for begin, end in ranges:
             chunk = {}
             for key, value in self.features.items():
-                if _is_per_row(value, key, total):
-                    by_token = value.ndim >= 2 and value.shape[1] == width
-                    value = value[begin:end, : max(1, lengths[begin])] if by_token else value[begin:end]
+                if _is_per_token(value, key, total, width):
+                    value = value[begin:end, : max(1, lengths[begin])]
+                elif _is_per_row(value, key, total):
+                    value = value[begin:end]
                 chunk[key] = value
             chunks.append(chunk)
         return chunks
@@ -150,17 +153,23 @@ class SortedRows:
         return list(rows.index_select(0, self.position).split(self.sizes))
 
 
-def sort_rows(columns: Sequence[Features], reads_task: bool = False, packed: bool = False) -> SortedRows:
+def sort_rows(columns: Sequence[Features], model: nn.Module, packed: bool = False) -> SortedRows:
     """Steps (1) and (2). Waits for the device once, for the lengths.
 
     Args:
         columns: features of each column; the loss's own keys (``BOOKKEEPING``) are left out.
-        reads_task: whether the model treats columns differently by ``task``; see :func:`model_reads_task`.
+        model: what the rows are for.
         packed: whether the model packs the rows: then it is told their lengths, so that it need not wait for them.
     """
+    reads_task = model_reads_task(model)
     plain = [without_bookkeeping(features) for features in columns]
     sizes = tuple(row_count(features) for features in columns)
-    lengths, whole = _lengths(plain)
+    lengths, whole, left_padded = _lengths(plain)
+    for index in (place for place, left in enumerate(left_padded) if left):
+        if counts_from_padding(model):
+            lengths[index] = None
+        else:
+            plain[index] = _pad_right(plain[index], sizes[index])
     members: dict[object, list[int]] = {}
     for index, (features, column_lengths) in enumerate(zip(plain, lengths, strict=True)):
         key = index if column_lengths is None else _signature(features, sizes[index], reads_task)
@@ -215,7 +224,7 @@ def embed_columns(model: nn.Module, columns: Sequence[Features], chunk_tokens: i
     if columns_stay_apart():
         return _embed_in_place(model, columns)
     packed = packs_now(model)
-    rows = sort_rows(columns, model_reads_task(model), packed)
+    rows = sort_rows(columns, model, packed)
     chunks = [chunk for group in rows.groups for chunk in group.chunks(chunk_tokens, packed)]
     embeddings = []
     for number, chunk in enumerate(chunks, start=1):
@@ -264,6 +273,11 @@ def _is_per_row(value: object, key: str, rows: int) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == rows and key != "prompt_length"
 
 
+def _is_per_token(value: object, key: str, rows: int, width: int) -> TypeGuard[Tensor]:
+    """Whether a feature has one entry for each token of each row."""
+    return _is_per_row(value, key, rows) and value.ndim >= 2 and value.shape[1] == width
+
+
 def _goes_by_row(features: Features) -> bool:
     """Whether these are padded texts alone, of which any tensor can be sorted and cut by row."""
     mask = features.get("attention_mask")
@@ -276,10 +290,10 @@ def _goes_by_row(features: Features) -> bool:
     )
 
 
-def _lengths(columns: Sequence[Features]) -> tuple[list[list[int] | None], list[bool]]:
-    """Tokens of each row up to its last one, by column; None where rows cannot be sorted and trimmed.
+def _lengths(columns: Sequence[Features]) -> tuple[list[list[int] | None], list[bool], list[bool]]:
+    """Tokens of each row from its first to its last one, by column; None where rows cannot be sorted and trimmed.
 
-    And whether all of each row's tokens up to there count, and are any.
+    And whether all of each row's tokens there count, and are any; and whether a row begins with padding.
     """
     parts: list[Tensor] = []
     for features in columns:
@@ -287,23 +301,37 @@ def _lengths(columns: Sequence[Features]) -> tuple[list[list[int] | None], list[
         if mask is None or not _goes_by_row(features):
             continue
         present = mask != 0
-        length = (present * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1)
+        length = (present * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1) - _padding_before(mask)
         left_padded = (~present[:, :1] & present.any(dim=1, keepdim=True)).any()
         whole = ((present.sum(dim=1) == length) & (length > 0)).all()
         parts.append(torch.cat([torch.stack([left_padded, whole]).long(), length]))
     values = iter(torch.cat(parts).tolist() if parts else [])
     lengths: list[list[int] | None] = []
-    wholes = []
+    wholes, lefts = [], []
     for features in columns:
-        if not _goes_by_row(features):
-            lengths.append(None)
-            wholes.append(False)
-            continue
-        left_padded, whole = next(values), next(values)
-        column = list(islice(values, len(features["attention_mask"])))
-        lengths.append(None if left_padded else column)
-        wholes.append(bool(whole))
-    return lengths, wholes
+        by_row = _goes_by_row(features)
+        lefts.append(by_row and bool(next(values)))
+        wholes.append(by_row and bool(next(values)))
+        lengths.append(list(islice(values, len(features["attention_mask"]))) if by_row else None)
+    return lengths, wholes, lefts
+
+
+def _padding_before(mask: Tensor) -> Tensor:
+    """Tokens of padding before the first one of each row, (rows,)."""
+    return (mask != 0).int().argmax(dim=1)
+
+
+def _pad_right(features: Features, rows: int) -> Features:
+    """``features`` with the padding that is before the tokens of each row behind them."""
+    mask = features["attention_mask"]
+    width = mask.shape[1]
+    place = (torch.arange(width, device=mask.device) + _padding_before(mask)[:, None]) % width  # (rows, width)
+    return {
+        key: value.take_along_dim(place.view(rows, width, *[1] * (value.ndim - 2)), dim=1)
+        if _is_per_token(value, key, rows, width)
+        else value
+        for key, value in features.items()
+    }
 
 
 def _signature(features: Features, rows: int, reads_task: bool) -> object:
@@ -315,7 +343,7 @@ def _signature(features: Features, rows: int, reads_task: bool) -> object:
             continue
         if not _is_per_row(value, key, rows):
             described.append((key, repr(value.tolist() if isinstance(value, Tensor) else value)))
-        elif value.ndim >= 2 and value.shape[1] == width:
+        elif _is_per_token(value, key, rows, width):
             described.append((key, value.dtype, "tokens", tuple(value.shape[2:])))
         else:
             described.append((key, value.dtype, tuple(value.shape[1:])))
@@ -332,7 +360,7 @@ def _merge(columns: Sequence[Features], sizes: Sequence[int], order: Sequence[in
             merged[key] = first
             continue
         values = [features[key] for features in columns]
-        if first.ndim >= 2 and first.shape[1] == columns[0]["attention_mask"].shape[1]:
+        if _is_per_token(first, key, sizes[0], columns[0]["attention_mask"].shape[1]):
             # Padding with zeros is safe for any token-wise feature: the mask is zero there too.
             values = [F.pad(value, (0, 0) * (value.ndim - 2) + (0, widest - value.shape[1])) for value in values]
         merged[key] = torch.cat(values).index_select(0, index)
@@ -343,8 +371,5 @@ def _trim(features: Features, rows: int, lengths: Sequence[int]) -> Features:
     """``features`` no wider than the longest row."""
     width, longest = features["attention_mask"].shape[1], max(1, *lengths)
     return {
-        key: value[:, :longest]
-        if _is_per_row(value, key, rows) and value.ndim >= 2 and value.shape[1] == width
-        else value
-        for key, value in features.items()
+        key: value[:, :longest] if _is_per_token(value, key, rows, width) else value for key, value in features.items()
     }

@@ -250,7 +250,7 @@ def _check_padding(first: nn.Module, place: str) -> None:
     """Refuse padding that would give a text another vector in every batch."""
     tokenizer, encoder = getattr(first, "tokenizer", None), getattr(first, "auto_model", None)
     encoder = getattr(encoder, "get_base_model", lambda: encoder)()
-    if getattr(tokenizer, "padding_side", "right") == "left" and encoder and counts_from_padding(encoder):
+    if getattr(tokenizer, "padding_side", "right") == "left" and encoder and counts_from_padding(first):
         raise InputError(
             f"{place} must have a tokenizer that pads on the right, since {type(encoder).__name__} counts positions "
             "from the padding, got padding_side left; set model.processor_kwargs to {padding_side: right}"

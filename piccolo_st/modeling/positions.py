@@ -27,7 +27,7 @@ from piccolo_st.errors import InputError
 HIERARCHY_WEIGHT = 0.4  # the "a" above, as in its source
 
 
-def _position_table(encoder: PreTrainedModel) -> tuple[nn.Embedding | None, int]:
+def _position_table(encoder: nn.Module) -> tuple[nn.Embedding | None, int]:
     """Return the table of learned absolute positions, if there is one, and how many of its first rows are padding's."""
     embeddings = getattr(encoder, "embeddings", None)
     table = getattr(embeddings, "position_embeddings", None)
@@ -38,10 +38,17 @@ def _position_table(encoder: PreTrainedModel) -> tuple[nn.Embedding | None, int]
     return table, 0 if padding is None else padding + 1
 
 
-def counts_from_padding(encoder: PreTrainedModel) -> bool:
-    """Whether padding on the left of a row moves its tokens to other positions, learned ones, with other vectors."""
-    table, padding_rows = _position_table(encoder)
-    return (table is not None and not padding_rows) or isinstance(getattr(encoder, "wpe", None), nn.Embedding)
+def counts_from_padding(model: nn.Module) -> bool:
+    """Whether padding on the left of a row moves its tokens to other positions, learned ones, with other vectors.
+
+    Args:
+        model: an encoder, or what holds one.
+    """
+    for module in model.modules():
+        table, padding_rows = _position_table(module)
+        if (table is not None and not padding_rows) or isinstance(getattr(module, "wpe", None), nn.Embedding):
+            return True
+    return False
 
 
 def usable_positions(encoder: PreTrainedModel) -> int | None:

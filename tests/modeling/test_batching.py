@@ -116,7 +116,7 @@ def test_equals_the_padded_columns(make_model: Callable[..., Any], pooling: str,
 def test_parts_for_mini_batches_have_no_more_padding_than_the_columns(make_model: Callable[..., Any]) -> None:
     model = make_model()
     columns = features(model)
-    [group] = sort_rows(columns).groups
+    [group] = sort_rows(columns, model).groups
     parts = group.parts()
     tokens = [one["input_ids"].numel() for one in parts]
     assert len(parts) > 1 and sum(tokens) <= sum(one["input_ids"].numel() for one in columns)
@@ -147,7 +147,9 @@ def test_the_losses_own_keys_never_reach_the_model(make_model: Callable[..., Any
     assert not {"owner", "text_id"} & seen[0].keys()
 
 
-def test_left_padding_is_embedded_as_it_came(make_model: Callable[..., Any]) -> None:
+def test_left_padding_is_embedded_as_it_came_where_positions_are_counted_from_it(
+    make_model: Callable[..., Any],
+) -> None:
     model = make_model().double().train()
     model.tokenizer.padding_side = "left"
     columns = features(model)
@@ -174,7 +176,7 @@ def test_flattened_and_maskless_columns_are_groups_of_their_own() -> None:
     padded = {"input_ids": torch.ones(2, 4, dtype=torch.int64), "attention_mask": torch.ones(2, 4, dtype=torch.int64)}
     flat = {"input_ids": torch.ones(1, 9, dtype=torch.int64), "cu_seq_lens_q": torch.tensor([0, 4, 7, 9])}
     bare = {"input_ids": torch.ones(2, 4, dtype=torch.int64)}
-    rows = sort_rows([padded, flat, bare, dict(padded)])
+    rows = sort_rows([padded, flat, bare, dict(padded)], torch.nn.Identity())
     assert rows.sizes == (2, 3, 2, 2)
     assert [group.lengths for group in rows.groups] == [(4, 4, 4, 4), None, None]
     assert rows.groups[1].chunks(1)[0].keys() == flat.keys()
@@ -203,7 +205,7 @@ def test_task_separates_columns_only_where_the_model_reads_it(make_model: Callab
 def test_per_row_features_travel_with_their_rows() -> None:
     mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0]])
     column = {"input_ids": mask * 7, "attention_mask": mask, "weight": torch.tensor([2.0, 3.0, 1.0]), "note": "same"}
-    (group,) = sort_rows([column, column]).groups
+    (group,) = sort_rows([column, column], torch.nn.Identity()).groups
     assert group.lengths == (3, 3, 2, 2, 1, 1)
     assert group.features["weight"].tolist() == [3, 3, 2, 2, 1, 1]
     assert [chunk["weight"].tolist() for chunk in group.chunks(6)] == [[3, 3], [2, 2, 1], [1]]
@@ -213,7 +215,7 @@ def test_per_row_features_travel_with_their_rows() -> None:
 
 def test_rows_without_any_token_survive() -> None:
     mask = torch.tensor([[0, 0], [1, 0]])
-    (group,) = sort_rows([{"input_ids": mask, "attention_mask": mask}]).groups
+    (group,) = sort_rows([{"input_ids": mask, "attention_mask": mask}], torch.nn.Identity()).groups
     assert group.lengths == (1, 0)
     assert [tuple(chunk["input_ids"].shape) for chunk in group.chunks(1)] == [(1, 1), (1, 1)]
 

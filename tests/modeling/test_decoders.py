@@ -14,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer, LlamaTokenizer, Qwen3Model
 
 from piccolo_st.errors import InputError
+from piccolo_st.losses import PiccoloLoss
 from piccolo_st.modeling.decoders import see_both_ways
 from piccolo_st.modeling.loading import load_encoder
 from piccolo_st.modeling.portable.saving import save_portable
@@ -59,6 +60,33 @@ def test_left_and_right_padding_and_a_text_alone_give_one_vector(tmp_path: Path)
     model.tokenizer.padding_side = "left"
     assert np.abs(model.encode_query(TEXTS) - right).max() < 1e-5
     assert max(np.abs(model.encode_query(text) - right[place]).max() for place, text in enumerate(TEXTS)) < 1e-5
+
+
+@pytest.mark.parametrize("limit", [{"chunk_tokens": 60}, {"mini_batch_num_tokens": 60}])
+@pytest.mark.parametrize("pooling", ["lasttoken", "weightedmean", "cls"])
+def test_no_pass_is_larger_than_asked_on_either_padding_side(
+    limit: dict[str, Any], pooling: Any, tmp_path: Path
+) -> None:
+    model = load_encoder(saved_encoder(tmp_path), pooling=pooling, query_length=60, document_length=60)
+    texts = [TEXTS[place % 3][: 1 + place] for place in range(8)]
+    passes: list[tuple[int, ...]] = []
+    model[0].register_forward_pre_hook(lambda _, given: passes.append(tuple(given[0]["input_ids"].shape)))
+    seen = []
+    for side in ("right", "left"):
+        model.tokenizer.padding_side = side
+        columns = [model.preprocess(texts, task=task) for task in ("query", "document")]
+        columns[0]["attention_mask"][-1] = 0  # a row without any token
+        passes.clear()
+        model.zero_grad()
+        loss = PiccoloLoss(model, **limit)(columns)
+        loss.backward()
+        assert passes and all(rows == 1 or rows * width <= 60 for rows, width in passes)
+        gradients = torch.cat([one.grad.flatten() for one in model.parameters() if one.grad is not None])
+        seen.append((loss.detach(), gradients, list(passes)))
+    (right, gradients, shapes), (left, others, as_many) = seen
+    assert shapes == as_many and len(shapes) > 2
+    torch.testing.assert_close(left, right)
+    torch.testing.assert_close(others, gradients, rtol=1e-4, atol=1e-6)
 
 
 def test_a_tokenizer_that_ends_texts_is_left_as_it_is(encoder_dir: Path, tmp_path: Path) -> None:
