@@ -284,21 +284,25 @@ def _distillation(own: object, common: object) -> Mapping[str, object] | None:
 def scale_dimension(model: SentenceTransformer, dimension: int) -> None:
     """Append ST's Dense, a linear layer without activation, that turns the embedding into ``dimension`` numbers.
 
-    Nothing happens if the model already ends in such a layer, as after loading a trained one. Call it before
-    :func:`build_losses`.
+    It goes before a Normalize at the end, so that the embeddings keep their length of 1. Nothing happens if the model
+    already has such a layer there, as after loading a trained one. Call it before :func:`build_losses`.
 
     Raises:
-        ValueError: a dimension below 1, or a model that ends in Normalize, after which no layer belongs.
+        ValueError: a dimension below 1.
     """
-    last = list(model)[-1]
-    if isinstance(last, Dense) and last.out_features == dimension:
-        return
     if dimension < 1:
         raise ValueError(f"the dimension must be at least 1, got {dimension}")
-    if isinstance(last, Normalize):
-        raise ValueError("the model ends in Normalize; take it off before scaling its dimension, cosine needs none")
+    modules = list(model)
+    normalize = modules.pop() if isinstance(modules[-1], Normalize) else None
+    if isinstance(modules[-1], Dense) and modules[-1].out_features == dimension:
+        return
     width = model.get_embedding_dimension()
     assert width is not None  # it ends in a pooling or dense layer
     dense = Dense(width, dimension, activation_function=nn.Identity())
     parameter = next(model.parameters())
-    model.append(dense.to(device=parameter.device, dtype=parameter.dtype))
+    dense.to(device=parameter.device, dtype=parameter.dtype)
+    if normalize is None:
+        model.append(dense)
+    else:
+        model[-1] = dense  # not insert, which knows only modules with numbers for names
+        model.append(normalize)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import CoSENTLoss, MatryoshkaLoss
-from sentence_transformers.sentence_transformer.modules import Normalize
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 
 from piccolo_st import HomogeneousBatchSampler, PiccoloDataCollator
 from piccolo_st.losses import (
@@ -23,6 +24,7 @@ from piccolo_st.losses import (
     scale_dimension,
 )
 from piccolo_st.losses.hybrid import WeightedLoss
+from piccolo_st.modeling import ONNX_READERS, check_portable, save_portable
 
 TEXTS = ["今天下雨", "明天天气好", "猫", "大狗和小猫", "红黄蓝绿", "山川河海"]
 
@@ -103,9 +105,31 @@ def test_a_dense_layer_scales_the_dimension(make_model: Callable[..., Any], tmp_
     assert expected.shape == (6, 56)
     with pytest.raises(ValueError, match=r"the dimension must be at least 1, got 0"):
         scale_dimension(model, 0)
-    model.append(Normalize())
-    with pytest.raises(ValueError, match=r"the model ends in Normalize"):
-        scale_dimension(model, 8)
+
+
+def test_a_dense_layer_goes_before_the_normalize_of_a_published_model(
+    make_model: Callable[..., Any], tmp_path: Path
+) -> None:
+    made = make_model()
+    named = {"transformer": made[0], "pooler": made[1], "normalizer": Normalize()}
+    model = type(made)(modules=OrderedDict(named), device="cpu")
+    assert list(dict(model.named_children())) == list(named), "as some repositories call theirs"
+    for _ in range(2):  # once is enough
+        scale_dimension(model, 64)
+    assert [type(module) for module in model] == [type(made[0]), type(made[1]), Dense, Normalize]
+    loss = build_losses(model, {"a": "retrieval"}, matryoshka_dims=[64, 32])["a"]
+    loss(columns(model, [0, 2]), None).backward()
+    assert model[2].linear.weight.grad.norm() > 0
+    save_portable(model, tmp_path)
+    plain = type(model)(str(tmp_path), device="cpu")
+    vectors = plain.encode(TEXTS)
+    assert vectors.shape == (6, 64)
+    assert vectors == pytest.approx(model.encode(TEXTS), abs=1e-6)
+    assert (vectors**2).sum(axis=1) == pytest.approx([1.0] * 6, abs=1e-5)
+    reports = [report for report in check_portable(tmp_path) if report.consumer not in ONNX_READERS]
+    assert not [problem for report in reports for problem in report.problems]
+    scale_dimension(plain, 64)
+    assert len(plain) == 4
 
 
 def test_each_task_gets_its_loss_weight_and_temperature(make_model: Callable[..., Any]) -> None:
