@@ -175,9 +175,10 @@ def load_encoder(
             directory with one is merged with its base.
 
     Raises:
-        InputError: an unknown dtype, a directory that holds no model, a Hub that gives none, an attention that this
-            machine cannot run, an encoder that cannot be bidirectional, positions that cannot be extended, or padding
-            on the left of an encoder that counts positions from it.
+        InputError: an unknown dtype, a directory that holds no model, a Hub that gives none, a model that does not
+            begin with a Transformer, an attention that this machine cannot run, an encoder that cannot be
+            bidirectional, positions that cannot be extended, or padding on the left of an encoder that counts
+            positions from it.
     """
     check_dtype(dtype)
     _check_attention(attn_implementation)
@@ -217,28 +218,27 @@ def load_encoder(
     )
     if adapter:
         settle_adapter(model, name_or_path, lora, revision, options | {"trust_remote_code": trust_remote_code})
+    first = _transformer(model, place)
     if bidirectional:
-        see_both_ways(cast("Transformer", model[0]).auto_model)
-    if positions is not None and positions > (usable_positions(cast("Transformer", model[0]).auto_model) or positions):
+        see_both_ways(first.auto_model)
+    if positions is not None and positions > (usable_positions(first.auto_model) or positions):
         extend_positions(model, positions)
     if lora and not adapter:
         add_lora(model, lora, revision)
-    _check_padding(model[0], place)
-    per_task, texts = task_instructions or {}, set[str]()
-    if instructions is None and (own := saved_instructions(model)).texts:
-        texts.update(filter(None, model.prompts.values()))
-    elif instructions is None:
+    _check_padding(first, place)
+    _compare_by_cosine(model, name_or_path)
+    per_task = task_instructions or {}
+    # Not those of its further prompts: no row begins with one, and a text that has one comes with its length.
+    own = saved_instructions(model) if instructions is None else resolve_instructions(instructions)
+    if instructions is None and not own.texts:
         own = PRESETS["piccolo"]
         logger.warning(
             "model.instructions is empty and %s has no prompts saved: its queries begin with %r and its passages with "
             "%r, as Piccolo's; set it to what the checkpoint was trained with (%s, or your own), or to piccolo",
             *(name_or_path, own.query, own.document, ", ".join(name for name in PRESETS if "piccolo" not in name)),
         )
-    else:
-        own = resolve_instructions(instructions)
     set_prompts(model, own, per_task)
-    texts |= {text for one in (own, *other_instructions, *per_task.values()) for text in one.texts}
-    if texts:
+    if texts := {text for one in (own, *other_instructions, *per_task.values()) for text in one.texts}:
         set_instruction_pooling(model, sorted(texts), include_instruction)
     set_lengths(model, query_length, document_length)
     for one, where in ((own, ""), *((one, f"task {name!r}") for name, one in per_task.items())):
@@ -246,11 +246,33 @@ def load_encoder(
     return model
 
 
-def _check_padding(first: nn.Module, place: str) -> None:
+def _transformer(model: SentenceTransformer, place: str) -> Transformer:
+    """The first module of a model that a run can train, whose texts are cut at two lengths."""
+    from sentence_transformers.base.modules import Transformer
+
+    first = model[0]
+    if not isinstance(first, Transformer) or first.tokenizer is None:
+        raise InputError(
+            f"{place} must name a model whose first module is a Transformer with a tokenizer, got "
+            f"{type(first).__name__}; take another, or train this one in Python with PiccoloTrainer"
+        )
+    return first
+
+
+def _compare_by_cosine(model: SentenceTransformer, name: str) -> None:
+    """Let a model search as it is trained, also once it is saved: a checkpoint may name another similarity."""
+    if model.similarity_fn_name != "cosine":
+        logger.warning(
+            "%s compares embeddings by their %s; losses and searches here take the cosine, and so will the saved model",
+            *(name, model.similarity_fn_name),
+        )
+        model.similarity_fn_name = "cosine"
+
+
+def _check_padding(first: Transformer, place: str) -> None:
     """Refuse padding that would give a text another vector in every batch."""
-    tokenizer, encoder = getattr(first, "tokenizer", None), getattr(first, "auto_model", None)
-    encoder = getattr(encoder, "get_base_model", lambda: encoder)()
-    if getattr(tokenizer, "padding_side", "right") == "left" and encoder and counts_from_padding(first):
+    if getattr(first.tokenizer, "padding_side", "right") == "left" and counts_from_padding(first):
+        encoder = getattr(first.auto_model, "get_base_model", lambda: first.auto_model)()
         raise InputError(
             f"{place} must have a tokenizer that pads on the right, since {type(encoder).__name__} counts positions "
             "from the padding, got padding_side left; set model.processor_kwargs to {padding_side: right}"

@@ -214,6 +214,15 @@ def without_positions(world: World) -> Any:
     return loaded
 
 
+def static(world: World) -> Any:
+    """A fine-tuning run without instructions, of a model that looks its tokens' embeddings up."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer(world), embedding_dim=4)]).save(str(world.tmp / "static"))
+    return finetune("--model.name_or_path", "TMP/static", "--model.instructions", "none")(world)
+
+
 def broken_weights(world: World) -> str:
     """A saved model whose embeddings are NaN."""
     loaded = model(world)

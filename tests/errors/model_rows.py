@@ -31,6 +31,7 @@ from tests.errors.acts import (
     run,
     shape,
     space_without_gradio,
+    static,
     tasks,
     tokenizer,
     two_encoders,
@@ -43,6 +44,9 @@ ROWS: dict[str, list[Row]] = {
     "modeling.loading": [
         Row("a pooling beside another", finetune("--model.name_or_path", "MODEL", "--model.pooling", "cls"),
             "model.pooling must be empty where MODEL brings its own, got 'cls'"),
+        Row("a model that cuts no texts", static,
+            "model.name_or_path must name a model whose first module is a Transformer with a tokenizer, got "
+            "StaticEmbedding; take another, or train this one in Python with PiccoloTrainer"),
         Row("flash attention on a CPU", finetune("--model.attn_implementation", "flash_attention_2"),
             "model.attn_implementation 'flash_attention_2' needs a CUDA GPU…; set it to sdpa"),
         Row("no such model", finetune("--model.name_or_path", "TMP/nowhere"),

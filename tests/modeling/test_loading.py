@@ -139,6 +139,37 @@ def test_prompts_of_the_checkpoint_stay_and_where_it_has_none_it_is_said_what_is
     assert "'查询：'" in caplog.text and "(none, bge-zh, e5, " in caplog.text
 
 
+@pytest.mark.parametrize("include", [True, False])
+def test_further_prompts_of_a_checkpoint_stay_also_in_words_that_its_tokenizer_does_not_know(
+    built: Path, tmp_path: Path, include: bool
+) -> None:
+    own = load_encoder(str(built), instructions={"query": "今天", "document": "明天"}, document_length=48)
+    own.prompts["sts"] = "\N{UNICORN FACE}："
+    save_portable(own, tmp_path / "own", create_model_card=False)
+    model = load_encoder(str(tmp_path / "own"), document_length=48, include_instruction=include)
+    assert model.prompts == own.prompts
+    assert len(model[1].instruction_ids) == 2
+    given, bare = model.encode("天气很好", prompt_name="sts"), model[1].include_prompt
+    model.set_pooling_include_prompt(not include)
+    assert bare is include and (given != model.encode("天气很好", prompt_name="sts")).any()
+
+
+def test_a_checkpoint_that_compares_otherwise_takes_the_cosine_and_says_so(
+    built: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    published = load_encoder(str(built), instructions="none", document_length=48)
+    published.similarity_fn_name = "dot"
+    save_portable(published, tmp_path / "published", create_model_card=False)
+    model = load_encoder(str(tmp_path / "published"), instructions="none", document_length=48)
+    assert f"{tmp_path / 'published'} compares embeddings by their dot; losses and searches here take" in caplog.text
+    save_portable(model, tmp_path / "saved", create_model_card=False)
+    vectors = (saved := SentenceTransformer(str(tmp_path / "saved"), device="cpu")).encode(TEXTS)
+    assert float(saved.similarity(vectors, vectors).max()) == pytest.approx(1)
+    caplog.clear()
+    load_encoder(str(tmp_path / "saved"), instructions="none", document_length=48)
+    assert not caplog.text
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
