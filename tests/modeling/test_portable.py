@@ -192,9 +192,9 @@ def test_saving_leaves_the_model_as_it_was(make_model: ModelMaker, tmp_path: Pat
     assert model.tokenizer.backend_tokenizer.truncation is not None
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_dtype(make_model: ModelMaker, tmp_path: Path, dtype: torch.dtype) -> None:
-    model = piccolo(make_model).bfloat16()
+    model = piccolo(make_model).double()
     save_portable(model, tmp_path / "a", dtype)
     weights = load_file(tmp_path / "a" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {dtype}
@@ -206,7 +206,7 @@ def test_dtype(make_model: ModelMaker, tmp_path: Path, dtype: torch.dtype) -> No
         assert torch.equal(loaded[0].auto_model.state_dict()[key], tensor.to(dtype))
     assert failing(tmp_path / "a") == {}
     save_portable(model, tmp_path / "b")
-    assert "weights are BF16, not float16 or float32" in failing(tmp_path / "b")["vLLM"][0]
+    assert "weights are F64, not float16, bfloat16 or float32: save" in failing(tmp_path / "b")["vLLM"][0]
 
 
 def test_a_weight_that_overflows_is_named_and_nothing_is_written(make_model: ModelMaker, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
 
 from piccolo_st.__main__ import dispatch
@@ -24,6 +25,7 @@ from piccolo_st.releasing.card_sections import evaluated_model
 from piccolo_st.releasing.checks import check_release
 from piccolo_st.releasing.publish import ReleaseError, release
 from tests.conftest import build_encoder
+from tests.helpers.architectures import saved_encoder, small_encoder
 from tests.helpers.hub_clients import REPO
 from tests.helpers.hub_server import HubServer
 from tests.helpers.resume_cases import make_datasets
@@ -44,13 +46,13 @@ def base(hub: HubServer, tmp_path: Path) -> str:
     return BASE
 
 
-def train(base: str, folder: Path, **lora: Any) -> Path:
+def train(base: str, folder: Path, model: dict[str, Any] | None = None, **lora: Any) -> Path:
     """A run of four steps; its output directory."""
     rows = make_datasets(40)["pairs"].to_list()
     (folder / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     own = {"source": str(folder / "rows.jsonl"), "task": "retrieval", "holdout": {"queries": 5, "min_corpus": 5}}
     content = {
-        "model": {"name_or_path": base, "query_length": 16, "document_length": 24},
+        "model": {"name_or_path": base, "query_length": 16, "document_length": 24, **(model or {})},
         "data": {"mixture": {"datasets": {"faq": own}}, "batch_size": 8},
         "lora": {"rank": 4, **lora},
         "train": {"output_dir": str(folder / "run"), "max_steps": 4, "learning_rate": 1e-2, "eval_strategy": "steps",
@@ -73,6 +75,19 @@ def vectors(model: Any) -> np.ndarray:
 def fill(folder: Path, *more: object) -> None:
     given = ["--fill-card", "--license", "mit", "--language", "zh", "--run-dir", folder.parent, *more]
     dispatch(["release", str(folder), REPO, *map(str, given)])
+
+
+def test_a_decoder_whose_weights_are_bfloat16_is_released_with_its_adapter_merged(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    """As the recipe of Qwen3-Embedding leaves it."""
+    settings = {"instructions": "e5", "pooling": "lasttoken", "dtype": "bfloat16", "document_length": 40}
+    base = saved_encoder(tmp_path / "base", model=small_encoder("qwen3", pad_token_id=None))
+    model = train(base, tmp_path, settings) / "model"
+    with safe_open(model / "model.safetensors", framework="pt") as weights:
+        assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"BF16"}  # noqa: SIM118
+    fill(model)
+    assert not check_release(model, REPO).problems
 
 
 def test_an_adapter_is_pushed_pulled_and_gives_the_vectors_of_its_run(

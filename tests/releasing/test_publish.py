@@ -297,8 +297,9 @@ def test_what_a_run_measured_belongs_to_the_model_it_left(
     assert "0.45" in card.read_text(encoding="utf-8")
 
 
-def test_half_precision_can_be_released(released_model: Path, tmp_path: Path) -> None:
-    save_portable(SentenceTransformer(str(released_model), device="cpu"), tmp_path, dtype=torch.float16)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_can_be_released(released_model: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    save_portable(SentenceTransformer(str(released_model), device="cpu"), tmp_path, dtype=dtype)
     assert not check_release(tmp_path, REPO).problems
 
 

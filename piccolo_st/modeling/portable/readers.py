@@ -82,10 +82,13 @@ def _weights(checkpoint: Checkpoint) -> Problems:
             yield f"{name} is missing"
         except SafetensorError as error:
             yield f"{name} is broken: {error}"
-    spelled = {"F16": "float16", "F32": "float32"}
+    spelled = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
     floats = {dtype for dtype in dtypes if dtype.startswith(("F", "BF"))}
     if unusual := floats - set(spelled):
-        yield f"weights are {', '.join(sorted(unusual))}, not float16 or float32: save them with dtype=torch.float32"
+        yield (
+            f"weights are {', '.join(sorted(unusual))}, not float16, bfloat16 or float32: save them with "
+            "dtype=torch.float32"
+        )
     elif len(floats) > 1:
         yield f"weights are of several types, {', '.join(sorted(floats))}"
     elif floats:
@@ -273,9 +276,9 @@ def _strict_config(checkpoint: Checkpoint) -> Problems:
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or any(name.endswith("Classification") for name in architectures):
         yield f"config.json has architectures={architectures!r}, which is no embedding model"
-    for key in ("max_position_embeddings", "pad_token_id"):
-        if not isinstance(config.get(key), int) or config[key] < 0:
-            yield f"config.json has {key}={config.get(key)!r}, not an integer of 0 or more"
+    for key, left_out in (("max_position_embeddings", None), ("pad_token_id", 0)):
+        if not isinstance(found := config.get(key, left_out), int) or found < 0:
+            yield f"config.json has {key}={found!r}, not an integer of 0 or more"
 
 
 def _onnx_file(checkpoint: Checkpoint) -> Problems:

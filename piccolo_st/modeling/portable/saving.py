@@ -72,7 +72,7 @@ def save_portable(
     Args:
         model: Transformer, Pooling or InstructionPooling, and perhaps Dense and Normalize.
         path: created if needed.
-        dtype: of the saved weights, torch.float16 or torch.float32; None keeps what the model has.
+        dtype: of the saved weights, torch.float16, bfloat16 or float32; None keeps what the model has.
         create_model_card: write ST's README.md as well.
 
     Raises:
@@ -103,9 +103,7 @@ def save_portable(
         _edit_json(fresh / "tokenizer_config.json", lambda config: _plain_tokenizer_config(model, config))
         if dtype is not None:
             _cast(fresh, dtype)
-        spelled = str(dtype or model.dtype).removeprefix("torch.")
-        # transformers 5 writes and reads "dtype"; transformers 4 and servers read "torch_dtype".
-        _edit_json(fresh / "config.json", lambda config: config.update(dtype=spelled, torch_dtype=spelled))
+        _edit_json(fresh / "config.json", lambda config: _plain_config(config, dtype or model.dtype))
 
 
 def save_native(model: SentenceTransformer, path: str | Path, create_model_card: bool = True) -> None:
@@ -306,6 +304,14 @@ def _keep_state(model: SentenceTransformer, config: JsonObject) -> None:
     if state:
         config[STATE_KEY] = state
     config["prompts"] = {name: text or "" for name, text in config["prompts"].items()}  # null stops a Rust reader
+
+
+def _plain_config(config: JsonObject, dtype: torch.dtype | None) -> None:
+    """The encoder's, in words of transformers 4 beside its own."""
+    # transformers 5 writes and reads "dtype"; transformers 4 and servers read "torch_dtype".
+    config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
+    if config.get("pad_token_id", 0) is None:  # as of Qwen3, whose published ones have no such key; null stops TEI
+        del config["pad_token_id"]
 
 
 def _plain_tokenizer_config(model: SentenceTransformer, config: JsonObject) -> None:
