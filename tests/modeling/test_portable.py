@@ -34,7 +34,7 @@ from piccolo_st.modeling import (
 )
 from piccolo_st.modeling.lengths import set_lengths
 from piccolo_st.modeling.portable import saving
-from tests.modeling.portability.checkpoints import chinese_bert
+from tests.modeling.portability.checkpoints import ROTARY, build_rotary, chinese_bert
 
 ModelMaker = Callable[..., SentenceTransformer]
 TEXTS = ["今天天气好", "数据" * 40, ""]
@@ -207,6 +207,20 @@ def test_dtype(make_model: ModelMaker, tmp_path: Path, dtype: torch.dtype) -> No
     assert failing(tmp_path / "a") == {}
     save_portable(model, tmp_path / "b")
     assert "weights are F64, not float16, bfloat16 or float32: save" in failing(tmp_path / "b")["vLLM"][0]
+
+
+def test_rotary_positions_are_named_as_older_versions_read_them(tmp_path: Path) -> None:
+    build_rotary(tmp_path)
+    for name, positions in ROTARY.items():
+        loaded = SentenceTransformer(str(tmp_path / name), device="cpu")
+        assert loaded[0].auto_model.config.rope_parameters == positions, "as it was, also where both are read"
+        assert failing(tmp_path / name) == {}
+    scaled = {key: value for key, value in ROTARY["llama"].items() if key != "rope_theta"}
+    older = {"qwen3": {"rope_theta": 1e6}, "llama": {"rope_theta": 5e5, "rope_scaling": scaled}}
+    older["modernbert"] = {"global_rope_theta": 100.0, "local_rope_theta": 1.6e5}
+    older["gemma3_text"] = {"rope_theta": 100.0, "rope_local_base_freq": 2e4}
+    for name, expected in older.items():
+        assert expected.items() <= read(tmp_path / name / "config.json").items()
 
 
 def test_a_weight_that_overflows_is_named_and_nothing_is_written(make_model: ModelMaker, tmp_path: Path) -> None:
@@ -487,6 +501,12 @@ BREAKAGES: list[tuple[str, Callable[[Path], Any], set[str], str]] = [
         edit("config.json", architectures=["BertForSequenceClassification"]),
         TEI,
         "is no embedding model",
+    ),
+    (
+        "rotary positions",
+        edit("config.json", rope_parameters={"rope_type": "default", "rope_theta": 1e6}),
+        {*TRANSFORMERS_4, *TEI},
+        r"has \{'rope_theta': 1000000.0\} in rope_parameters alone, which only transformers 5 reads",
     ),
     ("no padding id", edit("config.json", pad_token_id=None), TEI, "pad_token_id=None"),
     ("roberta", edit("config.json", model_type="roberta"), READS_LENGTHS, "512 is more than the 511 tokens"),

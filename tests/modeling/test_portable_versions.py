@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.environments import environment
-from tests.modeling.portability.checkpoints import build, build_merged
+from tests.modeling.portability.checkpoints import build, build_merged, build_rotary
 
 SCRIPTS = Path(__file__).parent / "portability"
 # Everything else (torch, numpy, ...) is shared with the environment that runs the tests. transformers 4 needs an older
@@ -62,6 +62,9 @@ def test_older_versions_give_the_same_embeddings(
         more = run(python, "with_sentence_transformers.py", folder / "merged", merged)["differences"]
         print(f"sentence-transformers {version}: {more}")
         assert set(more) == set(merged) and all(difference <= 1e-5 for difference in more.values()), more
+        turned = build_rotary(folder / "rotary")
+        more = run(python, "with_sentence_transformers.py", folder / "rotary", turned)["differences"]
+        assert set(more) == set(turned) and all(difference <= 1e-6 for difference in more.values()), more
     assert set(result["differences"]) == set(names)
     assert all(difference <= 1e-6 for difference in result["differences"].values()), result
     if version == min(ENVIRONMENTS):

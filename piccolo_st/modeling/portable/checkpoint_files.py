@@ -37,6 +37,28 @@ LENGTHS = ("query_length", "document_length")
 """The settings that sentence-transformers 6 alone knows."""
 
 
+# What transformers 4 calls the base of the rotary positions in layers of each kind; elsewhere it is rope_theta.
+_ROTARY_BASES = {
+    "modernbert": {"global_rope_theta": "full_attention", "local_rope_theta": "sliding_attention"},
+    "gemma3_text": {"rope_theta": "full_attention", "rope_local_base_freq": "sliding_attention"},
+}
+
+
+def older_rotary(config: JsonObject) -> JsonObject:
+    """The ``rope_parameters`` of an encoder's configuration, under the names that transformers 4 and others read.
+
+    Where those are missing, transformers 4 takes what is usual for the architecture, and gives other vectors.
+    """
+    given: JsonObject = config.get("rope_parameters") or {}
+    names = _ROTARY_BASES.get(str(config.get("model_type")), {"rope_theta": ""})
+    found = {name: given.get(layers, given).get("rope_theta") for name, layers in names.items()}
+    main: JsonObject = given.get("full_attention", given)
+    found["partial_rotary_factor"] = main.get("partial_rotary_factor")
+    if main.get("rope_type", "default") != "default":
+        found["rope_scaling"] = {name: value for name, value in main.items() if name not in found}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 class Checkpoint:
     """The files of a checkpoint. What is missing or broken reads as empty; readers.py reports it."""
 

@@ -18,7 +18,7 @@ from typing import TypeAlias
 from safetensors import SafetensorError, safe_open
 
 from piccolo_st.errors import reason
-from piccolo_st.modeling.portable.checkpoint_files import LENGTHS, POOLING_FLAGS, Checkpoint
+from piccolo_st.modeling.portable.checkpoint_files import LENGTHS, POOLING_FLAGS, Checkpoint, older_rotary
 from piccolo_st.modeling.portable.report import ConsumerReport
 
 # Encoders whose table of positions begins with rows for padding; see positions.py.
@@ -111,6 +111,12 @@ def _tokenizer_of_transformers_4(checkpoint: Checkpoint) -> Problems:
         yield "tokenizer_config.json names TokenizersBackend, a class that only transformers 5 has"
     if isinstance(config.get("extra_special_tokens"), list):
         yield "tokenizer_config.json has extra_special_tokens as a list, which transformers 4 cannot read"
+
+
+def _rotary_positions(checkpoint: Checkpoint) -> Problems:
+    older = older_rotary(checkpoint.config)
+    if missing := {name: value for name, value in older.items() if checkpoint.config.get(name) != value}:
+        yield f"config.json has {missing} in rope_parameters alone, which only transformers 5 reads"
 
 
 def _stock_modules(checkpoint: Checkpoint) -> Problems:
@@ -294,11 +300,12 @@ _ST_3: tuple[Check, ...] = (
     _lengths,
     _pooling,
     _tokenizer_of_transformers_4,
+    _rotary_positions,
     _old_module_names,
     _old_module_configs,
 )
 _SERVER: tuple[Check, ...] = (_files, _tokenizer, _lengths, _pooling, _pooling_of_servers, _instructions_pooled)
-_TEI: tuple[Check, ...] = (*_SERVER, _weights, _pooling_folder, _prompts, _strict_config)
+_TEI: tuple[Check, ...] = (*_SERVER, _weights, _rotary_positions, _pooling_folder, _prompts, _strict_config)
 _ONNX: tuple[Check, ...] = (*_SERVER, _onnx_file, _dense_in_onnx, _tokenizer_length)
 
 ONNX_READERS = ("fastembed", "transformers.js")
@@ -310,20 +317,21 @@ CONSUMERS: dict[str, tuple[Check, ...]] = {
     "sentence-transformers 4.x": _ST_3,
     "sentence-transformers 5.x": _ST_3,
     "sentence-transformers 6.x": _ST_6,
-    "transformers": (*_SERVER, _weights, _tokenizer_of_transformers_4, _tokenizer_length),
+    "transformers": (*_SERVER, _weights, _tokenizer_of_transformers_4, _rotary_positions, _tokenizer_length),
     "text-embeddings-inference": _TEI,
     "text-embeddings-inference on a CPU": (*_TEI, _dense_in_onnx),
     "vLLM": (
         *_SERVER,
         _weights,
         _tokenizer_of_transformers_4,
+        _rotary_positions,
         _old_module_names,
         _first_true_flag,
         _lower_case_key,
     ),
     "llama.cpp and Ollama": (*_SERVER, _weights, _old_module_names),
     "infinity": (*_ST_3, _instructions_pooled),
-    "OpenVINO": (*_ST_6, _tokenizer_of_transformers_4),
+    "OpenVINO": (*_ST_6, _tokenizer_of_transformers_4, _rotary_positions),
     **dict.fromkeys(_ST_INSIDE, _ST_6),
     "fastembed": (*_ONNX, _length_of_a_call),
     "transformers.js": _ONNX,

@@ -40,7 +40,7 @@ from sentence_transformers.util import load_file_path
 from piccolo_st.errors import InputError
 from piccolo_st.modeling.adapters import exchanged, merged
 from piccolo_st.modeling.pooling import InstructionPooling
-from piccolo_st.modeling.portable.checkpoint_files import LENGTHS, POOLING_FLAGS, JsonObject
+from piccolo_st.modeling.portable.checkpoint_files import LENGTHS, POOLING_FLAGS, JsonObject, older_rotary
 from piccolo_st.modeling.portable.limits import pooling_modes, problems
 from piccolo_st.modeling.positions import usable_positions
 from piccolo_st.modeling.saved_adapters import adapter_state, check_adapter
@@ -310,6 +310,7 @@ def _plain_config(config: JsonObject, dtype: torch.dtype | None) -> None:
     """The encoder's, in words of transformers 4 beside its own."""
     # transformers 5 writes and reads "dtype"; transformers 4 and servers read "torch_dtype".
     config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
+    config |= older_rotary(config)
     if config.get("pad_token_id", 0) is None:  # as of Qwen3, whose published ones have no such key; null stops TEI
         del config["pad_token_id"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +15,12 @@ from transformers import BertConfig, BertModel, BertTokenizer, XLMRobertaConfig,
 
 from piccolo_st.modeling.instructions import set_prompts
 from piccolo_st.modeling.lengths import set_lengths
+from piccolo_st.modeling.loading import load_encoder
 from piccolo_st.modeling.pooling import set_instruction_pooling
 from piccolo_st.modeling.portable.saving import load_portable, save_portable
 from piccolo_st.modeling.positions import extend_positions
 from tests.conftest import CHARACTERS
+from tests.helpers.architectures import saved_encoder, small_encoder
 from tests.training.test_architectures import ARCHITECTURES
 from tests.training.test_architectures import base as base_of
 from tests.training.test_architectures import load as load_with_adapter
@@ -97,6 +100,30 @@ def build_merged(folder: Path) -> list[str]:
         save_portable(model, folder / name)
         note(load_portable(folder / name, device="cpu"), folder / f"{name}.npz", TEXTS[:-1])  # "" has no tokens here
     return list(ARCHITECTURES)
+
+
+def rotary(base: float, **scaling: Any) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": base, **scaling}
+
+
+_BENDS = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+# Positions that are not the usual ones of the architecture, which an older transformers takes where it finds none.
+ROTARY: dict[str, dict[str, Any]] = {
+    "qwen3": rotary(1e6),  # as Qwen3-Embedding
+    "llama": rotary(5e5, rope_type="llama3", **_BENDS),
+    "modernbert": {"full_attention": rotary(100.0), "sliding_attention": rotary(1.6e5)},
+    "gemma3_text": {"full_attention": rotary(100.0), "sliding_attention": rotary(2e4)},
+}
+
+
+def build_rotary(folder: Path) -> list[str]:
+    """The same of encoders with rotary positions."""
+    for name, positions in ROTARY.items():
+        source = saved_encoder(folder / "bases" / name, model=small_encoder(name, rope_parameters=positions))
+        model = load_encoder(source, instructions="e5", query_length=32, document_length=64)
+        save_portable(model, folder / name)
+        note(model, folder / f"{name}.npz", TEXTS[:3])
+    return list(ROTARY)
 
 
 def note(model: SentenceTransformer, file: Path, texts: list[str]) -> None:
