@@ -31,9 +31,10 @@ from piccolo_st.mining import (
     ReminingSettings,
     check_dataset,
     dataset_limits,
-    drawn_alike,
+    load_alike,
     mine_mixture,
     negatives_in_use,
+    read_at_most,
 )
 from piccolo_st.modeling import (
     PRESETS,
@@ -45,6 +46,7 @@ from piccolo_st.modeling import (
     dataset_tasks,
     load_encoder,
     saved_instructions,
+    set_prompts,
     tokenizer_state,
 )
 from piccolo_st.training.dataset_losses import dataset_losses
@@ -185,7 +187,7 @@ def _mine(config: FinetuneConfig, mixture: Mixture, model: SentenceTransformer) 
         return mixture.train
     names = [given] if isinstance(given, str) else given
     miners: Any = [
-        name if name in UNTRAINED else model if name == "self" else _load_miner(config, name) for name in names
+        name if name in UNTRAINED else model if name == "self" else _load_miner(config, name, model) for name in names
     ]
     remining = _remining(config)
     made_of = [tokenizer_state(model.tokenizer) if isinstance(one, str) else content_hash(one) for one in miners]
@@ -201,10 +203,13 @@ def _mine(config: FinetuneConfig, mixture: Mixture, model: SentenceTransformer) 
     )
 
 
-def _load_miner(config: FinetuneConfig, name: str) -> SentenceTransformer:
-    kept = {name: getattr(config.model, name) for name in ("instructions", "query_length", "document_length")}
-    with drawn_alike():
-        return load_encoder(name, place="data.mining_model", dtype="stored", **kept)
+def _load_miner(config: FinetuneConfig, name: str, model: SentenceTransformer) -> SentenceTransformer:
+    """A miner as it was saved: it has its own instructions, and the run's where it has none."""
+    miner = load_alike(name, "data.mining_model")
+    if not saved_instructions(miner).texts:
+        set_prompts(miner, saved_instructions(model))
+    read_at_most(miner, max(config.model.query_length, config.model.document_length), f"data.mining_model {name!r}")
+    return miner
 
 
 def _remining(config: FinetuneConfig) -> ReminingSettings | None:
