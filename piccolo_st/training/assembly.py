@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
@@ -118,7 +119,8 @@ def _load_model(config: FinetuneConfig, mixture: Mixture) -> SentenceTransformer
             )
         settings = arguments.build or EncoderSettings()
         always = [arguments.instructions or PRESETS["piccolo"], *own]
-        name = str(cached_encoder(settings, _texts(mixture), mixture.fingerprint, always))
+        texts = chain.from_iterable(mixture.lists_of_texts())
+        name = str(cached_encoder(settings, texts, [mixture.fingerprint, "texts in lists too"], always))
     with _blamed("model"):
         set_seed(config.train.seed)  # a layer that scales the dimension begins with random weights
         model = load_encoder(
@@ -162,14 +164,6 @@ def _check_lora(config: FinetuneConfig) -> None:
             "lora.load_in_4bit needs a CUDA GPU, since on a CPU bitsandbytes rounds the weights anew in an evaluation, "
             f"got {config.train.device.type}; set it to false"
         )
-
-
-def _texts(mixture: Mixture) -> Iterator[str]:
-    """Every text of the training sets."""
-    for dataset in mixture.train.values():
-        for column, feature in dataset.features.items():
-            if getattr(feature, "dtype", None) == "string":
-                yield from dataset[column]
 
 
 def _settle_instructions(config: FinetuneConfig, model: SentenceTransformer) -> None:

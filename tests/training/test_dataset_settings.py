@@ -208,6 +208,14 @@ def test_a_miner_that_cuts_nothing_mines(make_run: Run, encoder_dir: Path, tmp_p
     assert all("negative" in columns for columns in run.train_dataset.column_names.values())
 
 
+def test_an_encoder_that_is_built_knows_the_texts_of_lists(make_run: Run, tmp_path: Path) -> None:
+    rows = [{"query": f"数{n}", "positive": [f"江河{n}", f"湖海{n}"]} for n in NUMBERS]
+    own = {"source": str(write_rows(tmp_path / "lists.jsonl", rows)), "positives": "list", "holdout": None}
+    build = {"hidden_size": 16, "layers": 1, "heads": 2, "vocab_size": 100}
+    run = make_run({"name_or_path": None, "build": build}, own)
+    assert "[UNK]" not in run.model.tokenizer.tokenize("江河湖海")
+
+
 def evaluated(model: SentenceTransformer, tasks: Path, output: Path) -> dict[str, set[str]]:
     """Evaluate on tasks; the texts that went through the encoder for each."""
     runner = pytest.importorskip("piccolo_st.evaluation.runner")
