@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from piccolo_st.data import DatasetSpec
 from piccolo_st.errors import MixtureError
-from piccolo_st.modeling import Task
+from piccolo_st.modeling import Instructions, Task
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -28,14 +28,18 @@ def dataset_limits(specs: Iterable[DatasetSpec]) -> dict[str, dict[Task, int]]:
     return limits
 
 
-def check_dataset(model: SentenceTransformer, spec: DatasetSpec) -> None:
-    """Raise InputError if ``model`` cannot cut texts as the dataset asks; see ``lengths.check_lengths``."""
+def check_dataset(model: SentenceTransformer, spec: DatasetSpec, instructions: Instructions | None = None) -> None:
+    """Raise InputError if ``model`` cannot cut texts as the dataset asks; see ``lengths.check_lengths``.
+
+    ``instructions`` are those of a run, in all their wordings; None: the model's prompts, which have the first alone.
+    """
     if (spec.instruction, spec.query_length, spec.document_length) == (None, None, None):
         return
     from piccolo_st.modeling import check_lengths
 
     try:
-        check_lengths(model, spec.query_length, spec.document_length, spec.instruction, f"dataset {spec.name!r}")
+        said = instructions if spec.instruction is None else spec.instruction
+        check_lengths(model, spec.query_length, spec.document_length, said, f"dataset {spec.name!r}")
     except TypeError as error:  # no Transformer: it cuts nothing, and an instruction needs no length
         if spec.query_length is not None or spec.document_length is not None:
             raise MixtureError(f"query_length and document_length of dataset {spec.name!r}: {error}") from None

@@ -148,7 +148,7 @@ def _load_model(config: FinetuneConfig, mixture: Mixture) -> SentenceTransformer
         if arguments.dimension is not None:
             scale_dimension(model, arguments.dimension)
         for spec in mixture.specs.values():
-            check_dataset(model, spec)
+            check_dataset(model, spec, arguments.instructions)
         return model
 
 

@@ -150,6 +150,13 @@ def test_lengths_that_cannot_be_are_refused_before_anything_is_read(
         make_run(own=own)
 
 
+def test_every_wording_of_the_run_must_fit_a_datasets_own_length(make_run: Run) -> None:
+    model = {"instructions": {"query": ["一：", "一二三四五六七八："]}}
+    with pytest.raises(InputError, match=r"query_length=10 of dataset 'other' is too short .* '一二.* takes 12 tokens"):
+        make_run(model, {"query_length": 10})
+    make_run(model, {"query_length": 10, "instruction": "none"})
+
+
 def test_instructions_of_ones_own_go_from_the_yaml_to_the_saved_model(make_run: Run, tmp_path: Path) -> None:
     mine = {"query": "一二：", "document": "三四："}
     theirs = {"query": "五六：", "passage": "七八："}
