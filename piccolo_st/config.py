@@ -1,6 +1,6 @@
 """Reading the configuration of a run: one YAML file with a section per dataclass, any field overridden by hand.
 
-    (1) read the YAML (``yaml.safe_load``) named by the first argument, or the recipe's default;
+    (1) read the YAML named by the first argument, or the recipe's default;
     (2) lay ``--section.field value`` over it; the value is read as YAML, deeper keys reach into mappings;
     (3) build the dataclass of each section from what is there, by its annotations (``schema``).
 
@@ -117,8 +117,19 @@ def read_value(text: str, place: str) -> object:
 _MOST_VALUES = 1_000_000
 
 
+# Numbers as YAML 1.2 has them: 1e-6 is one; 12:30:45, 2024-01-01 and 1_000 are text, as are octal and hexadecimal ones
+# and those with zeros in front, which are labels (a revision 0123456) of which a number would be another.
+_NUMBERS = {
+    "tag:yaml.org,2002:int": re.compile(r"[-+]?(0|[1-9][0-9]*)$"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"([-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+    ),
+}
+
+
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which refuses a key named twice, and what YAML's own types cannot hold, with the line."""
+    """PyYAML's safe loader with the numbers of YAML 1.2, which refuses a key named twice, and what YAML's own types
+    cannot hold, with the line."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         seen: set[str] = set()
@@ -136,6 +147,25 @@ class _Loader(yaml.SafeLoader):
             kind = node.tag.rpartition(":")[2]
             problem = f"{shown(node.value)} cannot be read as YAML's {kind} ({reason(error)})"
             raise ConstructorError(None, None, problem, node.start_mark) from None
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, which quotes what a reader of YAML 1.1 or 1.2 would take for a number."""
+
+
+_Loader.yaml_implicit_resolvers = {  # of its own: PyYAML's stay as they are
+    first: [(tag, pattern) for tag, pattern in rules if tag.rpartition(":")[2] in ("null", "bool", "merge")]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in _NUMBERS.items():
+    _Loader.add_implicit_resolver(_tag, _pattern, list("-+.0123456789"))
+    _Dumper.add_implicit_resolver(_tag, _pattern, list("-+.0123456789"))
+
+
+def to_yaml(value: object, width: int = 80) -> str:
+    """A value as the YAML that ``load_yaml`` reads it from, keys in their order."""
+    text: str = yaml.dump(value, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=width)
+    return text
 
 
 def _load(text: str) -> object:

@@ -123,8 +123,8 @@ def _plain(part: object, definitions: Mapping[str, JsonSchema]) -> object:
         if "enum" in meant:  # whose docstring is for programmers
             meant = {key: meant[key] for key in ("type", "enum")}
         part = {**meant, **{key: value for key, value in part.items() if key != "$ref"}}
-    if part.get("type") == "string" and "enum" not in part:  # the reader takes a number for its digits
-        part = {**part, "type": ["string", "number"]}
+    if part.get("type") == "string" and "enum" not in part:  # the reader takes a whole number for its digits
+        part = {**part, "type": ["string", "integer"]}
     return {
         _BOUNDS.get(key, key): value if key in ("default", "enum") else _plain(value, definitions)
         for key, value in part.items()

@@ -87,7 +87,7 @@ def part_of(cls: type) -> BeforeValidator:
     return BeforeValidator(validate, json_schema_input_type=cls | None)
 
 
-# A number where text goes, such as an unquoted label 0, is its digits.
+# A whole number where text goes, such as an unquoted label 0, is its digits; of a fraction, ``build`` says to quote it.
 _CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, coerce_numbers_to_str=True)
 
 
@@ -137,6 +137,9 @@ def build(
     for key in given:
         if key in words:
             raise naming.unknown([key])
+    for key, value in words.items():
+        if isinstance(value, float) and str in (kinds := _kinds(hints.get(key))) and float not in kinds:
+            raise ConfigError(f"{naming.of(key)} must be of type str, got {value}; write it in quotes")
     try:
         filled: T = adapter(cls).validate_python({**words, **given}, context=naming.of)
         return filled
@@ -237,11 +240,15 @@ def range_of(hint: object) -> str:
 
 
 def _word(value: object, hint: object) -> object:
-    """YAML 1.1 reads an unquoted ``no`` as false, which is a word where no bool goes, as in ``save_strategy: no``."""
-    kinds = {hint, *get_args(hint)}
+    """PyYAML reads an unquoted ``no`` as false, which is a word where no bool goes, as in ``save_strategy: no``."""
+    kinds = _kinds(hint)
     if isinstance(value, bool) and bool not in kinds and str in kinds:
         return "yes" if value else "no"
     return value
+
+
+def _kinds(hint: object) -> set[object]:
+    return {hint, *get_args(hint)}
 
 
 def _keys(error: ErrorDetails, values: Any) -> list[str | int]:

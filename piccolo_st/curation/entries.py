@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import yaml
 from datasets import Dataset
 
+from piccolo_st.config import to_yaml
 from piccolo_st.curation.step_check import token_lengths
 from piccolo_st.data import (
     DatasetSpec,
@@ -87,7 +87,7 @@ def describe(
         entry, warnings = propose(name, source, texts or {}, encoding)
         print(_described(name, entry, warnings, model))
         entries[name] = entry
-    text = yaml.safe_dump({"datasets": entries}, allow_unicode=True, sort_keys=False, width=120)
+    text = to_yaml({"datasets": entries}, width=120)
     if output is None:
         print(f"the mixture that reads this (--output FILE writes it):\n\n{text}")
     else:

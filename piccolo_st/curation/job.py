@@ -25,9 +25,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from piccolo_st.cache import PARTIAL, write_whole
+from piccolo_st.config import to_yaml
 from piccolo_st.data import DatasetSpec, Mixture, RetrievalHoldout, excerpt, load_mixture, parse_mixture
 from piccolo_st.errors import MixtureError
 from piccolo_st.stored import read_json
@@ -186,7 +186,7 @@ def finish(job: Job, step: str, parts: Iterable[Part]) -> None:
             }  # fmt: skip
     header = f"# Made by the step {step!r} from the mixture {job.mixture.fingerprint}.\n"
     tests = {} if job.mixture.tests is None else {"tests": str(job.mixture.tests)}
-    text = header + yaml.safe_dump({"datasets": datasets, **tests}, allow_unicode=True, sort_keys=False)
+    text = header + to_yaml({"datasets": datasets, **tests})
     report = {"step": step, "mixture": job.mixture.fingerprint, "datasets": counts}
     for left in job.folder.rglob(f"*{PARTIAL}"):  # by tasks that were killed
         left.unlink()

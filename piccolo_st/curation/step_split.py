@@ -25,11 +25,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 from datasets import Dataset
 from numpy.typing import NDArray
 
 from piccolo_st.cache import write_whole
+from piccolo_st.config import to_yaml
 from piccolo_st.curation.job import USED, Job, evaluation_entry, training_entry, write_beir
 from piccolo_st.curation.stages import Stage
 from piccolo_st.data import (
@@ -150,7 +150,7 @@ def _split(step: SplitStep, _: int) -> None:
     header = f"# Made by the step 'split' from the mixture {raw.fingerprint}.\n"
     left = {"datasets": datasets, "tests": "tests.yaml"}
     for file, content in (("tests", {"datasets": tests}), ("mixture", left), ("tasks", {"tasks": tasks})):
-        text = header + yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
+        text = header + to_yaml(content)
         write_whole(folder / f"{file}.yaml", text)
     report = {"step": "split", "mixture": raw.fingerprint, "datasets": counts}
     write_whole(folder / "report.json", json.dumps(report, ensure_ascii=False, indent=1))

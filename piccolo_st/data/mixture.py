@@ -102,16 +102,20 @@ class Mixture:
     def texts(self) -> Iterator[str]:
         """Each text of the training sets once, those in lists too; 8 bytes a distinct text are kept in memory."""
         seen: set[int] = set()
+        for texts in self.lists_of_texts():
+            for text, number in zip(texts, text_ids(texts).tolist(), strict=True):
+                if number not in seen:
+                    seen.add(number)
+                    yield text
+
+    def lists_of_texts(self) -> Iterator[list[str]]:
+        """The same as often as each stands there, in lists of some rows of a column."""
         for dataset in self.train.values():
             for rows in dataset.iter(10_000):
                 for values in rows.values():
                     texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
-                    if not texts or not isinstance(texts[0], str):
-                        continue
-                    for text, number in zip(texts, text_ids(texts).tolist(), strict=True):
-                        if number not in seen:
-                            seen.add(number)
-                            yield text
+                    if texts and isinstance(texts[0], str):
+                        yield texts
 
 
 def parse_mixture(

@@ -13,8 +13,7 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import yaml
-
+from piccolo_st.config import to_yaml
 from piccolo_st.errors import InputError, MissingPackage
 from piccolo_st.modeling import find_leaks
 from piccolo_st.releasing import Release, ReleaseError, ReleaseOptions, publish_folder
@@ -66,7 +65,7 @@ def space_files(model_id: str, texts: Sequence[str], revision: str = "main") -> 
         "models": [model_id],
         "short_description": f"Search as you type with {name}"[:60],
     }
-    front = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)
+    front = to_yaml(settings)
     text = (
         f"Search {len(texts):,} texts as you type with [{model_id}](https://huggingface.co/{model_id}): scores with "
         "and without its instructions, at any dimension, and a map.\n\n"

@@ -23,12 +23,11 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
-import yaml
 from sentence_transformers import SentenceTransformer
 from typing_extensions import NotRequired, TypedDict
 
 from piccolo_st import cache, environment
-from piccolo_st.config import Config, merge, parse_run
+from piccolo_st.config import Config, merge, parse_run, to_yaml
 from piccolo_st.data import Mixture, load_mixture
 from piccolo_st.errors import InputError, nearest
 from piccolo_st.evaluation import held_out_evaluators
@@ -266,5 +265,5 @@ class Ablation:
 
 def _parsed(sections: Sections, kind: type[Config], path: Path) -> Config:
     """The sections through a file, as a recipe would read them."""
-    path.write_text(yaml.safe_dump(dict(sections), allow_unicode=True, sort_keys=False), encoding="utf-8")
+    path.write_text(to_yaml(dict(sections)), encoding="utf-8")
     return parse_run([str(path)], kind, path)

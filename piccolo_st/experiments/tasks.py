@@ -6,10 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from piccolo_st.cache import write_whole
-from piccolo_st.config import load_yaml
+from piccolo_st.config import load_yaml, to_yaml
 from piccolo_st.errors import InputError, shown
 from piccolo_st.experiments.variants import AblationSettings, Sections
 
@@ -78,4 +76,4 @@ def _absolute(entry: Mapping[str, object], root: Path) -> dict[str, object]:
 def write_tasks(tasks: Sequence[ScoredTask], path: Path) -> None:
     """Write them as a file of local tasks."""
     content = {"tasks": [dict(task.entry) for task in tasks]}
-    write_whole(path, yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
+    write_whole(path, to_yaml(content))

@@ -1,17 +1,17 @@
 """Which candidates are no negatives of which row, from whole numbers alone.
 
-A batch of N rows has queries, positives and M hard negatives, each hard negative owned by a row. Two texts of one role
-are the same text when their ids are equal; without ids every text is its own. Write Q(i) and P(i) for the
-id of row i's query and positive, T(d) for that of a document d (positive or hard negative), and call (Q(j), P(j))
-for every row j of the batch a *known pair*. For row i, beside its own positive, a candidate is not a negative when:
+A batch of N rows has queries q, positives p and M hard negatives, each hard negative owned by a row. Two texts are the
+same when their ids are equal, whatever their roles; without ids every text is its own. Two texts are *related* when
+they are the same, or when one is the query of a row and the other its positive. For row i, beside its own positive, a
+candidate is not a negative when:
 
-query_to_doc    anchor q_i, document d:  (Q(i), T(d)) is a known pair: d has the text of i's positive, or of the
-                positive of a row with the same query.
-query_to_query  anchor q_i, query q_j:   Q(j) = Q(i), the query itself included.
-doc_to_query    anchor p_i, query q_j:   (Q(j), P(i)) is a known pair, j = i aside: q_j has the text of i's query, or
-                of the query of a row with the same positive. The own query stays: GTE's formula counts it here too.
-doc_to_doc      anchor p_i, document d:  d belongs to a row with the same query (its positive and its hard negatives,
-                those of row i itself included), or (Q(i), T(d)) is a known pair.
+query_to_doc    anchor q_i, document d:  they are related: d has the text of q_i, of i's positive, of the positive of
+                a row with the same query, or of a query whose positive q_i is in another row.
+query_to_query  anchor q_i, query q_j:   they are related, the query itself included.
+doc_to_query    anchor p_i, query q_j:   they are related, j = i aside. The own query stays: GTE's formula counts it
+                here too.
+doc_to_doc      anchor p_i, document d:  d is related to p_i or to q_i, or belongs to a row with the same query (its
+                hard negatives, those of row i itself included).
 
 Without equal ids these are the exclusions of ST's MultipleNegativesRankingLoss: the query itself, and in
 doc_to_doc all documents of the row itself.
@@ -55,8 +55,8 @@ class Exclusions:
     Args:
         rows: N, the number of rows.
         owner: (M,) int64, the row that owns each hard negative.
-        queries: (N,) int64 ids of the queries; None: all differ.
-        documents: (N + M,) int64 ids of the positives and then the hard negatives; None: all differ.
+        queries: (N,) int64 ids of the queries; None, with those of the documents: all texts differ.
+        documents: (N + M,) int64 ids of the positives and then the hard negatives.
 
     Attributes:
         rows, negatives: N and M.
@@ -71,25 +71,24 @@ class Exclusions:
         self.rows, self.negatives = rows, len(owner)
         owner = owner.cpu()
         _check(rows, owner, queries, documents)
-        total = rows + len(owner)
-        queries = torch.arange(rows) if queries is None else torch.unique(queries.cpu(), return_inverse=True)[1]
-        documents = torch.arange(total) if documents is None else torch.unique(documents.cpu(), return_inverse=True)[1]
-        self._queries, self._positives = queries, documents[:rows]
-        self._owners_query = torch.cat([queries, queries[owner]])
-        known = torch.unique(queries * total + self._positives)
-        self._known_query, self._known_positive = known // total, known % total
-
+        total = 2 * rows + len(owner)
+        texts = torch.arange(total)
+        if queries is not None and documents is not None:
+            texts = torch.unique(torch.cat([queries.cpu(), documents.cpu()]), return_inverse=True)[1]
+        self._queries, self._positives = queries, positives = texts[:rows], texts[rows : 2 * rows]
+        pairs = torch.unique(
+            torch.cat([queries * total + positives, positives * total + queries, texts * total + texts])
+        )
+        self._one, self._other = _Index(pairs // total), pairs % total  # of all related texts, both ways round
         self._by_query = _Index(queries)
-        self._by_document = _Index(documents)
-        self._by_owners_query = _Index(self._owners_query)
-        self._known_by_query = _Index(self._known_query)
-        self._known_by_positive = _Index(self._known_positive)
+        self._by_document = _Index(texts[rows:])
+        self._by_owners_query = _Index(torch.cat([queries, queries[owner]]))
 
         self._owner = owner
         self._own_documents = 1 + torch.bincount(owner, minlength=rows)
-        documents_at_most = self._known_by_query.most * self._by_document.most + self._by_owners_query.most
-        queries_at_most = self._known_by_positive.most * self._by_query.most
-        self._block = max(1, _PAIRS // max(documents_at_most, queries_at_most))
+        times = torch.stack([torch.bincount(one, minlength=total) for one in (queries, texts[rows:])])
+        related = torch.zeros_like(times).index_add_(1, self._one.values, times[:, self._other])
+        self._block = max(1, _PAIRS // (2 * int(related.max()) + self._by_owners_query.most))
 
     def unavoidable(self, direction: str, start: int, stop: int) -> int:
         """How many pairs of these rows are excluded although no text occurs twice: the query itself, own documents."""
@@ -118,31 +117,36 @@ class Exclusions:
             yield row + (first - start), candidate
 
     def _query_to_doc(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        row, document = self._known_documents(rows)
-        others = document != rows[row]
-        return row[others], document[others]
+        return _of_others(rows, *self._related(self._queries[rows], self._by_document))
 
     def _query_to_query(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return self._by_query.matches(self._queries[rows])
+        return self._related(self._queries[rows], self._by_query)
 
     def _doc_to_query(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        row, known = self._known_by_positive.matches(self._positives[rows])
-        which, query = self._by_query.matches(self._known_query[known])
-        row = row[which]
-        others = query != rows[row]
-        return row[others], query[others]
+        return _of_others(rows, *self._related(self._positives[rows], self._by_query))
 
     def _doc_to_doc(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        row, document = self._known_documents(rows)
-        elsewhere = self._owners_query[document] != self._queries[rows[row]]
-        own_row, own_document = self._by_owners_query.matches(self._queries[rows])
-        return torch.cat([own_row, row[elsewhere]]), torch.cat([own_document, document[elsewhere]])
+        found = (
+            self._related(self._positives[rows], self._by_document),
+            self._related(self._queries[rows], self._by_document),
+            self._by_owners_query.matches(self._queries[rows]),
+        )
+        row, document = (torch.cat(part) for part in zip(*found, strict=True))
+        size = self.rows + self.negatives
+        once = torch.unique(row * size + document)
+        return once // size, once % size
 
-    def _known_documents(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Documents with the text of a positive of a row with the same query; the own positive is among them."""
-        row, known = self._known_by_query.matches(self._queries[rows])
-        which, document = self._by_document.matches(self._known_positive[known])
-        return row[which], document
+    def _related(self, texts: Tensor, candidates: _Index) -> tuple[Tensor, Tensor]:
+        """All (i, place) where the candidate at ``place`` is related to ``texts[i]``, each once."""
+        which, pair = self._one.matches(texts)
+        found, place = candidates.matches(self._other[pair])
+        return which[found], place
+
+
+def _of_others(rows: Tensor, row: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:
+    """The pairs without the own one of each row."""
+    others = candidate != rows[row]
+    return row[others], candidate[others]
 
 
 def _check(rows: int, owner: Tensor, queries: Tensor | None, documents: Tensor | None) -> None:
@@ -158,3 +162,5 @@ def _check(rows: int, owner: Tensor, queries: Tensor | None, documents: Tensor |
     for name, ids, size in (("query", queries, rows), ("document", documents, rows + len(owner))):
         if ids is not None and ids.shape != (size,):
             raise ValueError(f"there must be one {name} id for each of {size} texts, got {ids.shape}")
+    if (queries is None) != (documents is None):
+        raise ValueError("there must be ids of queries and of documents, or of neither, got those of one")

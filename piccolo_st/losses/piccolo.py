@@ -79,9 +79,10 @@ class PiccoloLoss(CachedLossMixin, nn.Module):
         temperature: t.
         directions: which of the four sums are in the denominator; ("query_to_doc",) is the plain softmax.
         gather_across_devices: use the rows of all ranks as negatives. Without it each rank is on its own.
-        mask_duplicates: a text never stands against its own copy, nor a query against the positive of an equal query,
-            on whatever rank (the rules: ``false_negatives.py``). Texts are compared by ``text_id`` in the features
-            where the collator wrote it, so that case, width and blanks make no difference, otherwise by their tokens.
+        mask_duplicates: a text never stands against its own copy, query or document, nor a query against the positive
+            of an equal query, on whatever rank (the rules: ``false_negatives.py``). Texts are compared by ``text_id``
+            in the features where the collator wrote it, so that case, width and blanks make no difference, otherwise by
+            their tokens, which begin with those of the instruction.
         false_negative_margin: leave out what is more similar than the row's positive by more than this.
         guide: leave out what a guide finds too close to be a negative (``guide.py``); its embedding of each text stands
             in the features' ``guide``, where PiccoloDataCollator puts it. What is given is its name. None: no guide.

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from piccolo_st.mining.guide import store_guide as store_guide
     from piccolo_st.mining.in_use import NEGATIVES as NEGATIVES
     from piccolo_st.mining.in_use import NegativesInUse as NegativesInUse
-    from piccolo_st.mining.judge import drawn_alike as drawn_alike
     from piccolo_st.mining.judge import load_alike as load_alike
     from piccolo_st.mining.lexical import lexical_encoder as lexical_encoder
     from piccolo_st.mining.limits import check_dataset as check_dataset
     from piccolo_st.mining.limits import dataset_limits as dataset_limits
+    from piccolo_st.mining.limits import read_at_most as read_at_most
     from piccolo_st.mining.limits import reading as reading
     from piccolo_st.mining.miner import UNTRAINED as UNTRAINED
     from piccolo_st.mining.miner import Miner as Miner

@@ -6,8 +6,7 @@ What the judge scores above the positive's score, less ``reranker_margin``, is a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,19 +59,11 @@ def load_judge(name: str, settings: MiningSettings, folder: Path) -> Judge:
     return scores
 
 
-@contextmanager
-def drawn_alike() -> Iterator[None]:
-    """In which what a bare checkpoint lacks, a pooler, is drawn the same each time, whatever the seed of a run: its
-    embeddings are found again by the content of the model."""
-    import torch
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 def load_alike(name: str, place: str) -> SentenceTransformer:
-    """An encoder that only looks on, ``drawn_alike``.
+    """An encoder that only looks on.
+
+    What a bare checkpoint lacks, a pooler, is drawn the same each time, whatever the seed of a run: its embeddings are
+    found again by the content of the model.
 
     Args:
         name: a directory or a Hub id.
@@ -81,9 +72,11 @@ def load_alike(name: str, place: str) -> SentenceTransformer:
     Raises:
         InputError: it cannot be loaded.
     """
+    import torch
     from sentence_transformers import SentenceTransformer
 
-    with drawn_alike():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
         return load_pretrained(SentenceTransformer, name, place)
 
 

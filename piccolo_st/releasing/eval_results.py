@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import fsum
 
-import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
+from piccolo_st.config import to_yaml
 from piccolo_st.evaluation import Benchmark, TaskResult, counted
 
 
@@ -63,6 +63,6 @@ def eval_result_files(results: Iterable[TaskResult], benchmark: Benchmark) -> di
             for place, result, value in places
         ]
         if entries:
-            text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
+            text = to_yaml(eval_result_entries_to_yaml(entries))
             files[f".eval_results/{task.name}.yaml"] = text
     return files

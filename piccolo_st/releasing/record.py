@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
-import yaml
 
 from piccolo_st.cache import write_whole
-from piccolo_st.config import read_yaml
+from piccolo_st.config import read_yaml, to_yaml
 from piccolo_st.data import DatasetReport, DatasetSpec
 from piccolo_st.environment import versions
 from piccolo_st.errors import InputError, shown
@@ -145,7 +144,7 @@ class RunRecord:
         head = ["Every setting of this run: the recipe that made it starts it again from this file."]
         if hidden:
             head.append(f"Left out, being secret: {', '.join(hidden)}; give it again, or log in with `hf auth login`.")
-        text = yaml.safe_dump(json.loads(json.dumps(configuration, default=str)), allow_unicode=True, sort_keys=False)
+        text = to_yaml(json.loads(json.dumps(configuration, default=str)))
         write_whole(folder / CONFIGURATION, "".join(f"# {line}\n" for line in head) + text)
         facts = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         facts.pop("configuration")

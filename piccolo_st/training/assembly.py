@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
@@ -31,9 +32,10 @@ from piccolo_st.mining import (
     ReminingSettings,
     check_dataset,
     dataset_limits,
-    drawn_alike,
+    load_alike,
     mine_mixture,
     negatives_in_use,
+    read_at_most,
 )
 from piccolo_st.modeling import (
     PRESETS,
@@ -45,6 +47,7 @@ from piccolo_st.modeling import (
     dataset_tasks,
     load_encoder,
     saved_instructions,
+    set_prompts,
     tokenizer_state,
 )
 from piccolo_st.training.dataset_losses import dataset_losses
@@ -116,7 +119,8 @@ def _load_model(config: FinetuneConfig, mixture: Mixture) -> SentenceTransformer
             )
         settings = arguments.build or EncoderSettings()
         always = [arguments.instructions or PRESETS["piccolo"], *own]
-        name = str(cached_encoder(settings, _texts(mixture), mixture.fingerprint, always))
+        texts = chain.from_iterable(mixture.lists_of_texts())
+        name = str(cached_encoder(settings, texts, [mixture.fingerprint, "texts in lists too"], always))
     with _blamed("model"):
         set_seed(config.train.seed)  # a layer that scales the dimension begins with random weights
         model = load_encoder(
@@ -144,7 +148,7 @@ def _load_model(config: FinetuneConfig, mixture: Mixture) -> SentenceTransformer
         if arguments.dimension is not None:
             scale_dimension(model, arguments.dimension)
         for spec in mixture.specs.values():
-            check_dataset(model, spec)
+            check_dataset(model, spec, arguments.instructions)
         return model
 
 
@@ -162,14 +166,6 @@ def _check_lora(config: FinetuneConfig) -> None:
         )
 
 
-def _texts(mixture: Mixture) -> Iterator[str]:
-    """Every text of the training sets."""
-    for dataset in mixture.train.values():
-        for column, feature in dataset.features.items():
-            if getattr(feature, "dtype", None) == "string":
-                yield from dataset[column]
-
-
 def _settle_instructions(config: FinetuneConfig, model: SentenceTransformer) -> None:
     """Where the configuration has no instructions, it has those of the model that was loaded with it from here on."""
     if config.model.instructions is None:
@@ -185,7 +181,7 @@ def _mine(config: FinetuneConfig, mixture: Mixture, model: SentenceTransformer) 
         return mixture.train
     names = [given] if isinstance(given, str) else given
     miners: Any = [
-        name if name in UNTRAINED else model if name == "self" else _load_miner(config, name) for name in names
+        name if name in UNTRAINED else model if name == "self" else _load_miner(config, name, model) for name in names
     ]
     remining = _remining(config)
     made_of = [tokenizer_state(model.tokenizer) if isinstance(one, str) else content_hash(one) for one in miners]
@@ -201,10 +197,13 @@ def _mine(config: FinetuneConfig, mixture: Mixture, model: SentenceTransformer) 
     )
 
 
-def _load_miner(config: FinetuneConfig, name: str) -> SentenceTransformer:
-    kept = {name: getattr(config.model, name) for name in ("instructions", "query_length", "document_length")}
-    with drawn_alike():
-        return load_encoder(name, place="data.mining_model", dtype="stored", **kept)
+def _load_miner(config: FinetuneConfig, name: str, model: SentenceTransformer) -> SentenceTransformer:
+    """A miner as it was saved: it has its own instructions, and the run's where it has none."""
+    miner = load_alike(name, "data.mining_model")
+    if not saved_instructions(miner).texts:
+        set_prompts(miner, saved_instructions(model))
+    read_at_most(miner, max(config.model.query_length, config.model.document_length), f"data.mining_model {name!r}")
+    return miner
 
 
 def _remining(config: FinetuneConfig) -> ReminingSettings | None:

@@ -41,7 +41,7 @@ def floor(queries: Tensor, positives: Tensor, negatives: Tensor) -> None:
 def ours(queries: Tensor, positives: Tensor, negatives: Tensor) -> None:
     """contrastive_loss from raw embeddings, looking for duplicates among texts that all differ."""
     rows, hard = len(queries), len(negatives)
-    exclusions = Exclusions(rows, torch.arange(hard) % rows, torch.randperm(rows), torch.randperm(rows + hard))
+    exclusions = Exclusions(rows, torch.arange(hard) % rows, torch.randperm(rows), rows + torch.randperm(rows + hard))
     loss = contrastive_loss(*map(unit, (queries, positives, negatives)), exclusions, temperature=TEMPERATURE).loss
     loss.backward()  # of unit vectors that nobody else holds, as in training
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -14,11 +17,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from piccolo_st.commands.exit import run_command
-from piccolo_st.config import Configuration, parse_overrides, parse_run
+from piccolo_st.config import Configuration, parse_overrides, parse_run, read_value, read_yaml, to_yaml
 from piccolo_st.errors import ConfigError, InputError
 from piccolo_st.schema import build
 
@@ -120,7 +123,7 @@ def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
     ("text", "message"),
     [
         ("fruit:\n  count: 1\n  count: 2", r"is not YAML: the key 'count' stands twice, line 3, column 3$"),
-        ("fruit: {weight: 2024-13-45}", r"'2024-13-45' cannot be read as YAML's timestamp \(month must be in 1..12"),
+        ("fruit: {weight: !!timestamp 2024-13-45}", r"'2024-13-45' cannot be read as YAML's timestamp \(month "),
         ("fruit: {count: " + "9" * 5000 + "}", r"\.\.\. cannot be read as YAML's int \(.*, line 1, column 16$"),
         ("{" * 3000, r"is not YAML: "),
         ("[" * 3000 + "]" * 3000, r"is not YAML: it is nested too deeply"),
@@ -193,8 +196,53 @@ def test_overrides_are_yaml() -> None:
     assert parsed == {"a.b": 1, "a.c": "x=y", "a.d": True, "a.e": -0.5, "a.f": None}
 
 
-def test_training_arguments_take_floats_written_as_yaml_strings(tmp_path: Path) -> None:
-    """YAML 1.1 reads 1e-4 as a string; a learning rate written so must still become a number."""
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("{a: 1e-6}", {"a": 1e-6}),
+        ("[1e5, 1.e5, .5, -7, +7, 0, -.inf]", [1e5, 1e5, 0.5, -7, 7, 0, -math.inf]),
+        *((label, label) for label in ("0123", "-012.5", "2024-01-01", "1_000", "12:30:45", "0x1F", "0b11", "=")),
+    ],
+)
+def test_numbers_are_those_of_yaml_1_2(text: str, value: object) -> None:
+    assert repr(read_value(text, "--fruit.origin")) == repr(value)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text("0123456789+-.eE_:x", min_size=1, max_size=7))
+def test_a_word_is_the_number_that_python_reads_or_text(text: str) -> None:
+    """Python knows 1_000 and 007 beside YAML's numbers; a dash before nothing is a list of YAML, a colon a mapping."""
+    assume(text != "-" and not text.endswith(":") and not set(text) <= set("-.") and not text.startswith("-:"))
+    zeros = re.match(r"[-+]?0[0-9]", text)
+    wanted: object = text
+    for kind in (float, int):
+        with suppress(ValueError):
+            wanted = text if "_" in text or zeros else kind(text)
+    assert repr(read_value(text, "--fruit.origin")) == repr(wanted)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text("0123456789+-.eE_:x truefalsonyl~"))
+def test_what_is_written_is_read_again(text: str) -> None:
+    """By this package, and by a reader of YAML 1.1, as others of a model's files are."""
+    assert read_value(to_yaml({"a": [text, 1e-6, 7]}), "--fruit") == {"a": [text, 1e-6, 7]}
+    assert yaml.safe_load(to_yaml({"a": text})) == {"a": text}
+
+
+def test_a_label_of_digits_stays_as_it_is_written(config: Path) -> None:
+    run = parse_run(["--fruit.name", "0123456", "--fruit.count", "012", "--other.name", "7"], Orchard, config)
+    assert (run.fruit.name, run.fruit.count, run.other.name) == ("0123456", 12, "7")
+    config.write_text(to_yaml(run.resolved), encoding="utf-8")
+    assert read_yaml(config) == run.resolved and parse_run([], Orchard, config).fruit == run.fruit
+
+
+def test_a_fraction_where_text_goes_would_lose_its_zeros(config: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^fruit\.name must be of type str, got 1\.1; write it in quotes$"):
+        parse_run(["--fruit.name", "1.10"], Orchard, config)
+    assert parse_run(["--fruit.name", "'1.10'"], Orchard, config).fruit.name == "1.10"
+
+
+def test_training_arguments_take_floats_in_quotes(tmp_path: Path) -> None:
     from piccolo_st.training.training_arguments import PiccoloTrainingArguments
 
     values = {"learning_rate": "1e-4", "output_dir": str(tmp_path), "use_cpu": True, "save_strategy": "no"}

@@ -14,16 +14,22 @@ def allowed_candidates(
     """For one row the candidates of each direction that count in its denominator, its own pair included."""
     rows = len(queries)
     owners = [*range(rows), *owner]
-    known = {(queries[j], documents[j]) for j in range(rows)}
+    pairs = {(queries[j], documents[j]) for j in range(rows)}
     own_query, own_positive = queries[row], documents[row]
+
+    def related(one: int, other: int) -> bool:
+        return one == other or (one, other) in pairs or (other, one) in pairs
+
     allowed = {
-        "query_to_doc": [d for d in range(len(documents)) if d == row or (own_query, documents[d]) not in known],
-        "query_to_query": [j for j in range(rows) if queries[j] != own_query],
-        "doc_to_query": [j for j in range(rows) if j == row or (queries[j], own_positive) not in known],
+        "query_to_doc": [d for d in range(len(documents)) if d == row or not related(own_query, documents[d])],
+        "query_to_query": [j for j in range(rows) if not related(own_query, queries[j])],
+        "doc_to_query": [j for j in range(rows) if j == row or not related(queries[j], own_positive)],
         "doc_to_doc": [
             d
             for d in range(len(documents))
-            if queries[owners[d]] != own_query and (own_query, documents[d]) not in known
+            if queries[owners[d]] != own_query
+            and not related(own_positive, documents[d])
+            and not related(own_query, documents[d])
         ],
     }
     return {direction: allowed[direction] for direction in directions}
@@ -50,7 +56,7 @@ def naive_loss(
     q, p, h = (torch.nn.functional.normalize(x.double(), dim=-1) for x in (queries, positives, negatives))
     d = torch.cat([p, h])
     query_ids = list(range(len(q))) if query_ids is None else query_ids
-    document_ids = list(range(len(d))) if document_ids is None else document_ids
+    document_ids = list(range(len(q), len(q) + len(d))) if document_ids is None else document_ids
     if guide is not None:
         gq, gp, gh = (torch.nn.functional.normalize(x.double(), dim=-1) for x in guide[0])
         gd = torch.cat([gp, gh])

@@ -281,7 +281,7 @@ def test_what_was_masked_is_counted() -> None:
     assert (nothing.masked_duplicates, nothing.masked_by_margin.item()) == (0, 0)
     # Rows 0 and 1 have one query. Each leaves out: the other's positive for its query; the other query; the other
     # query for its positive; the other's positive and hard negative for its positive.
-    twins = ours(q, p, h, [0, 1, 2, 3], temperature=0.05, query_ids=[7, 7, 8, 9])
+    twins = ours(q, p, h, [0, 1, 2, 3], temperature=0.05, query_ids=[7, 7, 8, 9], document_ids=[*range(10, 18)])
     assert twins.masked_duplicates == 2 * (1 + 1 + 1 + 2)
     # With the margin at 0 a candidate more similar than the positive is left out: count them by hand.
     a, b, c = unit(q), unit(p), unit(h)
@@ -323,6 +323,7 @@ def test_what_was_masked_is_counted() -> None:
         ({"owner": [0, 1, -1]}, r"got -1 for hard negative 2"),
         ({"owner": [0, 1]}, r"exclusions must be for the 4 rows and 3 hard negatives, got 4 and 2"),
         ({"query_ids": [1, 2]}, r"one query id for each of 4 texts, got torch\.Size\(\[2\]\)"),
+        ({"query_ids": [1, 2, 3, 4]}, r"ids of queries and of documents, or of neither, got those of one"),
         ({"p": torch.ones(3, 6, dtype=torch.float64)}, r"one positive for each query.*\(4, 6\), \(3, 6\)"),
         ({"h": torch.ones(3, 5, dtype=torch.float64)}, r"must be \(rows, dim\) with one dim"),
         (

@@ -45,6 +45,27 @@ def test_pairs_are_those_of_the_rules_each_once(data: st.DataObject) -> None:
         assert alone.unavoidable(direction, start, stop) == sum(len(r) for r, _ in alone.pairs(direction, start, stop))
 
 
+def test_a_text_that_is_a_query_here_and_a_document_there_stands_against_neither() -> None:
+    """Rows A -> B and C -> A: A is related to B and to C, and B is not to C, but it is an answer to A."""
+    a, b, c = 1, 2, 3
+    exclusions = Exclusions(2, torch.empty(0, dtype=torch.int64), torch.tensor([a, c]), torch.tensor([b, a]))
+    found = {name: [torch.stack(part).T.tolist() for part in exclusions.pairs(name, 0, 2)] for name in DIRECTIONS}
+    everything = [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert found == {
+        "query_to_doc": [[[0, 1]]],  # A against itself
+        "query_to_query": [everything],
+        "doc_to_query": [[[1, 0]]],  # A against itself; B against C stays
+        "doc_to_doc": [everything],
+    }
+
+
+def test_a_popular_text_is_not_multiplied_with_its_copies() -> None:
+    """Few answers to many questions, as of classes: blocks of rows stay large."""
+    few = 2000 + torch.arange(2000) % 2
+    exclusions = Exclusions(2000, torch.empty(0, dtype=torch.int64), torch.arange(2000), few)
+    assert len(list(exclusions.pairs("query_to_doc", 0, 2000))) < 10
+
+
 def test_nearly_equal_texts_everywhere_stay_within_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(false_negatives, "_PAIRS", 1000)
     same = torch.zeros(200, dtype=torch.int64)

@@ -111,6 +111,19 @@ def test_the_same_text_is_no_negative(make_model: Callable[..., Any], with_text_
     assert unmasked.pop_statistics() == {}
 
 
+@pytest.mark.parametrize("caching", CACHING)
+def test_a_text_is_no_negative_of_itself_in_another_role(
+    make_model: Callable[..., Any], caching: dict[str, int]
+) -> None:
+    """The query of row 0 is the positive of row 1."""
+    model = make_model().double()
+    columns = preprocess(model, ["天气", "猫和狗"], ["狗", "天气"])
+    loss = PiccoloLoss(model, temperature=0.05, **caching)
+    settings = {"temperature": 0.05, "directions": DIRECTIONS, "query_ids": [1, 3], "document_ids": [2, 1]}
+    assert_same(run(loss, columns), naive(model, columns, [], **settings))
+    assert loss.pop_statistics() == {"masked_duplicates": (1 + 2 + 1 + 2) / 2}  # as DIRECTIONS are
+
+
 def test_the_margin_drops_what_is_too_similar(make_model: Callable[..., Any]) -> None:
     model = make_model().double()
     columns = preprocess(model, QUERIES, POSITIVES, *NEGATIVES)

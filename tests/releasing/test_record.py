@@ -214,7 +214,7 @@ def test_the_record_says_what_the_run_was_and_a_finished_run_leaves_it(server: H
     )  # fmt: skip
     assert record.hardware and record.versions == versions() and record.seconds and record.seconds > 0
     assert record.losses["faq"]["name"] == "PiccoloLoss" and record.losses["faq"]["temperature"] == 0.01
-    assert record.configuration["train"]["learning_rate"] == "1e-3" and record.configuration["train"]["seed"] == 42
+    assert record.configuration["train"]["learning_rate"] == 1e-3 and record.configuration["train"]["seed"] == 42
 
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     again = recipe(server, folder, "finetune", "run/config.yaml")

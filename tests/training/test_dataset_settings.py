@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from torch import nn
 
 from piccolo_st.commands.prepare import main as prepare
 from piccolo_st.config import parse_run
@@ -148,6 +150,13 @@ def test_lengths_that_cannot_be_are_refused_before_anything_is_read(
         make_run(own=own)
 
 
+def test_every_wording_of_the_run_must_fit_a_datasets_own_length(make_run: Run) -> None:
+    model = {"instructions": {"query": ["一：", "一二三四五六七八："]}}
+    with pytest.raises(InputError, match=r"query_length=10 of dataset 'other' is too short .* '一二.* takes 12 tokens"):
+        make_run(model, {"query_length": 10})
+    make_run(model, {"query_length": 10, "instruction": "none"})
+
+
 def test_instructions_of_ones_own_go_from_the_yaml_to_the_saved_model(make_run: Run, tmp_path: Path) -> None:
     mine = {"query": "一二：", "document": "三四："}
     theirs = {"query": "五六：", "passage": "七八："}
@@ -173,6 +182,45 @@ def test_a_miner_reads_with_the_instructions_of_the_run_in_its_first_wording(
     assert "negative" in run.train_dataset["plain"].column_names
     starts = {ids for ids, _ in seen}
     assert tuple(instruction_token_ids(run.model.tokenizer, "一二：")) in starts
+
+
+def test_a_miner_keeps_its_own_instructions_and_positions(
+    make_run: Run, make_model: Callable[..., Any], tmp_path: Path, seen: list[tuple[tuple[int, ...], int]]
+) -> None:
+    """A run of 60 tokens, a dataset of 50, and a miner that has positions for 48."""
+    miner = make_model()
+    encoder = miner[0].auto_model
+    encoder.config.max_position_embeddings = 48
+    encoder.embeddings.position_embeddings = nn.Embedding.from_pretrained(
+        encoder.embeddings.position_embeddings.weight[:48].detach()
+    )
+    miner.prompts = {"query": "万千：", "document": "七八："}
+    miner.save_pretrained(str(tmp_path / "miner"))
+    run = make_run(
+        {"instructions": {"query": "一二：", "document": "三四："}, "document_length": 60},
+        {"document_length": 50},
+        mining_model=str(tmp_path / "miner"),
+        mining={"num_negatives": 1, "relative_margin": None},
+    )
+    assert "negative" in run.train_dataset["other"].column_names
+    ids = miner.tokenizer.convert_tokens_to_ids
+    assert set(seen) == {(tuple(ids(["[CLS]", *"万千："])), 48), (tuple(ids(["[CLS]", *"七八："])), 48)}
+
+
+def test_a_miner_that_cuts_nothing_mines(make_run: Run, encoder_dir: Path, tmp_path: Path) -> None:
+    tokenizer = SentenceTransformer(str(encoder_dir)).tokenizer.backend_tokenizer
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=16)]).save_pretrained(str(tmp_path / "miner"))
+    mining = {"num_negatives": 1, "relative_margin": None}
+    run = make_run(own={"query_length": 20}, mining_model=str(tmp_path / "miner"), mining=mining)
+    assert all("negative" in columns for columns in run.train_dataset.column_names.values())
+
+
+def test_an_encoder_that_is_built_knows_the_texts_of_lists(make_run: Run, tmp_path: Path) -> None:
+    rows = [{"query": f"数{n}", "positive": [f"江河{n}", f"湖海{n}"]} for n in NUMBERS]
+    own = {"source": str(write_rows(tmp_path / "lists.jsonl", rows)), "positives": "list", "holdout": None}
+    build = {"hidden_size": 16, "layers": 1, "heads": 2, "vocab_size": 100}
+    run = make_run({"name_or_path": None, "build": build}, own)
+    assert "[UNK]" not in run.model.tokenizer.tokenize("江河湖海")
 
 
 def evaluated(model: SentenceTransformer, tasks: Path, output: Path) -> dict[str, set[str]]:
