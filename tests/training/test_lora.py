@@ -182,11 +182,11 @@ def test_an_adapter_goes_on_with_the_instructions_it_was_saved_with(start: Start
 
     told = start("told", model__name_or_path=str(folder), model__instructions={"query": "花："})
     assert told.model.prompts == {"query": "花：", "document": ""}
-    piccolo = {"query": "查询：", "document": "结果："}
-    assert start("whole", model__name_or_path=str(tmp_path / "first" / "model")).model.prompts == piccolo
+    assert start("whole", model__name_or_path=str(tmp_path / "first" / "model")).model.prompts == own
     saved = folder / "config_sentence_transformers.json"
     saved.write_text(json.dumps({**json.loads(saved.read_text("utf-8")), "prompts": {}}), "utf-8")
     without = start("without", model__name_or_path=str(folder))
+    piccolo = {"query": "查询：", "document": "结果："}
     assert without.model.prompts == piccolo and without.config.resolved["model"]["instructions"] == "piccolo"
 
 
