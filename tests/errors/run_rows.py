@@ -323,7 +323,7 @@ ROWS: dict[str, list[Row]] = {
     ],
     "commands.ablation": [
         Row("--only without a name", run("ablation", "--only"),
-            "--only needs the names of variants, got none; write --only stock,full"),
+            "--only needs the names of variants, got none; write --only stock,mined"),
     ],
     "schema": [
         Row("teachers that teach nothing", finetune("--loss.distillation", "{teachers: [{name_or_path: self}]}"),
