@@ -49,8 +49,9 @@ def check_dtype(dtype: str) -> None:
 
 
 _CODE = (
-    "its code runs only where it is trusted: set model.trust_remote_code to train it; for all else write it once in "
-    "Python with save_portable(SentenceTransformer(NAME, trust_remote_code=True), DIRECTORY)"
+    "its code runs only where it is trusted: set model.trust_remote_code to train it; for all else load it in Python, "
+    "SentenceTransformer(NAME, trust_remote_code=True), and give it to evaluate, or to save_portable, whose checkpoints "
+    "have no code of piccolo_st"
 )
 
 
@@ -318,7 +319,7 @@ def _with_pooling(
         if pooling == "lasttoken":
             append_end_token(transformer.tokenizer)
         modules = [transformer, Pooling(transformer.get_embedding_dimension(), pooling or "mean")]
-        return SentenceTransformer(modules=modules)
+        return SentenceTransformer(modules=modules, trust_remote_code=trust_remote_code)
     if pooling is not None:
         raise InputError(f"model.pooling must be empty where {name_or_path} brings its own, got {pooling!r}")
     return SentenceTransformer(

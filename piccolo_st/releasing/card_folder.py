@@ -151,7 +151,8 @@ def add_training(model_dir: str | Path, run_dir: str | Path) -> None:
     facts, adapter, evaluated = stage_facts(record), read_adapter(folder) is not None, record.content_hash
     if "adapter" in facts:
         facts["adapter"] = f"{facts['adapter']}, {ALONE if adapter else MERGED}"
-    model = load_pretrained(SentenceTransformer, str(folder), "the model", device="cpu")
+    trusted = bool(record.configuration.get("model", {}).get("trust_remote_code"))  # which the run had to ask for
+    model = load_pretrained(SentenceTransformer, str(folder), "the model", device="cpu", trust_remote_code=trusted)
     own = content_hash(model)
     same = is_of_the_run(model, Path(run_dir), evaluated, list(PROBES)) if adapter else own == evaluated
     if not same:

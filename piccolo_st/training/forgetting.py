@@ -45,7 +45,7 @@ class Forgetting:
     def __init__(self, config: FinetuneConfig) -> None:
         general = config.evaluation.general or []
         self._names = [general] if isinstance(general, str) else general
-        self._batch_size = config.evaluation.batch_size
+        self._batch_size, self._trusted = config.evaluation.batch_size, config.model.trust_remote_code
         self._folder = Path(str(config.train.output_dir)) / "general"
         self._start: list[tuple[Benchmark, Path]] = []
         self._compared: list[Comparison] = []
@@ -68,8 +68,9 @@ class Forgetting:
             return
         try:
             on_first_rank(lambda: None)  # none reads what the first has not written
-            device = str(process_state().device)
-            model = load_pretrained(load_portable, str(folder), "the model that was left", device=device)
+            device, trusted = str(process_state().device), self._trusted
+            place = "the model that was left"
+            model = load_pretrained(load_portable, str(folder), place, device=device, trust_remote_code=trusted)
             end = self._score(mixture, model, "run/end")
             pairs = zip(self._start, end, strict=True)
             self._compared = [compare_examples((before, after), group) for (group, before), (_, after) in pairs]

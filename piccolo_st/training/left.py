@@ -50,7 +50,7 @@ def what_was_left(
         return None
     if changed:
         raise another_run(output, changed, "load its model", COMMAND_LINE)
-    return record if ended and not last and _holds(output / "model", record) else None
+    return record if ended and not last and holds(output, configuration, record) else None
 
 
 def _at_the_end(configuration: Mapping[str, Mapping[str, Any]]) -> dict[str, object]:
@@ -62,8 +62,23 @@ def _at_the_end(configuration: Mapping[str, Mapping[str, Any]]) -> dict[str, obj
     return {f"train.{name}": train.get(name) for name in names}
 
 
-def _holds(folder: Path, record: RunRecord) -> bool:
+def saved_hash(output: Path, configuration: Mapping[str, Mapping[str, Any]]) -> str:
+    """The content of the model in the directory of a run, which brings its code where the run trusted it.
+
+    Args:
+        output: of the run.
+        configuration: ``Configuration.resolved``.
+
+    Raises:
+        OSError, ValueError: there is none, or it cannot be loaded.
+    """
+    trusted = bool(configuration["model"].get("trust_remote_code"))
+    return content_hash(SentenceTransformer(str(output / "model"), device="cpu", trust_remote_code=trusted))
+
+
+def holds(output: Path, configuration: Mapping[str, Mapping[str, Any]], record: RunRecord) -> bool:
+    """Whether the directory of a run has the model of its record."""
     try:
-        return record.content_hash == content_hash(SentenceTransformer(str(folder), device="cpu"))
+        return record.content_hash == saved_hash(output, configuration)
     except (OSError, ValueError):
         return False

@@ -121,7 +121,7 @@ def decide(
             checkpoint's optimizer state is in parts for other ranks.
     """
     before = found.run
-    if not before.get("resumable"):
+    if not before.get("resumable") and not finished:
         raise CheckpointError(
             f"{found.path} holds a model but no optimizer state (train.save_only_model), so training cannot go on "
             "from it; start from its weights with model.name_or_path, in another train.output_dir"
@@ -136,6 +136,8 @@ def decide(
             ("train more steps or epochs than it had" if finished else "go on with the change")
             + f" with {spelled.accept}",
         )
+    if finished:
+        return
     check_groups(before["signature"], now["signature"])
     for change in changed:
         logger.warning("going on with a change that was accepted: %s", change)

@@ -18,16 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sentence_transformers import SentenceTransformer
 
 from piccolo_st import tables
 from piccolo_st.evaluation import plot_curves
-from piccolo_st.modeling import content_hash, save_native, wrapped
+from piccolo_st.modeling import save_native, wrapped
 from piccolo_st.releasing import DatasetRecord, RunRecord, add_training
 from piccolo_st.training.assembly import load, make_trainer
 from piccolo_st.training.forgetting import Forgetting
 from piccolo_st.training.guards import check_trackers
-from piccolo_st.training.left import what_was_left
+from piccolo_st.training.left import holds, saved_hash, what_was_left
 from piccolo_st.training.ownership import own
 from piccolo_st.training.settings import check_here, check_room
 from piccolo_st.training.summary import describe, summarize
@@ -105,11 +104,10 @@ class TrainingRun:
         """The log of the record, where the output directory holds it and its model as this run left them."""
         try:
             record = RunRecord.read(self.output)
-            model = SentenceTransformer(str(self.output / "model"), device="cpu")
         except (OSError, ValueError):  # InputError among them
             return None
         log = json.loads(json.dumps(self.trainer.state.log_history))
-        left = record.log[: len(log)] == log and record.content_hash == content_hash(model)
+        left = record.log[: len(log)] == log and holds(self.output, self.config.resolved, record)
         return [dict(entry) for entry in record.log] if left else None
 
     def _leave(self, seconds: float) -> None:
@@ -130,7 +128,7 @@ class TrainingRun:
                 mixture=self.mixture.fingerprint,
                 datasets=self._datasets(),
                 measured=self.trainer.remining_statistics(),
-                content_hash=content_hash(SentenceTransformer(str(folder), device="cpu")),
+                content_hash=saved_hash(self.output, self.config.resolved),
                 gains=self._forgetting.rows(),
                 signature=self.trainer.signature,
             )

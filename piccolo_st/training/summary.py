@@ -118,11 +118,16 @@ def summarize(config: FinetuneConfig, mixture: Mixture, trainer: PiccoloTrainer)
     lines += [f"curves    {curves}"] if curves.is_file() else []
     lines.append(f"record    {output / 'config.yaml'}, run.json")
     if mixture.holdouts:
-        lines += ["", "Search with it:", "", *_snippet(folder, next(iter(mixture.holdouts.values())))]
+        lines += [
+            "",
+            "Search with it:",
+            "",
+            *_snippet(folder, next(iter(mixture.holdouts.values())), config.model.trust_remote_code),
+        ]
     return "\n".join(lines).lstrip("\n")
 
 
-def _snippet(folder: Path, held: RetrievalHoldout) -> list[str]:
+def _snippet(folder: Path, held: RetrievalHoldout, trusted: bool) -> list[str]:
     """Lines of Python that search a held-out query's answer among other texts."""
     query, relevant = next(iter(held.relevant.items()))
     answer = held.corpus[min(relevant)]
@@ -130,7 +135,7 @@ def _snippet(folder: Path, held: RetrievalHoldout) -> list[str]:
     texts = [json.dumps(text[:_SHOWN], ensure_ascii=False) for text in (others[0], answer, others[1])]
     return [
         "from sentence_transformers import SentenceTransformer",
-        f"model = SentenceTransformer({json.dumps(str(folder))})",
+        f"model = SentenceTransformer({json.dumps(str(folder))}{', trust_remote_code=True' * trusted})",
         f"query = model.encode_query({json.dumps(held.queries[query][:_SHOWN], ensure_ascii=False)})",
         "texts = [",
         *(f"    {text}," for text in texts),

@@ -29,6 +29,7 @@ from piccolo_st.mining.candidates import MiningSettings
 from piccolo_st.mining.remining import ReminingSettings
 from piccolo_st.modeling.packed.packing import packs
 from piccolo_st.modeling.tiny_bert import EncoderSettings
+from piccolo_st.releasing import RunRecord
 from piccolo_st.schema import build
 from piccolo_st.training.estimate import show_plan
 from piccolo_st.training.run import TrainingRun
@@ -259,9 +260,15 @@ def test_a_checkpoint_that_brings_its_code_is_run_where_it_is_trusted(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(files)
-    trusted = {"model.name_or_path": "coded", "model.trust_remote_code": True}
-    run = TrainingRun(configure(files, {"train.output_dir": str(files / "trusted"), **trusted}))
+    trusted = {"model.name_or_path": "coded", "model.trust_remote_code": True, "train.max_steps": 2}
+    settings = configure(files, {"train.output_dir": str(files / "trusted"), **trusted})
+    run = TrainingRun(settings)
     assert type(run.model[0].auto_model).__module__.startswith("transformers_modules.coded")
+    run.train()
+    assert f'SentenceTransformer("{files / "trusted" / "model"}", trust_remote_code=True)' in run.summary()
+    again = TrainingRun(settings)
+    again.train()
+    assert again.trainer.finished_before and RunRecord.read(files / "trusted").content_hash
 
 
 @pytest.mark.parametrize("key", inherited())
