@@ -50,8 +50,8 @@ def check_dtype(dtype: str) -> None:
 
 _CODE = (
     "its code runs only where it is trusted: set model.trust_remote_code to train it; for all else load it in Python, "
-    "SentenceTransformer(NAME, trust_remote_code=True), and give it to evaluate, or to save_portable, whose checkpoints "
-    "have no code of piccolo_st"
+    "SentenceTransformer(NAME, trust_remote_code=True), and give it to evaluate, or to save_portable, in whose "
+    "checkpoints there is no code of piccolo_st"
 )
 
 
