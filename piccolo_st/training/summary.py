@@ -118,12 +118,8 @@ def summarize(config: FinetuneConfig, mixture: Mixture, trainer: PiccoloTrainer)
     lines += [f"curves    {curves}"] if curves.is_file() else []
     lines.append(f"record    {output / 'config.yaml'}, run.json")
     if mixture.holdouts:
-        lines += [
-            "",
-            "Search with it:",
-            "",
-            *_snippet(folder, next(iter(mixture.holdouts.values())), config.model.trust_remote_code),
-        ]
+        held, trusted = next(iter(mixture.holdouts.values())), config.model.trust_remote_code
+        lines += ["", "Search with it:", "", *_snippet(folder, held, trusted)]
     return "\n".join(lines).lstrip("\n")
 
 
