@@ -233,9 +233,20 @@ def set_prompts(
 
 
 def saved_instructions(model: SentenceTransformer) -> Instructions:
-    """The instructions that a model has as prompts."""
+    """The instructions that a model has as prompts.
+
+    Raises:
+        InputError: a prompt is no text, in a file that was damaged.
+    """
     prompts = model.prompts
-    return Instructions(prompts.get("query") or "", prompts.get("document") or prompts.get("passage") or "")
+    query, document = prompts.get("query") or "", prompts.get("document") or prompts.get("passage") or ""
+    try:
+        return Instructions(query, document)
+    except TypeError as error:
+        raise InputError(
+            f"the prompts saved with a model must be texts: {error}; mend its config_sentence_transformers.json, or "
+            "set model.instructions"
+        ) from None
 
 
 def column_role(column: str) -> str | None:

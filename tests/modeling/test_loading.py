@@ -134,6 +134,10 @@ def test_prompts_of_the_checkpoint_stay_and_where_it_has_none_it_is_said_what_is
     assert load_encoder(str(tmp_path / "own"), document_length=48).prompts == own.prompts
     load_encoder(str(tmp_path / "own"), instructions="none", document_length=48)
     assert not caplog.text
+    file = tmp_path / "own" / "config_sentence_transformers.json"
+    file.write_text(file.read_text(encoding="utf-8").replace('"今天"', '["今天"]'), encoding="utf-8")
+    with pytest.raises(InputError, match=r"prompts saved with a model must be texts.*or set model\.instructions"):
+        load_encoder(str(tmp_path / "own"), document_length=48)
     load_encoder(str(built), document_length=48)
     assert f"model.instructions is empty and {built} has no prompts saved" in caplog.text
     assert "'查询：'" in caplog.text and "(none, bge-zh, e5, " in caplog.text
