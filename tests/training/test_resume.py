@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from piccolo_st.training import resume, zero
 from piccolo_st.training.fingerprint import data_fingerprints
 from piccolo_st.training.manifest import Checkpoint, CheckpointError
+from piccolo_st.training.trainer import PiccoloTrainer
 from tests.helpers import resume_cases
 from tests.helpers.ranks import run_ranks
 from tests.helpers.resume_cases import (
@@ -528,8 +529,15 @@ def test_a_part_left_out_of_the_manifest_as_well_is_missed(encoder_dir: Path, ou
 
 
 def test_save_only_model_says_that_it_cannot_go_on(encoder_dir: Path, tmp_path: Path) -> None:
-    make_trainer(encoder_dir, tmp_path, ALONE, max_steps=4, save_only_model=True).train()
-    again = make_trainer(encoder_dir, tmp_path, ALONE, max_steps=4, save_only_model=True)
+    def trainer() -> PiccoloTrainer:
+        return make_trainer(encoder_dir, tmp_path, ALONE, max_steps=4, save_steps=2, save_only_model=True)
+
+    trainer().train()
+    again = trainer()
+    again.train()
+    assert again.finished_before, "its model is all that is needed"
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    again = trainer()
     with pytest.raises(CheckpointError, match=r"no optimizer state"):
         again.train()
 
