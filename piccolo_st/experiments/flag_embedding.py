@@ -62,9 +62,7 @@ def train_flag_embedding(
     data.mkdir(parents=True, exist_ok=True)
     for name, dataset in mixture.train.items():
         _write_rows(dataset, data / f"{name}.jsonl", config.train.seed)
-    if config.model.instructions is None:
-        config.model.instructions = saved_instructions(start_model(config))
-    instructions = config.model.instructions
+    instructions = config.model.instructions or saved_instructions(start_model(config))
     prompts, warmup = instructions.prompts, config.train.warmup_steps
     arguments = {
         "model_name_or_path": start,

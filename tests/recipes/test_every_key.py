@@ -260,15 +260,20 @@ def test_a_checkpoint_that_brings_its_code_is_run_where_it_is_trusted(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(files)
+    tasks = {"tasks": [{"name": "Pairs", "type": "STS", "data": str(files / "pairs.jsonl")}]}
+    (files / "general.yaml").write_text(yaml.safe_dump(tasks), encoding="utf-8")
     trusted = {"model.name_or_path": "coded", "model.trust_remote_code": True, "train.max_steps": 2}
-    settings = configure(files, {"train.output_dir": str(files / "trusted"), **trusted})
+    trusted |= {"train.output_dir": str(files / "trusted"), "evaluation.general": [str(files / "general.yaml")]}
+    settings = configure(files, trusted)
     run = TrainingRun(settings)
     assert type(run.model[0].auto_model).__module__.startswith("transformers_modules.coded")
     run.train()
     assert f'SentenceTransformer("{files / "trusted" / "model"}", trust_remote_code=True)' in run.summary()
     again = TrainingRun(settings)
     again.train()
-    assert again.trainer.finished_before and RunRecord.read(files / "trusted").content_hash
+    record = RunRecord.read(files / "trusted")
+    assert again.trainer.finished_before and record.content_hash
+    assert {gain["task"] for gain in record.gains} >= {"faq", "Pairs"}
 
 
 @pytest.mark.parametrize("key", inherited())
